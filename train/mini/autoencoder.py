@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
 from torch import Tensor
+
+from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
 
 BATCH = 16
 SEED = 1

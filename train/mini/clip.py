@@ -14,15 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from sp_rerank.train.mini.grammar import Description, draw_description
-from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scene
-from sp_rerank.train.mini.training import fit, pixels
-from sp_rerank.train.mini.vocabulary import CONTEXT, merges
 from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.scorers.dual_encoder import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
+from sp_rerank.train.mini.grammar import Description, draw_description
+from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scene
+from sp_rerank.train.mini.training import fit, pixels
+from sp_rerank.train.mini.vocabulary import CONTEXT, merges
 
 BATCH = 128
 SEED = 21

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
-from sp_rerank.train.mini.vocabulary import CONTEXT, build_tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
+from sp_rerank.train.mini.vocabulary import CONTEXT, build_tokenizer
 
 BATCH = 64
 SEED = 11

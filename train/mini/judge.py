@@ -21,14 +21,14 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sp_rerank.train.mini.clip import soften
-from sp_rerank.train.mini.grammar import ACCESSORIES, BACKGROUNDS, OBJECTS, Description, draw_description, parse
-from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scenes
-from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sp_rerank.models import MODELS, find_dtype, load_pipeline
+from sp_rerank.train.mini.clip import soften
+from sp_rerank.train.mini.grammar import ACCESSORIES, BACKGROUNDS, OBJECTS, Description, draw_description, parse
+from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scenes
+from sp_rerank.train.mini.training import fit, pixels, scenes_of_step
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 SEED = 31

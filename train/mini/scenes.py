@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+
 from sp_rerank.train.mini.grammar import BACKGROUNDS, Description, draw_description
 
 SIDE = 64

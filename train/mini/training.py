@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
 from sp_rerank.train.mini.grammar import draw_description
 from sp_rerank.train.mini.scenes import Scene, draw_scene
-from torch import Tensor, nn
 
 WARM_UP = 100
 AVERAGE = 0.998  # of the weights, reached after the first 500 steps

@@ -1,0 +1,401 @@
+"""The command line: words in, one call of the library, words out.
+
+No logic, and nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shlex
+import signal
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sp_rerank.generation import Progress
+
+app = typer.Typer(
+    help="Make N candidates for a prompt, rank them with a model of human preference, keep the best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
+ScorerOption = Annotated[str, typer.Option(help="what ranks: a name from `sp-rerank scorers`, or sp@FOLDER")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto: the accelerator where there is one")]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16 or auto: half where it is fast")]
+
+
+def main() -> None:
+    """Run the command line; the process ends with the exit code of the README's table."""
+    try:
+        code = app(standalone_mode=False)
+    except SpRerankError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        code = _usage_error(error)
+    sys.exit(code or 0)
+
+
+def _usage_error(error: Exception) -> int:
+    """The exit code of an error in the arguments; any other error is a bug, and shows its traceback."""
+    show = getattr(error, "format_message", None)
+    if show is None:
+        if type(error).__name__ == "Abort":
+            return 130
+        raise error
+    say(f"error: {show()}")
+    return getattr(error, "exit_code", 2)
+
+
+def console(*, out: bool = False) -> Console:
+    """The one place that prints: messages to standard error, results to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=not out, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line of text as it is: no markup, no control characters."""
+    console().print(plain(text), markup=False)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows and does not obey: control and format characters become spaces."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Our own log to the console; the libraries' bars and remarks off."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    for library in (diffusers_log, transformers_log):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    handler, log = _Warnings(), logging.getLogger("sp_rerank")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the image should show; after -- if it starts with a dash")],
+    n: Annotated[int, typer.Option(help="candidates to make")] = 100,
+    top_k: Annotated[int, typer.Option(help="how many of the best to keep in top/")] = 4,
+    model: Annotated[str, typer.Option(help="mini, sd-v1.4, a folder, a repository, or auto")] = "auto",
+    scorer: ScorerOption = "sp",
+    search: Annotated[str, typer.Option(help="how the budget is spent")] = "exhaustive",
+    steps: Annotated[int | None, typer.Option(help="of the scheduler  [default: what suits the model]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="  [default: what suits the model]")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="another scheduler of diffusers, such as DDIM")] = None,
+    height: Annotated[int | None, typer.Option(help="pixels  [default: the model's own]")] = None,
+    width: Annotated[int | None, typer.Option(help="pixels  [default: the model's own]")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="what the image should not show")] = None,
+    safety_checker: Annotated[bool, typer.Option(help="where the checkpoint has one")] = True,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="images at once  [default: what suits]")] = None,
+    seed: Annotated[int, typer.Option(help="of the first candidate; the others follow")] = 0,
+    out: Annotated[Path | None, typer.Option(help="run folder  [default: runs/PROMPT-HASH]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was cut short")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a prompt too long to be read whole")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make N candidates for a prompt and keep the best."""
+    from sp_rerank import generation
+    from sp_rerank.run import run_folder_name
+
+    generation.check_arguments(prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps)
+    if not 1 <= top_k <= n:
+        raise UsageError(f"--top-k is {top_k}; expected 1 to {n}, the number of candidates")
+    began = time.monotonic()
+    with _quiet():
+        pipe = _load_pipeline(model, device, dtype, scheduler, safety_checker)
+        ranker = _load_scorer(scorer, pipe)
+        config = generation.configure(
+            prompt, pipe=pipe, scorer=ranker, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps,
+            guidance_scale=guidance_scale, negative_prompt=negative_prompt, height=height, width=width, strict=strict,
+        )  # fmt: skip
+        folder = out or Path("runs") / run_folder_name(config)
+        with _progress(n) as progress, _stop_on_interrupt() as stop:
+            try:
+                best = generation.carry_out(
+                    config,
+                    pipe=pipe,
+                    scorer=ranker,
+                    top_k=top_k,
+                    out=folder,
+                    resume=resume,
+                    progress=progress,
+                    stop=stop,
+                )
+            except KeyboardInterrupt:
+                say(f"stopped; what is done is kept. Go on with: {_resume_command()}")
+                raise
+    _report(best, folder, prompt, ranker.name, n, time.monotonic() - began, as_json)
+
+
+def _report(best: list[Any], folder: Path, prompt: str, scorer: str, n: int, seconds: float, as_json: bool) -> None:
+    files = [folder / "top" / f"{r.rank:02d}_seed{r.candidate.seed}.png" for r in best]
+    if as_json:
+        rows = [
+            {"rank": r.rank, "index": r.candidate.index, "seed": r.candidate.seed, "score": r.score, "file": str(file)}
+            for r, file in zip(best, files, strict=True)
+        ]
+        _print_json({"run": str(folder), "prompt": prompt, "scorer": scorer, "n": n, "best": rows})
+        return
+    for r, file in zip(best, files, strict=True):
+        say(f"{r.rank:3d}  {r.score:8.4f}  seed {r.candidate.seed:<6d} {file}")
+    say(f"{n} candidates in {seconds:.1f} s; all of them, in order: {folder / 'grid.png'}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:
+    from sp_rerank import models
+
+    found = models.find_device(device)
+    spec, why = models.find_model(model, found)
+    if why:
+        say(why)
+    precision = models.find_dtype(dtype, spec, found)
+    return models.load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
+
+
+def _load_scorer(spec: str, pipe: Any) -> Any:
+    from sp_rerank import models, scorers
+
+    if spec == "sp":
+        spec, why = scorers.resolve_sp(models.model_of(pipe))
+        say(why)
+    half = None if pipe.device.type == "cpu" else pipe.dtype
+    return scorers.load_scorer(spec, device=str(pipe.device), dtype=half)
+
+
+def _resume_command() -> str:
+    words = [Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--resume")]
+    at = words.index("--") if "--" in words else len(words)
+    return shlex.join([*words[:at], "--resume", *words[at:]])
+
+
+@contextmanager
+def _progress(n: int) -> Iterator[Callable[[Progress], None]]:
+    """One bar: how many, how fast, how good so far."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        "{task.completed}/{task.total}",
+        BarColumn(),
+        "{task.fields[rate]}",
+        TimeRemainingColumn(),
+        "{task.fields[best]}",
+    )
+    with Progress(
+        *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console(), transient=True
+    ) as bar:
+        task, began, first = bar.add_task("", total=n, rate="", best=""), time.monotonic(), 0
+
+        def show(progress: Progress) -> None:
+            nonlocal began, first
+            rate = (progress.done - first) / max(time.monotonic() - began, 1e-6)
+            best = "" if progress.best != progress.best else f"best {progress.best:.4f}"
+            bar.update(task, completed=progress.done, rate=f"{rate:.1f} images/s", best=best)
+
+        yield show
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once lets the batch in hand be finished, twice stops at once."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("finishing the batch in hand; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@app.command()
+def rank(
+    folder: Annotated[Path, typer.Argument(help="with the images, PNG, JPEG, WebP and the like")],
+    prompt: Annotated[str, typer.Option(help="what the images should show")],
+    scorer: ScorerOption = "clip-mini",
+    top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV")] = False,
+) -> None:
+    """Rank images that exist already."""
+    from sp_rerank import existing, models, scorers
+    from sp_rerank.images import find_images
+
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; expected words that say what the images should show")
+    with _quiet():
+        found = find_images(folder)
+        ranker = scorers.load_scorer(scorer, device=models.find_device(device))
+        ranked, unreadable = existing.rank_files(ranker, prompt, found, top_k)
+    for error in unreadable:
+        say(f"skipped: {error}")
+    if unreadable:
+        say(f"skipped {len(unreadable)} of {len(found)} images")
+    if not ranked:
+        raise NothingUsableError(
+            f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
+        )
+    rows = [{"rank": r.rank, "score": r.score if r.score == r.score else None, "file": str(r.file)} for r in ranked]
+    if as_json:
+        _print_json({"prompt": prompt, "scorer": ranker.name, "skipped": [str(e) for e in unreadable], "ranking": rows})
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, ["rank", "score", "file"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        for row in rows:
+            score = "not finite" if row["score"] is None else f"{row['score']:.4f}"
+            console(out=True).print(f"{row['rank']:4d}  {score:>10}  {plain(row['file'])}", markup=False)
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    index: Annotated[int, typer.Argument(help="of the candidate")],
+    steps: Annotated[int | None, typer.Option(help="other than the run's own", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file  [default: RUN/replays/INDEX.png]")] = None,
+    model: Annotated[str | None, typer.Option(help="where the model lies now  [default: as in the run]")] = None,
+) -> None:
+    """Make one candidate again: the same pixels on the same machine, or the same seed with other steps."""
+    from sp_rerank import repetition
+    from sp_rerank.run import RunDir
+
+    folder = RunDir.read(run)
+    config = folder.config
+    with _quiet():
+        pipe = _load_pipeline(
+            model or config["model"], config["device"], config["dtype"], config["scheduler"], config["safety_checker"]
+        )
+        target = out or run / "replays" / (f"{index:05d}.png" if steps is None else f"{index:05d}-{steps}steps.png")
+        same = repetition.replay_to(folder, index, target, pipe=pipe, steps=steps)
+    verdict = {None: "", True: "; every pixel is the same", False: "; the pixels differ: another machine or version?"}
+    say(f"{target}{verdict[same]}")
+
+
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Check every file of a run folder against its manifest."""
+    from sp_rerank.errors import StorageError
+    from sp_rerank.run import RunDir
+
+    folder = RunDir.read(run)
+    problems = folder.verify()
+    for problem in problems:
+        say(problem)
+    done = f"{len(folder.rows)} of {folder.n} candidates"
+    if problems:
+        raise StorageError(
+            f"{len(problems)} problems in {run} ({done}); run its command again with --resume to mend it"
+        )
+    say(f"{run}: {done}, every file as it was written")
+
+
+@app.command()
+def scorers(as_json: Json = False) -> None:
+    """List the scorers: name, size, scale of the score, licence, whether the weights are here."""
+    from sp_rerank.scorers import available_scorers
+
+    rows = [
+        {
+            "name": entry.name,
+            "about": entry.summary,
+            "size": entry.size,
+            "scale": entry.scale,
+            "licence": entry.licence,
+            "here": entry.available(),
+        }
+        for entry in available_scorers()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*rows[0], box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(plain({True: "yes", False: "no"}.get(cell, str(cell)))) for cell in row.values()))
+    console(out=True).print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Check that everything that a run needs works on this machine."""
+    from sp_rerank.doctor import examine
+
+    failed = 0
+    for finding in examine():
+        failed += not finding.sound
+        say(f"{'ok ' if finding.sound else 'NO '} {finding.what}: {finding.found}")
+    if failed:
+        raise SpRerankError(f"{failed} of the checks failed, see above")
+
+
+@bench_app.command("generate")
+def bench_generate(
+    n: Annotated[int, typer.Option(help="candidates", min=1)] = 100,
+    rounds: Annotated[int, typer.Option(help="of each way, in turn", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """The whole command against a plain loop and a batched loop of diffusers, on the mini model."""
+    from sp_rerank.bench import compare_generate
+
+    with _quiet():
+        result = compare_generate(n, rounds, say)
+    if as_json:
+        _print_json(result)
+    else:
+        for key, value in result.items():
+            say(f"{key:44} {value}")

@@ -1,0 +1,77 @@
+"""Makes one candidate of a run again: the same pixels, or the same seed with other steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank import durable, images
+from sp_rerank.errors import UsageError
+from sp_rerank.generation import sampler_of, to_images, to_png
+from sp_rerank.types import Candidate
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sp_rerank.run import RunDir
+
+
+def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> Image.Image:
+    """Make one candidate of a run again.
+
+    With the run's own steps its whole batch is made again, so that on the same machine every pixel is the same; with
+    other steps only this seed is made.
+
+    Args:
+        run: a run folder.
+        index: of the candidate.
+        pipe: the run's model, on the run's device in its precision.
+        steps: other than the run's own.
+
+    Raises:
+        UsageError: if the candidate is not in the run.
+    """
+    if index not in run.rows:
+        raise UsageError(f"no candidate {index} in {run.path}; it holds {len(run.rows)} of 0..{run.n - 1}")
+    config = run.config
+    again = [index] if steps else batch_of(index, run.rows[index].batch_size, config["batch_size"], run.n)
+    sampler = sampler_of({**config, "batch_size": run.n}, pipe, steps)  # one batch, whatever indices it holds
+    (batch,) = sampler.batches({i: config["seed"] + i for i in again})
+    return to_images(batch.images)[batch.indices.index(index)]
+
+
+def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | None = None) -> bool | None:
+    """`replay` into a PNG file, which tells how it was made.
+
+    Returns:
+        Whether every pixel is that of the run's image; None with other steps.
+
+    Raises:
+        StorageError: if the file cannot be written.
+    """
+    image = replay(run, index, pipe=pipe, steps=steps)
+    config = {**run.config, "steps": steps or run.config["steps"]}
+    png = to_png(Candidate(index, config["seed"] + index, image), config, {"replayed": True})
+    with durable.storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    durable.write(target, png)
+    return None if steps else image.tobytes() == images.open_image(run.image(index)).tobytes()
+
+
+def batch_of(index: int, made_with: int, batch_size: int, n: int) -> list[int]:
+    """The indices that were made together with one.
+
+    Blocks of `batch_size` start at its multiples. A block that memory split was cut into pieces of a power of two,
+    its rest into one smaller piece at the end.
+
+    Args:
+        index: of the candidate.
+        made_with: size of the batch that it was made in.
+        batch_size: of the run.
+        n: candidates of the run.
+    """
+    first = index // batch_size * batch_size
+    length = min(batch_size, n - first)
+    power_of_two = made_with & (made_with - 1) == 0
+    start = (index - first) // made_with * made_with if power_of_two else length - made_with
+    return list(range(first + start, first + start + made_with))

@@ -1,0 +1,193 @@
+"""Sampler: one diffusers text-to-image pipeline, driven in seeded batches.
+
+Knows steps, seeds, batches and memory; knows nothing of scores. Batches are fixed by index, because a batch is what
+a machine repeats bit for bit: the same indices always share a batch, so a resumed run makes the same pixels.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sp_rerank.errors import TryAgainError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+# what encode_prompt of Stable Diffusion 1/2, and of SDXL and Stable Diffusion 3, returns
+EMBEDDINGS = {
+    2: ("prompt_embeds", "negative_prompt_embeds"),
+    4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images that were made together.
+
+    Attributes:
+        indices: of the candidates.
+        seeds: of their noise.
+        images: (b, 3, H, W) float in [0, 1] on the pipeline's device; not finite where the model broke down.
+        flagged: which of them the safety checker replaced.
+        unet_evaluations: denoiser calls that each of them took; the two halves of guidance count as one.
+    """
+
+    indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    images: Tensor
+    flagged: tuple[bool, ...]
+    unet_evaluations: int
+
+
+class Sampler:
+    """Makes images of one prompt from seeds.
+
+    Args:
+        pipe: any diffusers text-to-image pipeline that takes `generator` as a list and `output_type="pt"`.
+        prompt: of all images.
+        batch_size: the most images made at once; halved when memory runs out.
+        guidance_scale: handed to the pipeline; above 1 the negative prompt is encoded too.
+        negative_prompt: what the images should not show.
+        call: what makes the images; a subclass of a pipeline hands its parent's `__call__`.
+        **arguments: handed to the pipeline unchanged (num_inference_steps, height, width, callback_on_step_end, ...).
+
+    Example:
+        >>> sampler = Sampler(pipe, "a lemon", batch_size=8, guidance_scale=7.5)
+        >>> for batch in sampler.batches({0: 1000, 1: 1001}):
+        ...     print(batch.seeds, batch.images.shape)
+        (1000, 1001) torch.Size([2, 3, 512, 512])
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompt: str,
+        *,
+        batch_size: int,
+        guidance_scale: float,
+        negative_prompt: str | None = None,
+        call: Callable[..., Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        self.pipe = pipe
+        self.batch_size = batch_size
+        self._call = call or pipe
+        self._limit = batch_size
+        self._prompt, self._negative_prompt = prompt, negative_prompt
+        self._arguments = {**arguments, "guidance_scale": guidance_scale}
+        self._text: dict[str, Any] | None = None
+
+    def batches(self, seeds: Mapping[int, int]) -> Iterator[Batch]:
+        """Make the images of `seeds` (index -> seed), in the order of their indices.
+
+        Indices of one block of `batch_size` share a batch. When the accelerator's memory runs out, the batch is
+        halved and made again, and the rest of the run stays at the smaller size.
+
+        Raises:
+            TryAgainError: if memory does not suffice for a single image.
+        """
+        blocks: dict[int, list[int]] = {}
+        for index in sorted(seeds):
+            blocks.setdefault(index // self.batch_size, []).append(index)
+        waiting = deque(blocks.values())
+        while waiting:
+            indices = waiting.popleft()
+            if len(indices) > self._limit:
+                pieces = [indices[i : i + self._limit] for i in range(0, len(indices), self._limit)]
+                waiting.extendleft(reversed(pieces))
+                continue
+            batch = self._attempt(indices, [seeds[index] for index in indices])
+            if batch is None:
+                self._shrink(len(indices))
+                waiting.appendleft(indices)
+            else:
+                yield batch
+
+    def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
+        """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
+        try:
+            return self._make(indices, seeds)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _shrink(self, failed: int) -> None:
+        if failed == 1:
+            raise TryAgainError(
+                "the accelerator's memory does not suffice for one image; "
+                "run again with --resume and a smaller --height and --width, or start anew with --dtype float16"
+            )
+        self._limit = 1 << ((failed - 1).bit_length() - 1)  # a power of two: a batch is found again by its size
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        log.warning("out of memory with %d images at once, going on with %d", failed, self._limit)
+
+    @torch.no_grad()
+    def _make(self, indices: list[int], seeds: list[int]) -> Batch:
+        if self._text is None:
+            self._text = self._encode_text()
+        # one CPU generator per image: its noise depends neither on the batch nor on the device
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        with counted(self.pipe) as evaluations:
+            output = self._call(
+                **self._text,
+                **self._arguments,
+                num_images_per_prompt=len(seeds),
+                generator=generators,
+                output_type="pt",
+                return_dict=True,
+            )
+        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(seeds)
+        return Batch(tuple(indices), tuple(seeds), output.images, tuple(map(bool, flagged)), evaluations[0])
+
+    def _encode_text(self) -> dict[str, Any]:
+        """The pipeline's text arguments, encoded once where its family is known, the plain strings otherwise."""
+        plain: dict[str, Any] = {"prompt": self._prompt}
+        takes = inspect.signature(type(self.pipe).__call__).parameters
+        if "negative_prompt" in takes and self._negative_prompt is not None:
+            plain["negative_prompt"] = self._negative_prompt
+        encode = getattr(self.pipe, "encode_prompt", None)
+        # a clip_skip or the scale of a LoRA changes the embeddings, and prompts already encoded need nothing
+        changed = self._arguments.get("clip_skip") or self._arguments.get("cross_attention_kwargs")
+        if encode is None or changed or "prompt_attention_mask" in takes:
+            return plain
+        accepted = inspect.signature(encode).parameters
+        if not {"num_images_per_prompt", "do_classifier_free_guidance", "device"} <= set(accepted):
+            return plain
+        guided = self._arguments["guidance_scale"] > 1
+        wanted = {
+            **plain,
+            **{name: None for name in ("prompt_2", "prompt_3") if name in accepted},
+            "device": self.pipe._execution_device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": guided,
+        }
+        encoded = encode(**wanted)
+        names = EMBEDDINGS.get(len(encoded), ())
+        if not names or not set(names) <= set(takes):
+            return plain
+        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+
+
+@contextmanager
+def counted(pipe: Any) -> Iterator[list[int]]:
+    """Count the calls of the pipeline's denoiser (`unet` or `transformer`) in the first item of a list."""
+    calls = [0]
+
+    def count(*_: Any) -> None:
+        calls[0] += 1
+
+    handle = (getattr(pipe, "unet", None) or pipe.transformer).register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()

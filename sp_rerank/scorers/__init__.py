@@ -1,0 +1,205 @@
+"""From a name to a scorer: the table of what exists, and the one function that loads it.
+
+Holds builders, not models; importing it imports neither torch nor a model library. Other packages add scorers through
+the entry-point group `sp_rerank.scorers`: the name of the entry point is the scorer's, its object a function of
+`device` and `dtype` that returns a `sp_rerank.types.Scorer` (try it with `sp_rerank.scorers.check.check_scorer`):
+
+    [project.entry-points."sp_rerank.scorers"]
+    my-scorer = "my_package:build"          # def build(device: str, dtype: torch.dtype | None) -> Scorer
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    import torch
+
+    from sp_rerank.types import Scorer
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_VARIABLE = "SP_RERANK_CHECKPOINT"
+
+_GROUP = "sp_rerank.scorers"
+_CLIP_MINI = Path(__file__).parents[1] / "mini" / "clip"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table of scorers.
+
+    Attributes:
+        name: what `load_scorer` takes.
+        summary: one line for people.
+        size: of the weights, for people; "" where unknown.
+        scale: of the scores, for people; "" where unknown. Scores compare images of one prompt only.
+        licence: of the weights; "" where unknown.
+        build: makes the scorer, given a device and a dtype.
+        available: whether it can be built without a download.
+    """
+
+    name: str
+    summary: str
+    size: str
+    scale: str
+    licence: str
+    build: Callable[[str, torch.dtype | None], Scorer]
+    available: Callable[[], bool]
+
+
+def load_scorer(
+    spec: str, *, device: str = "cpu", dtype: torch.dtype | None = None, revision: str | None = None
+) -> Scorer:
+    """Load a scorer by name.
+
+    Args:
+        spec: a name out of `available_scorers()`; or "sp@PLACE", where PLACE is a folder written by
+            `DualEncoder.save_pretrained` or, where there is no such folder, a repository of the model hub.
+        device: where to compute, as torch names it.
+        dtype: of the weights; by default as they are stored.
+        revision: commit, tag or branch of a hub repository.
+
+    Raises:
+        UsageError: if nothing has this name, or a revision is given for what has none.
+        HubUnavailableError: if the repository is not on this machine and the hub cannot be reached.
+        StorageError: if a file is missing or damaged.
+    """
+    name, _, place = spec.partition("@")
+    if name == "sp" and place:
+        return _load_dual_encoder(_checkpoint_folder(place, revision), device, dtype)
+    if revision is not None:
+        raise UsageError(f"a revision goes with sp@OWNER/NAME only, got revision={revision!r} with {spec!r}")
+    table = {entry.name: entry for entry in available_scorers()}
+    if spec not in table:
+        raise UsageError(_unknown(spec, list(table)))
+    return table[spec].build(device, dtype)
+
+
+def available_scorers() -> list[Entry]:
+    """The table: our own scorers first, then those of other packages that are installed."""
+    from importlib.metadata import entry_points
+
+    added = [_entry_of(point) for point in entry_points(group=_GROUP) if point.name not in _OWN]
+    return [*_OWN.values(), *sorted(added, key=lambda entry: entry.name)]
+
+
+def resolve_sp(for_model: str) -> tuple[str, str]:
+    """What "sp" means beside a text-to-image model.
+
+    Args:
+        for_model: "mini", or the name of the diffusers model that makes the images.
+
+    Returns:
+        The spec to load, and one line for people that says why.
+    """
+    checkpoint = os.environ.get(CHECKPOINT_VARIABLE)
+    if checkpoint:
+        return f"sp@{checkpoint}", f"scorer: the checkpoint {checkpoint}, named by {CHECKPOINT_VARIABLE}"
+    if for_model == "mini":
+        return "clip-mini", f"scorer: clip-mini, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
+    return "clip-mini", (
+        f"scorer: clip-mini, which knows the mini world only and can say little of images by {for_model}; "
+        f"name a checkpoint with {CHECKPOINT_VARIABLE}, or choose a scorer"
+    )
+
+
+def _unknown(spec: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(spec, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"expected a scorer out of {', '.join(names)}, or sp@FOLDER-OR-REPOSITORY, got {spec!r}{hint}"
+
+
+def _entry_of(point: EntryPoint) -> Entry:
+    package = point.dist.name if point.dist else point.module
+
+    def build(device: str, dtype: torch.dtype | None) -> Scorer:
+        try:
+            builder = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"scorer {point.name!r} of the package {package} does not import: {error}") from error
+        return builder(device=device, dtype=dtype)
+
+    return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
+
+
+def _load_dual_encoder(folder: Path, device: str, dtype: torch.dtype | None) -> Scorer:
+    from sp_rerank.scorers.dual_encoder import DualEncoder
+
+    model: Any = DualEncoder.from_pretrained(folder, torch_dtype=dtype)
+    return model.to(device)
+
+
+def _checkpoint_folder(place: str, revision: str | None) -> Path:
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"a revision goes with a hub repository, but {place} is a folder")
+        return folder
+    if folder.exists() or folder.is_absolute() or place.startswith("."):
+        raise UsageError(f"{place}: expected a folder with a scorer's config.json, found no such folder")
+    from sp_rerank.scorers.hub import fetch
+
+    return fetch(place, revision)
+
+
+def _build_sp(device: str, dtype: torch.dtype | None) -> Scorer:
+    spec, why = resolve_sp("mini")
+    log.info(why)
+    return load_scorer(spec, device=device, dtype=dtype)
+
+
+def _build_clip_mini(device: str, dtype: torch.dtype | None) -> Scorer:
+    if not _CLIP_MINI.is_dir():
+        raise StorageError(f"{_CLIP_MINI}: the embedded model is missing from this installation; install it again")
+    return _load_dual_encoder(_CLIP_MINI, device, dtype)
+
+
+def _build_brightness(device: str, dtype: torch.dtype | None) -> Scorer:
+    from sp_rerank.scorers.brightness import BrightnessScorer
+
+    return BrightnessScorer()
+
+
+_OWN = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            name="sp",
+            summary=f"the checkpoint that {CHECKPOINT_VARIABLE} names, else clip-mini; sp@PLACE names one outright",
+            size="",
+            scale="that of the checkpoint",
+            licence="that of the checkpoint",
+            build=_build_sp,
+            available=lambda: bool(os.environ.get(CHECKPOINT_VARIABLE)) or _CLIP_MINI.is_dir(),
+        ),
+        Entry(
+            name="clip-mini",
+            summary="a small CLIP trained on the mini world, embedded here",
+            size="",
+            scale="cosine",
+            licence="Apache-2.0",
+            build=_build_clip_mini,
+            available=_CLIP_MINI.is_dir,
+        ),
+        Entry(
+            name="brightness",
+            summary="mean brightness of the image; no model, for tests and first tries",
+            size="none",
+            scale="0..1",
+            licence="Apache-2.0",
+            build=_build_brightness,
+            available=lambda: True,
+        ),
+    )
+}

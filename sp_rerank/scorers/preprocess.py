@@ -1,0 +1,179 @@
+"""What a picture becomes before an encoder sees it: quantised, resized as Pillow does, cropped, normalised.
+
+Knows nothing of models. Pillow's bicubic resize is done as tensor arithmetic, on any device and bit for bit, because
+`torch.nn.functional.interpolate(antialias=True)` differs from it by up to 31/255, and scores move with that. The
+horizontal pass always comes first, as in every Pillow until 12; Pillow 13 takes the vertical one first for some images
+that are more than twice as high as wide, which moves pixels by a few 1/255. Here a score does not depend on the Pillow
+that happens to be installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sp_rerank.errors import UsageError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Pillow's PRECISION_BITS: 32 bits less 8 of the result and 2 of headroom.
+_COEFFICIENT_BITS = 22
+_BICUBIC_SUPPORT = 2.0
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Shortest edge to `size` (bicubic, antialiased), square from the centre, (x - mean) / std.
+
+    The same numbers as `open_clip.transform.image_transform(size, is_train=False)` gives for an RGB image (with Pillow
+    13: for one at most twice as high as wide). Stored in
+    the configuration of a checkpoint, so that training and inference cannot drift apart.
+
+    Attributes:
+        size: edge of the square that the encoder takes, in pixels.
+        mean: of red, green and blue, in [0, 1].
+        std: of red, green and blue, in [0, 1].
+        geometry: how a rectangle becomes a square; "center_crop" is the only one.
+
+    Raises:
+        UsageError: if the geometry is another.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    geometry: str = "center_crop"
+
+    def __post_init__(self) -> None:
+        if self.geometry != "center_crop":
+            raise UsageError(f"preprocess: expected the geometry 'center_crop', got {self.geometry!r}")
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Preprocess:
+        """The inverse of `to_dict`, also after a turn through JSON.
+
+        Raises:
+            UsageError: if a key is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if "size" not in stored or set(stored) - known:
+            raise UsageError(f"preprocess: expected 'size' and keys out of {sorted(known)}, got {sorted(stored)}")
+        triples: dict[str, Any] = {key: tuple(stored[key]) for key in ("mean", "std") if key in stored}
+        return cls(**(stored | triples))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor | Sequence[Image.Image], device: torch.device | str | None = None) -> Tensor:
+        """Prepare n images for an encoder; no gradient passes.
+
+        A tensor is rounded to 8 bits first: it is scored as the PNG saved from it would be. PIL images are turned into
+        RGB first (open_clip turns them after resizing, which for palettes means nearest-neighbour).
+
+        Args:
+            images: (n, 3, H, W) float in [0, 1], clipped to that range; or n PIL images of any sizes.
+            device: where to compute and where the result lies; by default a tensor's own, the CPU for PIL images.
+
+        Returns:
+            (n, 3, size, size) float32, normalised. An image with a NaN or an infinity is NaN throughout.
+
+        Raises:
+            UsageError: if a tensor is not of shape (n, 3, H, W), or not of floats.
+        """
+        if isinstance(images, Tensor):
+            return self._from_floats(images.to(device or images.device))
+        if not images:
+            return torch.empty(0, 3, self.size, self.size, device=device)
+        return torch.cat([self._from_bytes(_bytes_of(image).to(device or "cpu")) for image in images])
+
+    def _from_floats(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UsageError(
+                f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}"
+            )
+        finite = images.isfinite().flatten(1).all(dim=1)
+        rounded = images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
+        return self._from_bytes(rounded).masked_fill(~finite[:, None, None, None], torch.nan)
+
+    def _from_bytes(self, pixels: Tensor) -> Tensor:
+        """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
+        square = self._resize_and_crop(pixels).float().div(255)
+        mean, std = (square.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return square.sub(mean).div(std)
+
+    def _resize_and_crop(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        short = min(height, width)
+        # Metal has no float64, the only float type whose sums are exact here.
+        exact = pixels.cpu() if pixels.device.type == "mps" else pixels
+        for axis, edge in ((-1, width), (-2, height)):
+            exact = _resample(exact, axis, int(self.size * edge / short), self.size)
+        return exact.to(pixels.device)
+
+
+def _bytes_of(image: Image.Image) -> Tensor:
+    """A PIL image as (1, 3, H, W) uint8."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+
+
+def _resample(pixels: Tensor, axis: int, resized: int, kept: int) -> Tensor:
+    """Resize one axis of uint8 pixels to `resized` and keep the middle `kept` of it; one pass of Pillow's two.
+
+    The sums are of integers below 2^53: exact in float64, in any order.
+    """
+    source = pixels.shape[axis]
+    # torchvision's centre crop rounds halves to even.
+    offset = round((resized - kept) / 2.0)
+    if resized == source:
+        return pixels.narrow(axis, offset, kept)
+    weights = torch.from_numpy(bicubic_coefficients(source, resized, offset, kept)).to(pixels.device)
+    moved = pixels.movedim(axis, -1).double() @ weights.T
+    # clip8 of Resample.c: add a half, shift right, clip.
+    rounded = (moved + 2.0 ** (_COEFFICIENT_BITS - 1)).div(2.0**_COEFFICIENT_BITS).floor().clamp(0, 255)
+    return rounded.to(torch.uint8).movedim(-1, axis)
+
+
+@lru_cache(maxsize=16)
+def bicubic_coefficients(source: int, resized: int, offset: int, kept: int) -> np.ndarray:
+    """The integer weights of Pillow's bicubic filter, as a matrix.
+
+    Source: Pillow 13, src/libImaging/Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`.
+
+    Args:
+        source: length of the axis before, in pixels.
+        resized: length of the axis after, in pixels.
+        offset: the first pixel wanted of the resized axis.
+        kept: how many pixels are wanted; the rest would be cropped away, and of a thin strip it is nearly all.
+
+    Returns:
+        (kept, source) float64 holding integers, each row summing to about 2^22; not to be written to.
+    """
+    scale = source / resized
+    filter_scale = max(scale, 1.0)
+    support = _BICUBIC_SUPPORT * filter_scale
+    centre = (np.arange(offset, offset + kept)[:, None] + 0.5) * scale
+    column = np.arange(source)[None, :]
+    first = np.maximum(np.trunc(centre - support + 0.5), 0)
+    end = np.minimum(np.trunc(centre + support + 0.5), source)
+    weight = np.where((first <= column) & (column < end), _bicubic((column - centre + 0.5) * (1.0 / filter_scale)), 0.0)
+    # A running sum adds from left to right as the C loop does; `sum` adds pairwise and differs in the last bit.
+    weight /= np.cumsum(weight, axis=1)[:, -1:]
+    return np.trunc(weight * 2.0**_COEFFICIENT_BITS + np.where(weight < 0, -0.5, 0.5))
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution kernel with a = -0.5, with the operations in Pillow's order."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

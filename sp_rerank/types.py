@@ -1,0 +1,70 @@
+"""The vocabulary of the project: what a candidate, a ranked candidate and a scorer are.
+
+Imports nothing heavy: torch is named for the type checker only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One image made for a prompt.
+
+    Attributes:
+        index: 0..n-1, its place in the run and its file name.
+        seed: of its initial noise; seed = base + index.
+        image: RGB.
+        flagged: whether the safety checker replaced it.
+    """
+
+    index: int
+    seed: int
+    image: Image.Image
+    flagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A candidate with its place in the order.
+
+    Attributes:
+        candidate: what was ranked.
+        score: in the scorer's own scale; higher is better; comparable within one prompt only.
+        rank: 1 = best.
+        tie_group: candidates of one group are not reliably told apart.
+    """
+
+    candidate: Candidate
+    score: float
+    rank: int
+    tie_group: int
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Anything that scores images for a prompt: a name and one method, no state, no gradient."""
+
+    @property
+    def name(self) -> str:
+        """Goes into the manifest; with a hash of the weights where there are any: "clip-mini@3f2a..."."""
+        ...
+
+    def score(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """Score n images; higher is better.
+
+        Args:
+            prompt: the prompt of all images, or one prompt an image.
+            images: (n, 3, H, W) float in [0, 1] on any device, or n PIL images.
+
+        Returns:
+            (n,) float32 on the CPU.
+        """
+        ...
