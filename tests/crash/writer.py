@@ -1,0 +1,97 @@
+"""python writer.py FOLDER [options]: commits 100 small candidates in fixed batches of 8, as a generation does.
+
+The images depend on their index alone, so that two folders can be compared byte by byte. Exits with the code of the
+error, its message on stderr. Prints "ready" before the folder is opened and "open" after it.
+"""
+
+import argparse
+import random
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from sp_rerank import images
+from sp_rerank.errors import SpRerankError
+from sp_rerank.run import RunWriter
+
+BATCH = 8
+LARGE = 60  # this one alone is a large file
+
+
+def candidate(index):
+    """The PNG file and the scores of one candidate."""
+    noise = random.Random(index)
+    side = 100 if index == LARGE else 8
+    image = Image.frombytes("RGB", (side, side), noise.randbytes(3 * side * side))
+    score = noise.random() if index % 10 else float("nan")
+    png = images.encode(image, parameters="a lemon\nSteps: 2", record={"index": index})
+    return png, {"test": score}
+
+
+def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, opened=lambda: None):
+    """Write the run, or what is missing of it; a line of the file `made` for each batch that is made."""
+    config = {"prompt": "a lemon", "n": n, "seed": seed}
+    with RunWriter.start(folder, config, resume=resume, image_bytes=1000) as run:
+        opened()
+        for first in range(0, n, BATCH):
+            batch = range(first, min(first + BATCH, n))
+            if set(batch).isdisjoint(run.missing):
+                continue
+            if made:
+                with made.open("a") as file:
+                    file.write(f"{first}\n")
+            for index in batch:
+                png, scores = candidate(index)
+                run.commit(
+                    png,
+                    index=index,
+                    seed=seed + index,
+                    status="ok" if index % 10 else "nonfinite",
+                    scores=scores,
+                    unet_evaluations=2,
+                    batch_size=BATCH,
+                )
+                time.sleep(pause)
+        run.finish([index for index in (7, 3, 1) if index < n], grid=candidate(0)[0])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each commit")
+    parser.add_argument("--made", type=Path, help="file that gets a line for each batch made")
+    parser.add_argument("--file-limit", type=int, help="bytes that a file can have")
+    parser.add_argument("--hold", action="store_true", help="wait for the end of stdin once the folder is open")
+    arguments = parser.parse_args()
+    if arguments.file_limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (arguments.file_limit, arguments.file_limit))
+
+    def opened():
+        print("open", flush=True)
+        if arguments.hold:
+            sys.stdin.read()
+
+    print("ready", flush=True)
+    try:
+        write_run(
+            arguments.folder,
+            seed=arguments.seed,
+            resume=arguments.resume,
+            pause=arguments.pause,
+            made=arguments.made,
+            opened=opened,
+        )
+    except SpRerankError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

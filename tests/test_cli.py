@@ -1,0 +1,254 @@
+"""The command line as a person meets it: results, exit codes, and text that does not do as it says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sp_rerank import cli, errors, models
+from sp_rerank.images import open_image, read_record
+
+PROMPT = "a lemon wearing sunglasses on the beach"
+QUICK = ["--model", "mini", "--steps", "1", "--n", "2", "--top-k", "1"]
+PAYLOADS = [
+    "[/blue] a lemon", "[bold]a lemon", "[link=file:///etc]x[/link]", "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>", "a lemon\x1b[2J\x1b]0;owned\x07", "\x9b31m red", "a\rb", "a\tb\nc", "%s %n {x} {0}",
+    "../../etc/passwd", "C:\\windows\\con", "con", "$(touch owned)", "`touch owned`", "'; DROP TABLE images; --",
+    "レモン、ビーチで", "\u202egnp.nomel", "🍋" * 50, "--help me",
+]  # fmt: skip
+
+
+@pytest.fixture
+def sp_rerank(monkeypatch, capsys, tmp_path):
+    """Run the command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    pipes = {}
+
+    def load_once(spec, **arguments):  # loading takes longer than one step
+        key = (spec, *map(str, arguments.items()))
+        if key not in pipes:
+            pipes[key] = load(spec, **arguments)
+        return pipes[key]
+
+    load = models.load_pipeline
+    monkeypatch.setattr(models, "load_pipeline", load_once)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sp-rerank", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+def test_generate_verify_replay_rank(sp_rerank, tmp_path):
+    code, out, err = sp_rerank(
+        "generate", PROMPT, "--model", "mini", "--steps", "2", "--n", "6", "--seed", "10", "--json"
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    run = Path(result["run"])
+    assert run.parent == Path("runs")
+    assert [row["rank"] for row in result["best"]] == [1, 2, 3, 4]
+    best = result["best"][0]
+    assert best["seed"] == 10 + best["index"]
+    image = open_image(best["file"])
+    assert image.size == (64, 64)
+    parameters = read_record(best["file"])
+    assert parameters is not None
+    assert parameters["prompt"] == PROMPT
+    assert open_image(run / "grid.png").width > 1000
+
+    code, _, err = sp_rerank("verify", str(run))
+    assert (code, "6 of 6 candidates" in err) == (0, True)
+
+    code, _, err = sp_rerank("replay", str(run), str(best["index"]))
+    assert (code, "every pixel is the same" in err) == (0, True)
+    again = open_image(run / "replays" / f"{best['index']:05d}.png")
+    assert again.tobytes() == image.tobytes()
+
+    code, _, err = sp_rerank("replay", str(run), str(best["index"]), "--steps", "3", "--out", "more.png")
+    assert code == 0, err
+    assert open_image("more.png").tobytes() != image.tobytes()
+
+    (run / "images" / "broken.png").write_bytes(b"not an image")
+    code, out, err = sp_rerank("rank", str(run / "images"), "--prompt", PROMPT, "--json")
+    ranking = json.loads(out)["ranking"]
+    assert code == 0
+    assert "broken.png" in err
+    assert len(ranking) == 6
+    assert Path(ranking[0]["file"]).name == f"{best['index']:05d}.png"  # the saved image scores as the tensor did
+    assert ranking[0]["score"] == pytest.approx(best["score"], abs=1e-6)
+    code, out, _ = sp_rerank("rank", str(run / "images"), "--prompt", PROMPT, "--csv", "--top-k", "2")
+    assert [row["rank"] for row in csv.DictReader(io.StringIO(out))] == ["1", "2"]
+
+
+def test_verify_finds_a_changed_image(sp_rerank):
+    assert sp_rerank("generate", PROMPT, *QUICK, "--out", "run")[0] == 0
+    with Path("run/images/00001.png").open("ab") as file:
+        file.write(b"x")
+    code, _, err = sp_rerank("verify", "run")
+    assert (code, "00001.png" in err) == (74, True)
+
+
+def test_scorers_are_listed(sp_rerank):
+    code, out, _ = sp_rerank("scorers", "--json")
+    assert code == 0
+    assert {row["name"] for row in json.loads(out)} >= {"sp", "clip-mini"}
+    assert "clip-mini" in sp_rerank("scorers")[1]
+
+
+def test_doctor(sp_rerank):
+    code, _, err = sp_rerank("doctor")
+    assert code == 0, err
+    assert err.count("ok ") == 7
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_prompt_is_only_text(sp_rerank, tmp_path, payload):
+    code, out, err = sp_rerank("generate", *QUICK, "--json", "--", payload)
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["prompt"] == payload
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", err)
+    run = (tmp_path / result["run"]).resolve()
+    assert run.parent == tmp_path / "runs"
+    assert json.loads((run / "run.json").read_text())["prompt"] == payload
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_prompt_that_is_too_long(sp_rerank, tmp_path):
+    long = "a lemon on the beach " * 20 + "and a hidden tail"
+    code, out, err = sp_rerank("generate", long, *QUICK, "--json")
+    assert code == 0
+    assert err.count("and a hidden tail") == 2  # one line for the image model, one for the scorer
+    stored = json.loads((tmp_path / json.loads(out)["run"] / "run.json").read_text())["truncated"]
+    assert len(stored) == 2
+    code, _, err = sp_rerank("generate", long, *QUICK, "--strict", "--out", "strict")
+    assert (code, "too long" in err, Path("strict").exists()) == (2, True, False)
+    assert sp_rerank("generate", "x" * 5000, *QUICK)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["generate", PROMPT, "--n", "0"], 2, "--n is 0; expected at least 1"),
+        (["generate", PROMPT, "--n", "3", "--top-k", "4"], 2, "--top-k is 4; expected 1 to 3"),
+        (["generate", PROMPT, "--n", "many"], 2, "Invalid value for '--n'"),
+        (["generate", "  "], 2, "the prompt is empty"),
+        (["generate"], 2, "Missing argument"),
+        (["paint"], 2, "No such command"),
+        (["generate", PROMPT, "--model", "nothing"], 2, "expected one of mini, sd-v1.4"),
+        (["generate", PROMPT, "--model", "/nowhere/at/all"], 2, "expected one of mini, sd-v1.4"),
+        (["generate", PROMPT, "--model", "mini", "--scorer", "clip-mimi"], 2, "clip-mini"),
+        (["generate", PROMPT, "--model", "mini", "--scheduler", "Magic"], 2, "expected one of"),
+        (["generate", PROMPT, "--device", "tpu"], 2, "no device 'tpu'"),
+        (
+            ["generate", PROMPT, "--model", "CompVis/stable-diffusion-v1-4"],
+            69,
+            "hf download CompVis/stable-diffusion-v1-4",
+        ),
+        (["generate", PROMPT, *QUICK, "--out", "/proc/run"], 74, "/proc/run"),
+        (["rank", "nowhere", "--prompt", "x"], 2, "nowhere"),
+        (["rank", ".", "--prompt", " "], 2, "the prompt is empty"),
+        (["verify", "nowhere"], 2, "nowhere"),
+        (["replay", "nowhere", "1"], 2, "nowhere"),
+    ],
+)
+def test_wrong_words(sp_rerank, tmp_path, words, code, message):
+    began = time.monotonic()
+    got, out, err = sp_rerank(*words)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert time.monotonic() - began < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_folder_and_another_run(sp_rerank, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    assert sp_rerank("generate", PROMPT, *QUICK, "--out", "mine")[0] == 2
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    assert sp_rerank("generate", PROMPT, *QUICK, "--out", "run")[0] == 0
+    code, _, err = sp_rerank("generate", PROMPT, *QUICK, "--seed", "5", "--out", "run")
+    assert (code, "seed" in err) == (2, True)
+    assert sp_rerank("generate", PROMPT, *QUICK, "--out", "run")[0] == 0  # the same again: shown, not made
+
+
+def test_a_broken_checkpoint(sp_rerank, tmp_path):
+    import shutil
+
+    shutil.copytree(models.MINI, tmp_path / "model")
+    weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = sp_rerank("generate", PROMPT, "--model", "model", "--n", "1", "--top-k", "1")
+    assert (code, "model" in err, (tmp_path / "runs").exists()) == (74, True, False)
+
+
+def test_the_table_of_exit_codes_is_true():
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", readme, re.MULTILINE)}
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SpRerankError)
+    ]
+    assert table == {0, 130} | {kind.exit_code for kind in kinds}
+
+
+def test_help_is_quick_and_importing_is_cheap():
+    code = "import sp_rerank, sp_rerank.cli, sys; print([m for m in ('torch', 'diffusers', 'PIL') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sp_rerank", "--help"], capture_output=True, check=True)
+        took.append(time.perf_counter() - began)
+    print(f"sp-rerank --help: {sorted(took)[2]:.2f} s (median of 5)")
+    assert min(took) < 0.5
+
+
+def test_interrupted_and_resumed(tmp_path):
+    """Ctrl-C: the batch in hand is finished, the command that goes on is printed, and it gives the very same folder."""
+    import os
+    import signal
+
+    environment = {**os.environ, "DIFFUSERS_DISABLE_REMOTE_CODE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-m", "sp_rerank", "generate", PROMPT, "--model", "mini", "--steps", "4"]
+    command += ["--n", "24", "--batch-size", "4", "--out"]
+
+    def start(folder: str, *more: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, folder, *more], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    cut = start("cut")
+    manifest = tmp_path / "cut" / "candidates.jsonl"
+    while not manifest.exists() or not manifest.stat().st_size:
+        assert cut.poll() is None, cut.stderr and cut.stderr.read()
+        time.sleep(0.01)
+    cut.send_signal(signal.SIGINT)
+    _, said = cut.communicate()
+    done = len(manifest.read_text().splitlines())
+    assert cut.returncode == 130, said
+    assert re.search(r"Go on with: .* --resume", said)
+    assert done % 4 == 0
+    for other in (start("cut", "--resume"), start("whole")):
+        _, said = other.communicate()
+        assert other.returncode == 0, said
+    names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    assert len(names) > 30
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    print(f"interrupted with {done} of 24 done, resumed: {len(names)} files identical")

@@ -1,0 +1,114 @@
+"""The Stable Diffusion v1.4 path, on a checkpoint of that exact layout: safety checker, 77 tokens, precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_checkpoint
+
+from sp_rerank import generate, load_pipeline
+from sp_rerank.errors import NothingUsableError, StorageError, UsageError
+from sp_rerank.prompts import truncations
+from sp_rerank.sampling import Sampler
+from sp_rerank.scorers.brightness import BrightnessScorer
+
+FLAGS_ALL, FLAGS_NONE = -2.0, 2.0
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sd") / "lenient", safety_threshold=FLAGS_NONE)
+
+
+@pytest.fixture(scope="session")
+def strict_checkpoint(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sd") / "strict", safety_threshold=FLAGS_ALL)
+
+
+def make(folder: Path, out: Path | None = None, **arguments):
+    pipe = load_pipeline(str(folder), **arguments)
+    return generate("a lemon", pipe=pipe, scorer=BrightnessScorer(), n=4, top_k=2, steps=2, out=out)
+
+
+def test_the_layout_is_that_of_stable_diffusion(checkpoint):
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    assert {name: parts[1] for name, parts in index.items() if isinstance(parts, list) and parts[1]} == {
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "unet": "UNet2DConditionModel",
+        "scheduler": "PNDMScheduler",
+        "safety_checker": "StableDiffusionSafetyChecker",
+        "feature_extractor": "CLIPImageProcessor",
+    }
+    assert not list(checkpoint.rglob("*.bin"))
+
+
+def test_the_safety_checker_is_on_and_lets_through(checkpoint, tmp_path):
+    best = make(checkpoint, tmp_path / "run")
+    assert len(best) == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["safety_checker"] is True
+
+
+def test_black_images_never_win(strict_checkpoint, tmp_path):
+    with pytest.raises(NothingUsableError, match=r"none of 4 .* replaced 4"):
+        make(strict_checkpoint, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["flagged"] * 4
+
+
+def test_without_the_safety_checker(strict_checkpoint):
+    assert len(make(strict_checkpoint, safety_checker=False)) == 2
+
+
+def test_stable_diffusion_s_own_steps(checkpoint):
+    pipe = load_pipeline(str(checkpoint))
+    sampler = Sampler(pipe, "a lemon", batch_size=2, guidance_scale=7.5, num_inference_steps=50)
+    (batch,) = sampler.batches({0: 0, 1: 1})
+    assert batch.unet_evaluations == 51
+
+
+def test_a_prompt_of_77_tokens_and_one_of_122(checkpoint):
+    pipe, scorer = load_pipeline(str(checkpoint)), BrightnessScorer()
+    assert truncations(pipe, scorer, " ".join(["lemon"] * 75)) == []
+    (cut,) = truncations(pipe, scorer, " ".join(["lemon"] * 115 + ["a", "secret", "tail", "of", "words"]))
+    print(cut)
+    assert (cut.tokens, cut.limit) == (122, 77)
+    assert cut.tail.endswith("lemon a secret tail of words")
+    assert len(cut.tail.split()) == 45
+
+
+def test_another_scheduler(checkpoint):
+    assert type(load_pipeline(str(checkpoint), scheduler="DDIM").scheduler).__name__ == "DDIMScheduler"
+    with pytest.raises(UsageError, match=r"no scheduler 'Magic' .* expected one of .*DDIM"):
+        load_pipeline(str(checkpoint), scheduler="Magic")
+
+
+def test_half_precision(checkpoint):
+    best = make(checkpoint, dtype=torch.bfloat16)
+    assert len(best) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+def test_on_an_accelerator(checkpoint):
+    assert len(make(checkpoint, device="cuda", dtype=torch.float16)) == 2
+
+
+def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
+    import pickle
+    import shutil
+
+    class Exploit:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(StorageError, match="cannot be loaded"):
+        load_pipeline(str(folder))
+    assert not (tmp_path / "owned").exists()
