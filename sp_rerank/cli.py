@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import shlex
 import signal
 import sys
@@ -103,11 +104,11 @@ def _quiet() -> Iterator[None]:
     for library in (diffusers_log, transformers_log):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    warnings.filterwarnings("ignore")
     handler, log = _Warnings(), logging.getLogger("sp_rerank")
     log.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         log.removeHandler(handler)
 
@@ -218,24 +219,20 @@ def _resume_command() -> str:
 @contextmanager
 def _progress(n: int) -> Iterator[Callable[[Progress], None]]:
     """One bar: how many, how fast, how good so far."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
-    columns = (
-        "{task.completed}/{task.total}",
-        BarColumn(),
-        "{task.fields[rate]}",
-        TimeRemainingColumn(),
-        "{task.fields[best]}",
-    )
-    with Progress(
-        *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console(), transient=True
-    ) as bar:
-        task, began, first = bar.add_task("", total=n, rate="", best=""), time.monotonic(), 0
+    texts = [TextColumn(f"{{task.{what}}}") for what in ("completed", "total", "fields[rate]", "fields[best]")]
+    screen, began = console(), time.monotonic()
+    with Bar(
+        texts[0], BarColumn(), texts[1], texts[2], TimeRemainingColumn(), texts[3],
+        console=screen, transient=True, disable=not screen.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=n, rate="", best="")
 
         def show(progress: Progress) -> None:
-            nonlocal began, first
-            rate = (progress.done - first) / max(time.monotonic() - began, 1e-6)
-            best = "" if progress.best != progress.best else f"best {progress.best:.4f}"
+            rate = progress.made / (time.monotonic() - began)
+            best = "" if math.isnan(progress.best) else f"best {progress.best:.4f}"
             bar.update(task, completed=progress.done, rate=f"{rate:.1f} images/s", best=best)
 
         yield show

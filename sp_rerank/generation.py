@@ -34,9 +34,17 @@ LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backen
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: candidates done of all, and the best usable score so far, NaN before there is one."""
+    """How far a run is.
+
+    Attributes:
+        done: candidates that the run holds.
+        made: those of them that were made by this call.
+        total: candidates that it will hold.
+        best: the best usable score so far, NaN before there is one.
+    """
 
     done: int
+    made: int
     total: int
     best: float
 
@@ -206,13 +214,15 @@ def carry_out(
         tally = _Tally(top_k)
         for row in run.rows.values() if run else ():
             tally.add(row.index, row.status, _score_of(row.scores, scorer.name))
+        before = len(tally.scores)
         seeds = {index: seed + index for index in _unfinished_batches(n, batch_size, run)}
         score = _scored_by(scorer, config["prompt"])
         for batch, scores in _guarded(strategy(sampler, score, seeds, top_k=top_k)):
             _take(batch, scores, tally, run, config)
             if progress:
                 best = tally.best()
-                progress(Progress(len(tally.scores), n, tally.scores[best[0]] if best else math.nan))
+                done = len(tally.scores)
+                progress(Progress(done, done - before, n, tally.scores[best[0]] if best else math.nan))
             if stop and stop() and len(tally.scores) < n:
                 raise KeyboardInterrupt
         return _conclude(tally, run, scorer.name, seed)

@@ -123,8 +123,8 @@ class Sampler:
     def _shrink(self, failed: int) -> None:
         if failed == 1:
             raise TryAgainError(
-                "the accelerator's memory does not suffice for one image; "
-                "run again with --resume and a smaller --height and --width, or start anew with --dtype float16"
+                "memory does not suffice for a single image: free some and go on with --resume, or start anew in half "
+                "precision (--dtype float16) or with smaller images (--height, --width)"
             )
         self._limit = 1 << ((failed - 1).bit_length() - 1)  # a power of two: a batch is found again by its size
         if torch.cuda.is_available():

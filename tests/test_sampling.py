@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from doubles import SeededPipe
+from tiny import build_sdxl
 
 from sp_rerank.errors import TryAgainError
 from sp_rerank.sampling import Sampler
@@ -23,6 +24,22 @@ def test_an_image_is_that_of_the_stock_pipeline(mini):
     stock = mini(
         PROMPT,
         negative_prompt="a cat",
+        guidance_scale=3.0,
+        num_inference_steps=4,
+        generator=torch.Generator("cpu").manual_seed(100),
+        output_type="pt",
+    ).images
+    assert torch.equal(ours.images, stock)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler scheduler
+@pytest.mark.parametrize("negative_prompt", [None, "a cat"])
+def test_an_image_of_another_family_is_that_of_its_stock_pipeline(negative_prompt):
+    pipe = build_sdxl()
+    (ours,) = sample(pipe, 1, 1, negative_prompt=negative_prompt)
+    stock = pipe(
+        PROMPT,
+        negative_prompt=negative_prompt,
         guidance_scale=3.0,
         num_inference_steps=4,
         generator=torch.Generator("cpu").manual_seed(100),

@@ -7,9 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -107,3 +121,36 @@ def save_checkpoint(folder: Path, *, safety_threshold: float | None) -> Path:
     }
     StableDiffusionPipeline(**components, requires_safety_checker=checker is not None).save_pretrained(folder)
     return folder
+
+
+def build_sdxl() -> StableDiffusionXLPipeline:
+    """A tiny Stable Diffusion XL: two text encoders, the second with a pooled embedding."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    second = build_text_encoder(tokenizer).config
+    second.projection_dim = 32
+    components: dict[str, Any] = {
+        "vae": build_vae().eval(),
+        "text_encoder": build_text_encoder(tokenizer).eval(),
+        "text_encoder_2": CLIPTextModelWithProjection(second).eval(),
+        "tokenizer": tokenizer,
+        "tokenizer_2": tokenizer,
+        "unet": UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=4,
+            cross_attention_dim=64,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 32,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ).eval(),
+        "scheduler": EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading"),
+    }
+    pipe = StableDiffusionXLPipeline(**components, force_zeros_for_empty_prompt=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

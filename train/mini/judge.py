@@ -1,4 +1,4 @@
-"""python -m sp_rerank.train.mini.judge [--steps 2500] [--work build/mini]
+"""python -m sp_rerank.train.mini.judge [--steps 1500] [--work build/mini]
 
 Stage 4 of 4: the judge, a network that reads the truth out of a picture: which objects, how many, where, what they
 wear, the background, and how real it looks. It stands in for people: a scorer may learn from noisy labels drawn from
@@ -34,7 +34,7 @@ WEIGHTS = Path(__file__).with_name("judge.safetensors")
 SEED = 31
 REAL, REBUILT, MADE = 32, 16, 16  # scenes, scenes through the autoencoder, generated images in a batch
 COUNTS = 4  # none, one, two, three of an object
-MADE_IMAGES, REBUILT_SCENES = 2000, 4000
+MADE_IMAGES, REBUILT_SCENES = 1000, 3000
 NAMES = {name: i for i, name in enumerate(OBJECTS)}
 WORN = {name: i + 1 for i, name in enumerate(ACCESSORIES)}  # 0 = nothing
 PLACES = {name: i for i, name in enumerate(BACKGROUNDS)}
@@ -190,7 +190,7 @@ def make_images(pipe: Any, captions: Sequence[str], seed: int) -> Tensor:
 
 
 def _made_images(work: Path) -> Tensor:
-    """Generated images (2000, 3, 64, 64) in [0, 1], made once and kept."""
+    """Generated images (1000, 3, 64, 64) in [0, 1], made once and kept."""
     path = work / "judge" / "made.safetensors"
     if not path.exists():
         pipe = load_pipeline(str(work / "pipeline"), dtype=find_dtype("auto", "mini", "cpu"))
@@ -203,7 +203,7 @@ def _made_images(work: Path) -> Tensor:
 
 @torch.inference_mode()
 def _rebuilt(work: Path) -> tuple[Tensor, list[Scene]]:
-    """Scenes through the autoencoder, (4000, 3, 64, 64) in [0, 1], and the scenes."""
+    """Scenes through the autoencoder, (3000, 3, 64, 64) in [0, 1], and the scenes."""
     autoencoder: Any = AutoencoderKL.from_pretrained(work / "autoencoder" / "model")
     scenes = scenes_of_step(SEED + 1, 0, REBUILT_SCENES)
     images = []
@@ -250,7 +250,7 @@ def main(steps: int, work: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--work", type=Path, default=Path("build/mini"))
     args = parser.parse_args()
     main(args.steps, args.work)

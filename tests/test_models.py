@@ -112,3 +112,28 @@ def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
     with pytest.raises(StorageError, match="cannot be loaded"):
         load_pipeline(str(folder))
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_repository_in_the_cache_needs_no_network(checkpoint, tmp_path):
+    """In a process of its own: the cache's place is read when huggingface_hub is imported."""
+    import os
+    import shutil
+    import subprocess
+    import sys
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--something"
+    shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    command = [sys.executable, "-m", "sp_rerank", "generate", "a lemon", "--model", "somebody/something", "--json"]
+    done = subprocess.run(
+        [*command, "--scorer", "brightness", "--n", "2", "--top-k", "1", "--steps", "1"],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "DIFFUSERS_DISABLE_REMOTE_CODE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["n"] == 2
