@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
+from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,16 +56,19 @@ def main() -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:
-        code = _usage_error(error)
+        code = _exit_code(error)
     sys.exit(code or 0)
 
 
-def _usage_error(error: Exception) -> int:
-    """The exit code of an error in the arguments; any other error is a bug, and shows its traceback."""
+def _exit_code(error: Exception) -> int:
+    """The code of an error that is not ours; one that nobody foresaw is a bug, and shows its traceback."""
+    if type(error).__name__ == "OutOfMemoryError":
+        say(f"error: out of memory: {error}; try --dtype float16, a smaller --batch-size or --device cpu")
+        return TryAgainError.exit_code
+    if type(error).__name__ == "Abort":
+        return 130
     show = getattr(error, "format_message", None)
     if show is None:
-        if type(error).__name__ == "Abort":
-            return 130
         raise error
     say(f"error: {show()}")
     return getattr(error, "exit_code", 2)
@@ -81,6 +84,11 @@ def console(*, out: bool = False) -> Console:
 def say(text: str) -> None:
     """Print a line of text as it is: no markup, no control characters."""
     console().print(plain(text), markup=False)
+
+
+def tell(text: str) -> None:
+    """Print a line of a result, likewise."""
+    console(out=True).print(plain(text), markup=False)
 
 
 def plain(text: str) -> str:
@@ -138,16 +146,19 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
-    from sp_rerank import generation
+    from sp_rerank import generation, models
     from sp_rerank.run import run_folder_name
 
-    generation.check_arguments(prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps)
+    generation.check_arguments(
+        prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps, guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt, height=height, width=width,
+    )  # fmt: skip
     if not 1 <= top_k <= n:
         raise UsageError(f"--top-k is {top_k}; expected 1 to {n}, the number of candidates")
     began = time.monotonic()
     with _quiet():
         pipe = _load_pipeline(model, device, dtype, scheduler, safety_checker)
-        ranker = _load_scorer(scorer, pipe)
+        ranker = _load_scorer(scorer, models.model_of(pipe), str(pipe.device))
         config = generation.configure(
             prompt, pipe=pipe, scorer=ranker, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps,
             guidance_scale=guidance_scale, negative_prompt=negative_prompt, height=height, width=width, strict=strict,
@@ -168,21 +179,29 @@ def generate(
             except KeyboardInterrupt:
                 say(f"stopped; what is done is kept. Go on with: {_resume_command()}")
                 raise
-    _report(best, folder, prompt, ranker.name, n, time.monotonic() - began, as_json)
+    _report(best, folder, ranker.name, time.monotonic() - began, as_json)
 
 
-def _report(best: list[Any], folder: Path, prompt: str, scorer: str, n: int, seconds: float, as_json: bool) -> None:
+def _report(best: list[Any], folder: Path, scorer: str, seconds: float, as_json: bool) -> None:
+    from sp_rerank.run import RunDir
+
+    run = RunDir.read(folder)
+    statuses = [row.status for row in run.rows.values()]
+    lost = {status: statuses.count(status) for status in ("flagged", "nonfinite")}
     files = [folder / "top" / f"{r.rank:02d}_seed{r.candidate.seed}.png" for r in best]
     if as_json:
         rows = [
             {"rank": r.rank, "index": r.candidate.index, "seed": r.candidate.seed, "score": r.score, "file": str(file)}
             for r, file in zip(best, files, strict=True)
         ]
-        _print_json({"run": str(folder), "prompt": prompt, "scorer": scorer, "n": n, "best": rows})
+        prompt = run.config["prompt"]
+        _print_json({"run": str(folder), "prompt": prompt, "scorer": scorer, "n": run.n, **lost, "best": rows})
         return
     for r, file in zip(best, files, strict=True):
-        say(f"{r.rank:3d}  {r.score:8.4f}  seed {r.candidate.seed:<6d} {file}")
-    say(f"{n} candidates in {seconds:.1f} s; all of them, in order: {folder / 'grid.png'}")
+        tell(f"{r.rank:3d}  {r.score:8.4f}  seed {r.candidate.seed:<6d} {file}")
+    if any(lost.values()):
+        say(f"left out: {lost['flagged']} replaced by the safety checker, {lost['nonfinite']} not finite")
+    say(f"{run.n} candidates in {seconds:.1f} s; all of them, in order: {folder / 'grid.png'}")
 
 
 def _print_json(value: Any) -> None:
@@ -200,20 +219,29 @@ def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, s
     return models.load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
 
 
-def _load_scorer(spec: str, pipe: Any) -> Any:
-    from sp_rerank import models, scorers
+def _load_scorer(spec: str, model: str | None, device: str) -> Any:
+    """A scorer in float32: half precision would reorder candidates that are close."""
+    from sp_rerank import scorers
 
     if spec == "sp":
-        spec, why = scorers.resolve_sp(models.model_of(pipe))
+        spec, why = scorers.resolve_sp(model)
         say(why)
-    half = None if pipe.device.type == "cpu" else pipe.dtype
-    return scorers.load_scorer(spec, device=str(pipe.device), dtype=half)
+    return scorers.load_scorer(spec, device=device)
 
 
 def _resume_command() -> str:
-    words = [Path(sys.argv[0]).name, *(word for word in sys.argv[1:] if word != "--resume")]
+    """The command that was typed, with --resume, safe to paste into a shell."""
+    words = sys.argv[1:]
     at = words.index("--") if "--" in words else len(words)
-    return shlex.join([*words[:at], "--resume", *words[at:]])
+    options = [word for word in words[:at] if word != "--resume"]
+    return " ".join(["sp-rerank", *map(_quoted, [*options, "--resume", *words[at:]])])
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; one with control characters in the form that bash and zsh undo."""
+    if plain(word) == word:
+        return shlex.quote(word)
+    return "$'" + word.encode("unicode_escape").decode().replace("'", "\\'") + "'"
 
 
 @contextmanager
@@ -260,21 +288,21 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 def rank(
     folder: Annotated[Path, typer.Argument(help="with the images, PNG, JPEG, WebP and the like")],
     prompt: Annotated[str, typer.Option(help="what the images should show")],
-    scorer: ScorerOption = "clip-mini",
-    top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]")] = None,
+    scorer: ScorerOption = "sp",
+    top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]", min=1)] = None,
     device: Device = "auto",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV")] = False,
 ) -> None:
     """Rank images that exist already."""
-    from sp_rerank import existing, models, scorers
+    from sp_rerank import existing, models
     from sp_rerank.images import find_images
 
     if not prompt.strip():
         raise UsageError("the prompt is empty; expected words that say what the images should show")
     with _quiet():
         found = find_images(folder)
-        ranker = scorers.load_scorer(scorer, device=models.find_device(device))
+        ranker = _load_scorer(scorer, None, models.find_device(device))
         ranked, unreadable = existing.rank_files(ranker, prompt, found, top_k)
     for error in unreadable:
         say(f"skipped: {error}")
@@ -284,17 +312,17 @@ def rank(
         raise NothingUsableError(
             f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
         )
-    rows = [{"rank": r.rank, "score": r.score if r.score == r.score else None, "file": str(r.file)} for r in ranked]
+    rows = [{"rank": r.rank, "score": r.score if math.isfinite(r.score) else None, "file": str(r.file)} for r in ranked]
     if as_json:
         _print_json({"prompt": prompt, "scorer": ranker.name, "skipped": [str(e) for e in unreadable], "ranking": rows})
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, ["rank", "score", "file"], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "file": plain(row["file"])} for row in rows)
     else:
         for row in rows:
             score = "not finite" if row["score"] is None else f"{row['score']:.4f}"
-            console(out=True).print(f"{row['rank']:4d}  {score:>10}  {plain(row['file'])}", markup=False)
+            tell(f"{row['rank']:4d}  {score:>10}  {row['file']}")
 
 
 @app.command()
@@ -311,6 +339,8 @@ def replay(
 
     folder = RunDir.read(run)
     config = folder.config
+    if not config.keys() >= {"device", "dtype", "scheduler", "safety_checker"}:
+        raise UsageError(f"{run / 'run.json'} does not say on what its images were made; it cannot be replayed")
     with _quiet():
         pipe = _load_pipeline(
             model or config["model"], config["device"], config["dtype"], config["scheduler"], config["safety_checker"]
@@ -318,7 +348,7 @@ def replay(
         target = out or run / "replays" / (f"{index:05d}.png" if steps is None else f"{index:05d}-{steps}steps.png")
         same = repetition.replay_to(folder, index, target, pipe=pipe, steps=steps)
     verdict = {None: "", True: "; every pixel is the same", False: "; the pixels differ: another machine or version?"}
-    say(f"{target}{verdict[same]}")
+    tell(f"{target}{verdict[same]}")
 
 
 @app.command()
@@ -373,11 +403,12 @@ def doctor() -> None:
     from sp_rerank.doctor import examine
 
     failed = 0
-    for finding in examine():
-        failed += not finding.sound
-        say(f"{'ok ' if finding.sound else 'NO '} {finding.what}: {finding.found}")
+    with _quiet():
+        for finding in examine():
+            failed += not finding.sound
+            tell(f"{'ok ' if finding.sound else 'NO '} {finding.what}: {finding.found}")
     if failed:
-        raise SpRerankError(f"{failed} of the checks failed, see above")
+        raise UsageError(f"{failed} of the checks failed, see above")
 
 
 @bench_app.command("generate")
@@ -395,4 +426,4 @@ def bench_generate(
         _print_json(result)
     else:
         for key, value in result.items():
-            say(f"{key:44} {value}")
+            tell(f"{key:44} {value}")

@@ -159,20 +159,26 @@ def configure(
     Raises:
         UsageError: if an argument is out of its range, or the prompt is too long with `strict`.
     """
-    check_arguments(prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps)
+    check_arguments(
+        prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps, guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt, height=height, width=width,
+    )  # fmt: skip
+    trained = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
+    if steps and trained and steps > trained:
+        raise UsageError(f"--steps is {steps}; expected at most {trained}, the steps that the model was trained with")
     lost = [str(cut) for cut in prompts.truncations(pipe, scorer, prompt)]
     if lost and strict:
         raise UsageError(f"the prompt is too long: {'; '.join(lost)}")
     for cut in lost:
         log.warning("%s", cut)
     suited_steps, suited_guidance, suited_batch = models.suited(pipe)
-    model = models.model_of(pipe)
+    model, revision = models.origin_of(pipe)
     return {
         "prompt": prompt,
         "negative_prompt": negative_prompt or "",
         "truncated": lost,
         "model": model,
-        "revision": models.MODELS[model].revision if model in models.MODELS else None,
+        "revision": revision,
         "pipeline": type(pipe).__name__,
         "safety_checker": getattr(pipe, "safety_checker", None) is not None,
         "scorers": [scorer.name],
@@ -244,7 +250,19 @@ def sampler_of(config: Mapping[str, Any], pipe: Any, steps: int | None = None) -
     )
 
 
-def check_arguments(prompt: str, *, n: int, seed: int, batch_size: int | None, search: str, steps: int | None) -> None:
+def check_arguments(
+    prompt: str,
+    *,
+    n: int,
+    seed: int,
+    batch_size: int | None,
+    search: str,
+    steps: int | None,
+    guidance_scale: float | None,
+    negative_prompt: str | None,
+    height: int | None,
+    width: int | None,
+) -> None:
     """Refuse what cannot be meant, before anything is loaded.
 
     Raises:
@@ -254,8 +272,13 @@ def check_arguments(prompt: str, *, n: int, seed: int, batch_size: int | None, s
 
     if not prompt.strip():
         raise UsageError("the prompt is empty; expected words that say what the image should show")
-    if "\0" in prompt:
-        raise UsageError("the prompt holds a NUL character; expected text")
+    for text in (prompt, negative_prompt or ""):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("a prompt holds bytes that are no UTF-8; expected text") from error
+        if "\0" in text:
+            raise UsageError("a prompt holds a NUL character; expected text")
     if n < 1:
         raise UsageError(f"--n is {n}; expected at least 1 candidate")
     if not 0 <= seed <= MAX_SEED - n:
@@ -264,6 +287,11 @@ def check_arguments(prompt: str, *, n: int, seed: int, batch_size: int | None, s
         raise UsageError(f"--batch-size is {batch_size}; expected at least 1")
     if steps is not None and steps < 1:
         raise UsageError(f"--steps is {steps}; expected at least 1")
+    if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+        raise UsageError(f"--guidance-scale is {guidance_scale}; expected a number from 0")
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels is not None and (pixels < 8 or pixels % 8):
+            raise UsageError(f"--{side} is {pixels}; expected a multiple of 8 pixels")
     if search not in STRATEGIES:
         raise UsageError(f"no search {search!r}; expected one of {', '.join(STRATEGIES)}")
 
@@ -304,7 +332,7 @@ def _guarded(batches: Any) -> Any:
         yield from batches
     except torch.OutOfMemoryError as error:
         raise TryAgainError(
-            "out of memory while scoring; run again with --resume, or anew with --dtype float16"
+            "out of memory while scoring; free some and go on with --resume, or start anew with a smaller --batch-size"
         ) from error
     except RuntimeError as error:
         if not any(mark in str(error) for mark in LOST_ACCELERATOR):
@@ -334,8 +362,8 @@ def _take(batch: Batch, scores: Tensor, tally: _Tally, run: RunWriter | None, co
         candidate = Candidate(index, seed, image, batch.flagged[place])
         if run:
             stored = score if status == "ok" else math.nan
-            run.commit(
-                to_png(candidate, config, {"scores": {scorer: stored if math.isfinite(stored) else None}}),
+            row = run.commit(
+                to_png(candidate, config, {"scores": {scorer: score if status == "ok" else None}}),
                 index=index,
                 seed=seed,
                 status=status,
@@ -343,7 +371,10 @@ def _take(batch: Batch, scores: Tensor, tally: _Tally, run: RunWriter | None, co
                 unet_evaluations=batch.unet_evaluations,
                 batch_size=len(batch.indices),
             )
-        tally.add(index, status, score, None if run else candidate)
+            # what stands in the folder counts: a candidate made again may differ on another machine
+            tally.add(index, row.status, _score_of(row.scores, scorer))
+        else:
+            tally.add(index, status, score, candidate)
     tally.forget()
 
 

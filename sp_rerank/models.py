@@ -6,6 +6,7 @@ Weights come from safetensors only, and no code is ever downloaded.
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -116,7 +117,10 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
     import torch
 
     if dtype != "auto":
-        return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[dtype]
+        known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+        if dtype not in known:
+            raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(known)}")
+        return known[dtype]
     if device != "cpu":
         return torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
@@ -145,7 +149,7 @@ def load_pipeline(
 
     model = MODELS.get(spec)
     source, revision = (model.source, model.revision) if model else (spec, None)
-    if not Path(source).exists():
+    if revision or not Path(source).exists():  # a folder that happens to have a pinned model's name is not that model
         source = _fetch(source, revision)
     extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
@@ -159,7 +163,10 @@ def load_pipeline(
     if scheduler:
         pipe.scheduler = _scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    try:
+        return pipe.to(device)
+    except RuntimeError as error:
+        raise UsageError(f"the model cannot be put on {device!r}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -179,17 +186,18 @@ def _fetch(repository: str, revision: str | None) -> str:
         pass
     try:
         model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
-        return str(DiffusionPipeline.download(repository, **pin))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UsageError(
-            f"the hub has no model {repository!r} (or it needs a login); known: {', '.join(MODELS)}"
-        ) from error
+        raise UsageError(f"the hub has no {repository!r}, or it needs a login; known: {', '.join(MODELS)}") from error
     except Exception as error:  # offline mode, no network, a time-out, a hub that is down
         pinned = f" --revision {revision}" if revision else ""
         raise HubUnavailableError(
             f"{repository} (model_index.json) is not in the cache and the hub cannot be reached: fetch it where there "
             f"is a network with `hf download {repository}{pinned}`, or use --model mini"
         ) from error
+    try:
+        return str(DiffusionPipeline.download(repository, **pin))
+    except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
+        raise StorageError(f"{repository} cannot be downloaded: {_first_line(error)}") from error
 
 
 def _scheduler(pipe: Any, name: str) -> Any:
@@ -203,12 +211,22 @@ def _scheduler(pipe: Any, name: str) -> Any:
 
 
 def model_of(pipe: Any) -> str:
-    """The name under which a loaded pipeline's model is known, else where it came from."""
+    """The name under which a loaded pipeline's model is known, else its repository or folder."""
+    return origin_of(pipe)[0]
+
+
+def origin_of(pipe: Any) -> tuple[str, str | None]:
+    """Where a loaded pipeline's model comes from: its name, repository or folder, and the commit of a repository."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", "") or "in memory")
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})", source)
+    if cached:
+        source, revision = cached[1].replace("--", "/"), cached[2]
+    else:
+        revision = None
     for name, model in MODELS.items():
-        if source == model.source or (model.revision and model.revision in source):
-            return name
-    return source
+        if source == model.source and revision == model.revision:
+            return name, revision
+    return source, revision
 
 
 def suited(pipe: Any) -> tuple[int, float, int]:

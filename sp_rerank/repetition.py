@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sp_rerank.run import RunDir
 
 
+NEEDED = {"prompt", "negative_prompt", "steps", "guidance_scale", "height", "width", "batch_size", "seed"}
+
+
 def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> Image.Image:
     """Make one candidate of a run again.
 
@@ -29,15 +32,23 @@ def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> I
         steps: other than the run's own.
 
     Raises:
-        UsageError: if the candidate is not in the run.
+        UsageError: if the candidate is not in the run, or the run does not say how it was made.
+        TryAgainError: if memory does not suffice for the batch.
     """
+    absent = sorted(NEEDED - run.config.keys())
+    if absent:
+        raise UsageError(
+            f"{run.path / 'run.json'} does not say how its images were made: {', '.join(absent)} not given"
+        )
     if index not in run.rows:
         raise UsageError(f"no candidate {index} in {run.path}; it holds {len(run.rows)} of 0..{run.n - 1}")
     config = run.config
     again = [index] if steps else batch_of(index, run.rows[index].batch_size, config["batch_size"], run.n)
     sampler = sampler_of({**config, "batch_size": run.n}, pipe, steps)  # one batch, whatever indices it holds
-    (batch,) = sampler.batches({i: config["seed"] + i for i in again})
-    return to_images(batch.images)[batch.indices.index(index)]
+    for batch in sampler.batches({i: config["seed"] + i for i in again}):
+        if index in batch.indices:  # one batch, unless memory is scarcer now
+            return to_images(batch.images)[batch.indices.index(index)]
+    raise AssertionError("the sampler makes every index that it is given")
 
 
 def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | None = None) -> bool | None:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from doubles import SeededPipe
+from PIL import Image
 
 from sp_rerank.errors import NothingUsableError, TryAgainError, UsageError
 from sp_rerank.generation import generate
@@ -173,6 +174,28 @@ def test_wrong_arguments_write_nothing(tmp_path, wrong, message):
     with pytest.raises(UsageError, match=message):
         run(SeededPipe(), tmp_path / "run", **wrong)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_stands_in_the_folder_counts(tmp_path):
+    """A batch that is made again on another machine may differ: the first pixels and scores stay, and decide."""
+    run(SeededPipe(), tmp_path / "run", n=16)
+    manifest = tmp_path / "run" / "candidates.jsonl"
+    manifest.write_bytes(b"".join(manifest.read_bytes().splitlines(keepends=True)[:11]))
+
+    def drift(seeds, images):
+        images.mul_(0.9)
+
+    resumed = run(SeededPipe(drift), tmp_path / "run", n=16, top_k=16, resume=True)
+    again = run(SeededPipe(), tmp_path / "run", n=16, top_k=16)
+    rows = RunDir.read(tmp_path / "run").rows
+    assert [(r.candidate.index, r.score) for r in resumed] == [(r.candidate.index, r.score) for r in again]
+    assert all(r.score == rows[r.candidate.index].scores["brightness"] for r in resumed)
+
+
+def test_a_sheet_of_very_many_stays_a_picture(tmp_path):
+    run(SeededPipe(), tmp_path / "run", n=500, batch_size=100)
+    with Image.open(tmp_path / "run" / "grid.png") as sheet:
+        assert sheet.width * sheet.height < 12e6
 
 
 def test_run_json_tells_how_it_was_made(tmp_path):

@@ -99,6 +99,7 @@ def test_on_an_accelerator(checkpoint):
 
 
 def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
+    """A hostile one, and one that torch would read without harm: neither is opened."""
     import pickle
     import shutil
 
@@ -107,11 +108,16 @@ def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
             return (Path.touch, (tmp_path / "owned",))
 
     folder = shutil.copytree(checkpoint, tmp_path / "model")
+    harmless = load_pipeline(str(checkpoint)).unet.state_dict()
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Exploit()))
+    target = folder / "unet" / "diffusion_pytorch_model.bin"
+    target.write_bytes(pickle.dumps(Exploit()))
     with pytest.raises(StorageError, match="cannot be loaded"):
         load_pipeline(str(folder))
     assert not (tmp_path / "owned").exists()
+    torch.save(harmless, target)
+    with pytest.raises(StorageError, match="cannot be loaded"):
+        load_pipeline(str(folder))
 
 
 def test_a_repository_in_the_cache_needs_no_network(checkpoint, tmp_path):
@@ -136,4 +142,6 @@ def test_a_repository_in_the_cache_needs_no_network(checkpoint, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["n"] == 2
+    result = json.loads(done.stdout)
+    config = json.loads((tmp_path / result["run"] / "run.json").read_text())
+    assert (config["model"], config["revision"]) == ("somebody/something", commit)

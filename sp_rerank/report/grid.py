@@ -20,6 +20,7 @@ THUMBNAIL, GAP, MARGIN = 120, 10, 36  # pixels
 CAPTION = 30  # pixels below a thumbnail
 BEST = 296  # the most pixels of a side of the best ones
 PAPER, INK, FAINT, GOLD = (250, 249, 246), (32, 32, 36), (130, 130, 138), (196, 138, 20)
+MOST = 400  # candidates on a sheet: of a larger run the best ones, so that the sheet stays a picture
 LOST = {"flagged": "replaced", "nonfinite": "broken"}
 
 
@@ -32,6 +33,7 @@ def contact_sheet(run: RunDir, order: Sequence[int], best: int, scorer: str) -> 
         best: how many of them are drawn large.
         scorer: the name under which the rows hold the score of the order.
     """
+    order = order[:MOST]
     rows_of_all = math.ceil(len(order) / COLUMNS)
     width = 2 * MARGIN + COLUMNS * (THUMBNAIL + GAP) - GAP
     per_row = min(max(best, 1), 4)
@@ -71,8 +73,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _subtitle(run: RunDir, scorer: str) -> str:
     config = run.config
     name = scorer.split("@")[0]
+    shown = f"the best {MOST} of " if run.n > MOST else ""
     return (
-        f"{run.n} candidates by {config['model']}, {config['steps']} steps of "
+        f"{shown}{run.n} candidates by {config['model']}, {config['steps']} steps of "
         f"{config['scheduler'].removesuffix('Scheduler')}, guidance {config['guidance_scale']:g}, ranked by {name}"
     )
 

@@ -67,7 +67,7 @@ def load_scorer(
         spec: a name out of `available_scorers()`; or "sp@PLACE", where PLACE is a folder written by
             `DualEncoder.save_pretrained` or, where there is no such folder, a repository of the model hub.
         device: where to compute, as torch names it.
-        dtype: of the weights; by default as they are stored.
+        dtype: of the weights; float32 by default, in whatever precision they are stored.
         revision: commit, tag or branch of a hub repository.
 
     Raises:
@@ -94,11 +94,11 @@ def available_scorers() -> list[Entry]:
     return [*_OWN.values(), *sorted(added, key=lambda entry: entry.name)]
 
 
-def resolve_sp(for_model: str) -> tuple[str, str]:
+def resolve_sp(for_model: str | None) -> tuple[str, str]:
     """What "sp" means beside a text-to-image model.
 
     Args:
-        for_model: "mini", or the name of the diffusers model that makes the images.
+        for_model: "mini", or the name of the diffusers model that makes the images; None where that is not known.
 
     Returns:
         The spec to load, and one line for people that says why.
@@ -109,8 +109,8 @@ def resolve_sp(for_model: str) -> tuple[str, str]:
     if for_model == "mini":
         return "clip-mini", f"scorer: clip-mini, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
     return "clip-mini", (
-        f"scorer: clip-mini, which knows the mini world only and can say little of images by {for_model}; "
-        f"name a checkpoint with {CHECKPOINT_VARIABLE}, or choose a scorer"
+        f"scorer: clip-mini, which knows the mini world only and can say little of images by {for_model or 'others'}; "
+        f"name a checkpoint with {CHECKPOINT_VARIABLE}, or choose another with --scorer"
     )
 
 

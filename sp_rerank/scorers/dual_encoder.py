@@ -131,7 +131,14 @@ class DualEncoder(ModelMixin, ConfigMixin):
             raise UsageError(
                 f"{folder}: expected a folder with {cls.config_name} and {file.name}, found no {absent[0]}"
             )
-        _check_tensors(file, cls._shapes(folder))
+        try:
+            shapes = cls._shapes(folder)
+        except UsageError:
+            raise
+        except Exception as error:  # bad JSON, a missing key, a field that open_clip does not know
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise StorageError(f"{folder}/config.json does not describe a dual encoder: {first}") from error
+        _check_tensors(file, shapes)
         kwargs["use_safetensors"] = True
         model = super().from_pretrained(str(folder), **kwargs)
         with file.open("rb") as opened:

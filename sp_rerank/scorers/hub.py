@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sp_rerank.errors import HubUnavailableError, UsageError
+from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
 
 # Nothing else is fetched: no pickles, no code.
 _WANTED = ["config.json", "*.safetensors"]
@@ -25,6 +25,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
 
     Raises:
         UsageError: if there is no such repository or revision, or access to it is not granted.
+        StorageError: if the download breaks off.
         HubUnavailableError: if it is not in the cache and the hub does not answer; after five seconds at most.
     """
     from huggingface_hub import snapshot_download
@@ -45,7 +46,6 @@ def _download(repo: str, revision: str | None) -> Path:
     try:
         # A probe with a short limit: the download itself would try again for a long time.
         commit = HfApi().model_info(repo, revision=revision, timeout=_PROBE_SECONDS).sha
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=_WANTED))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         where = f"{repo!r} at revision {revision!r}" if revision else repr(repo)
         raise UsageError(
@@ -58,3 +58,7 @@ def _download(repo: str, revision: str | None) -> Path:
             f"{repo}: neither a folder here nor in the cache, and the hub gave no answer ({type(error).__name__}); "
             f"where there is a network run `{command}`, or give the path of a folder"
         ) from error
+    try:
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=_WANTED))
+    except Exception as error:  # a full disk, a connection that broke
+        raise StorageError(f"{repo} cannot be downloaded: {error}") from error

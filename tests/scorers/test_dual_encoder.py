@@ -14,7 +14,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import image_transform
 from PIL import Image
 
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError
 from sp_rerank.scorers.check import check_scorer
 from sp_rerank.scorers.dual_encoder import DualEncoder
 
@@ -230,6 +230,17 @@ def test_a_pickle_is_not_opened(saved: Path, tmp_path: Path):
     with pytest.raises(UsageError, match=f"found no {WEIGHTS}"):
         DualEncoder.from_pretrained(saved)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "x"}', "missing"])
+def test_a_configuration_that_describes_nothing_is_an_error(text: str, saved: Path):
+    if text == "missing":
+        config = json.loads((saved / "config.json").read_text())
+        text = json.dumps({key: value for key, value in config.items() if key != "embed_dim"})
+    (saved / "config.json").write_text(text)
+    with pytest.raises(SpRerankError) as caught:
+        DualEncoder.from_pretrained(saved)
+    assert caught.value.exit_code in (2, 74)
 
 
 def test_the_folder_of_another_model_is_refused(saved: Path):
