@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 COLUMNS = 10
 THUMBNAIL, GAP, MARGIN = 120, 10, 36  # pixels
 CAPTION = 30  # pixels below a thumbnail
-BEST = 296  # the most pixels of a side of the best ones
+BEST = 320  # the most pixels of a side of the best ones
 PAPER, INK, FAINT, GOLD = (250, 249, 246), (32, 32, 36), (130, 130, 138), (196, 138, 20)
 MOST = 400  # candidates on a sheet: of a larger run the best ones, so that the sheet stays a picture
 LOST = {"flagged": "replaced", "nonfinite": "broken"}
