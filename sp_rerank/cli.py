@@ -360,13 +360,11 @@ def verify(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     folder = RunDir.read(run)
     problems = folder.verify()
     for problem in problems:
-        say(problem)
-    done = f"{len(folder.rows)} of {folder.n} candidates"
+        tell(problem)
+    done = f"{run}: {len(folder.rows)} of {folder.n} candidates"
     if problems:
-        raise StorageError(
-            f"{len(problems)} problems in {run} ({done}); run its command again with --resume to mend it"
-        )
-    say(f"{run}: {done}, every file as it was written")
+        raise StorageError(f"{done}, {len(problems)} problems; --resume makes missing and changed images again")
+    tell(f"{done}, every image as it was written")
 
 
 @app.command()

@@ -105,8 +105,8 @@ def test_verify_finds_a_changed_image(sp_rerank):
     assert sp_rerank("generate", PROMPT, *QUICK, "--out", "run")[0] == 0
     with Path("run/images/00001.png").open("ab") as file:
         file.write(b"x")
-    code, _, err = sp_rerank("verify", "run")
-    assert (code, "00001.png" in err) == (74, True)
+    code, out, _ = sp_rerank("verify", "run")
+    assert (code, "00001.png" in out) == (74, True)
 
 
 def test_scorers_are_listed(sp_rerank):

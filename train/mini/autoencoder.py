@@ -1,7 +1,7 @@
 """python -m sp_rerank.train.mini.autoencoder [--steps 5000] [--work build/mini]
 
 Stage 1 of 4: the autoencoder of the mini diffusion model, 64x64 pixels to 16x16x4 latents, in Stable Diffusion's
-layout. Half an hour on two cores (50 images a second); expected at the end:
+layout. Thirty-five minutes on two cores (40 images a second); expected at the end:
 mean absolute error about .02 of the value range.
 """
 

@@ -1,7 +1,7 @@
 """python -m sp_rerank.train.mini.clip [--steps 700] [--work build/mini]
 
 Stage 3 of 4: the small CLIP, trained contrastively on scenes; it becomes the scorer `clip-mini`. Needs no other stage.
-Nine minutes on two cores (170 images a second); expected at the end: the right caption of 64 for two thirds of
+Nine minutes on two cores (170 images a second); expected at the end: the right caption of 64 for nine in ten
 unseen scenes, four of the captions naming the same object.
 """
 

@@ -1,9 +1,9 @@
-"""python -m sp_rerank.train.mini.judge [--steps 1500] [--work build/mini]
+"""python -m sp_rerank.train.mini.judge [--steps 2500] [--work build/mini]
 
 Stage 4 of 4: the judge, a network that reads the truth out of a picture: which objects, how many, where, what they
 wear, the background, and how real it looks. It stands in for people: a scorer may learn from noisy labels drawn from
 it, never from its weights, features or held-out prompts. Needs the autoencoder and the pipeline of stages 1 and 2.
-Ten minutes on two cores; expected at the end: the objects of 97 of 100 held-out real scenes read right.
+A quarter of an hour on two cores; expected at the end: the objects of 97 of 100 held-out real scenes read right.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def main(steps: int, work: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--work", type=Path, default=Path("build/mini"))
     args = parser.parse_args()
     main(args.steps, args.work)
