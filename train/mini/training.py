@@ -77,7 +77,7 @@ def fit(
     ]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.99))
     first = _resume(folder, names, params, average, optimizer)
-    began, log = time.monotonic(), (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    began = time.monotonic()
     module.train()
     for step in range(first, steps):
         torch.manual_seed(step)
@@ -97,11 +97,10 @@ def fit(
             mean.lerp_(p.detach(), 1 - keep)
         if (step + 1) % 50 == 0:
             row = {"step": step + 1, "loss": loss.item(), "seconds": round(time.monotonic() - began, 1), **figures}
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row) + "\n")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
             _save(folder, step + 1, names, params, average, optimizer)
-    log.close()
     with torch.no_grad():
         for p, mean in zip(params, average, strict=True):
             p.copy_(mean)
