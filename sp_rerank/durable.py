@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -43,18 +44,45 @@ def write(path: Path, data: bytes) -> None:
     Raises:
         StorageError: if it cannot be written; `path` then holds the one or the other, and nothing else is left.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with storage_errors(path):
-        try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb", buffering=0) as file:  # "x" follows no link
-                _write_all(file, data)
-            temporary.replace(path)
-        except BaseException:
+    write_all({path: data})
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """`write` each of several files of one folder, for little more than the time of one.
+
+    They are synced side by side, which a journalling file system turns into one transaction.
+
+    Raises:
+        StorageError: naming the first that cannot be written; each then holds its old or its new content.
+    """
+    if not files:
+        return
+    try:
+        with ThreadPoolExecutor(len(files)) as pool:
+            for _ in pool.map(_write_beside, files, files.values()):
+                pass
+        for path in files:
+            with storage_errors(path):
+                _temporary(path).replace(path)
+    except BaseException:
+        for path in files:
             with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+                _temporary(path).unlink(missing_ok=True)
+        raise
+    (folder,) = {path.parent for path in files}
+    with storage_errors(folder):
+        sync_folder(folder)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
+def _write_beside(path: Path, data: bytes) -> None:
+    with storage_errors(path):
+        _temporary(path).unlink(missing_ok=True)
+        with _temporary(path).open("xb", buffering=0) as file:  # "x" follows no link
+            _write_synced(file, data)
 
 
 def append(path: Path, data: bytes, *, at: int) -> int:
@@ -70,7 +98,7 @@ def append(path: Path, data: bytes, *, at: int) -> int:
         file.truncate(at)
         file.seek(at)
         try:
-            _write_all(file, data)
+            _write_synced(file, data)
         except OSError:
             # Where even this fails, the next append begins at `at` all the same.
             with suppress(OSError):
@@ -93,7 +121,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(file: FileIO, data: bytes) -> None:
+def _write_synced(file: FileIO, data: bytes) -> None:
     """Write and sync; a full disk shows as a short write first, and as an error on the next one."""
     rest = memoryview(data)
     while rest:

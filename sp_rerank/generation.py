@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sp_rerank import images, models, prompts, ranking
 from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, UsageError
 from sp_rerank.existing import ranked
-from sp_rerank.manifest import Status
+from sp_rerank.manifest import Row, Status
 from sp_rerank.run import RunDir, RunWriter
 from sp_rerank.types import Candidate, Ranked
 
@@ -355,26 +355,32 @@ def _take(batch: Batch, scores: Tensor, tally: _Tally, run: RunWriter | None, co
     """Commit a batch to the folder and to the tally."""
     sound = batch.images.flatten(1).isfinite().all(dim=1).tolist()
     (scorer,) = config["scorers"]
+    candidates, rows = [], []
     for place, image in enumerate(to_images(batch.images)):
-        index, seed, score = batch.indices[place], batch.seeds[place], float(scores[place])
+        candidate = Candidate(batch.indices[place], batch.seeds[place], image, batch.flagged[place])
+        score = float(scores[place])
         finite = sound[place] and math.isfinite(score)
-        status: Status = "flagged" if batch.flagged[place] else "ok" if finite else "nonfinite"
-        candidate = Candidate(index, seed, image, batch.flagged[place])
-        if run:
-            stored = score if status == "ok" else math.nan
-            row = run.commit(
-                to_png(candidate, config, {"scores": {scorer: score if status == "ok" else None}}),
-                index=index,
-                seed=seed,
+        status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
+        candidates.append((candidate, status, score if status == "ok" else math.nan))
+    if run:
+        for candidate, status, score in candidates:
+            png = to_png(candidate, config, {"scores": {scorer: score if status == "ok" else None}})
+            row = Row.of(
+                png,
+                index=candidate.index,
+                seed=candidate.seed,
                 status=status,
-                scores={scorer: stored},
+                scores={scorer: score},
                 unet_evaluations=batch.unet_evaluations,
                 batch_size=len(batch.indices),
             )
-            # what stands in the folder counts: a candidate made again may differ on another machine
-            tally.add(index, row.status, _score_of(row.scores, scorer))
-        else:
-            tally.add(index, status, score, candidate)
+            rows.append((row, png))
+        # what stands in the folder counts: a candidate made again may differ on another machine
+        for row in run.commit(rows):
+            tally.add(row.index, row.status, _score_of(row.scores, scorer))
+    else:
+        for candidate, status, score in candidates:
+            tally.add(candidate.index, status, score, candidate)
     tally.forget()
 
 

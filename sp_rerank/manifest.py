@@ -5,6 +5,7 @@ Knows the schema and what makes a text valid. Knows nothing of folders, locks or
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -60,6 +61,12 @@ class Row:
             raise ValueError(f"scores should be finite numbers or null by name, not {brief(self.scores)}")
         if not isinstance(self.sha256, str) or len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ValueError(f"sha256 should be 64 hexadecimal digits, not {brief(self.sha256)}")
+
+    @classmethod
+    def of(cls, png: bytes, *, scores: Mapping[str, float], **fields: Any) -> Row:
+        """The row of an image file: its sha256, None for each score that is not finite; `fields` are the others."""
+        finite = {name: float(score) if math.isfinite(score) else None for name, score in scores.items()}
+        return cls(scores=finite, sha256=hashlib.sha256(png).hexdigest(), **fields)
 
     @property
     def file(self) -> str:

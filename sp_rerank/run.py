@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from sp_rerank import durable
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
-from sp_rerank.manifest import Row, Status, encode_config, parse_config, parse_rows
+from sp_rerank.manifest import Row, encode_config, parse_config, parse_rows
 
 log = logging.getLogger(__name__)
 
@@ -230,54 +229,39 @@ class RunWriter(RunDir):
         if problems:
             self._replace_rows({index: row for index, row in self.rows.items() if index not in problems})
 
-    def commit(
-        self,
-        png: bytes,
-        *,
-        index: int,
-        seed: int,
-        status: Status,
-        scores: Mapping[str, float],
-        unet_evaluations: int,
-        batch_size: int,
-    ) -> Row:
-        """Make a candidate part of the run: its image, then its line, both on the disk when this returns.
+    def commit(self, batch: Sequence[tuple[Row, bytes]]) -> list[Row]:
+        """Make candidates part of the run: their images, then their lines, all on the disk when this returns.
 
         A candidate that is committed already stays as it is, for a batch is made again whole on resume; a log warning
         says so if it came out different.
 
         Args:
-            png: the image file.
-            index: 0..n-1.
-            seed: of its initial noise.
-            status: see `Row`.
-            scores: by the scorer's name; those that are not finite are stored as null.
-            unet_evaluations: spent on this candidate.
-            batch_size: of the batch that it was made in.
+            batch: the row of each, from `Row.of`, and its image file.
 
         Returns:
-            The committed row.
+            The committed rows, in the batch's order.
 
         Raises:
             StorageError: if it cannot be written; the folder then is as it was before.
-            ValueError: if a value is out of its range.
+            ValueError: if an index is out of its range.
         """
-        finite = {name: float(score) if math.isfinite(score) else None for name, score in scores.items()}
-        row = Row(index, seed, status, finite, hashlib.sha256(png).hexdigest(), unet_evaluations, batch_size)
-        if index >= self.n:
-            raise ValueError(f"candidate {index} is outside 0..{self.n - 1}")
-        if index in self.rows:
-            return self._kept(row)
-        image = _inside(self.path, row.file)
+        for row, _ in batch:
+            if row.index >= self.n:
+                raise ValueError(f"candidate {row.index} is outside 0..{self.n - 1}")
+        new = {row.index: (row, png) for row, png in batch if row.index not in self.rows}
+        files = {_inside(self.path, row.file): png for row, png in new.values()}
+        lines = b"".join(row.to_line() for row, _ in new.values())
         try:
-            durable.write(image, png)
-            self._end = durable.append(_inside(self.path, MANIFEST), row.to_line(), at=self._end)
+            durable.write_all(files)
+            self._end = durable.append(_inside(self.path, MANIFEST), lines, at=self._end)
         except StorageError:
-            with suppress(OSError):
-                image.unlink()
+            for image in files:
+                with suppress(OSError):
+                    image.unlink()
             raise
-        self.rows[index] = row
-        return row
+        kept = [row if row.index in new else self._kept(row) for row, _ in batch]
+        self.rows |= {index: row for index, (row, _) in new.items()}
+        return kept
 
     def _kept(self, row: Row) -> Row:
         kept = self.rows[row.index]
@@ -314,8 +298,7 @@ class RunWriter(RunDir):
         top = _inside(self.path, TOP)
         with durable.storage_errors(top):
             top.mkdir(exist_ok=True)
-            for name, png in copies.items():
-                durable.write(top / name, png)
+            durable.write_all({top / name: png for name, png in copies.items()})
             _remove_stale(top, copies)
             self._write_grid(grid)
         return [top / name for name in copies]

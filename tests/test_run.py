@@ -22,7 +22,9 @@ CONFIG = {"prompt": "a lemon", "n": 5, "seed": 40, "steps": 2}
 
 def commit(run, index, png=None, **changes):
     values = {"seed": 40 + index, "status": "ok", "scores": {"test": index / 4}, "unet_evaluations": 3, "batch_size": 2}
-    return run.commit(png or b"image %d" % index, index=index, **{**values, **changes})
+    png = png or b"image %d" % index
+    (row,) = run.commit([(Row.of(png, index=index, **{**values, **changes}), png)])
+    return row
 
 
 def make(folder, indices=range(5), config=CONFIG):

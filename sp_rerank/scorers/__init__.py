@@ -11,12 +11,14 @@ the entry-point group `sp_rerank.scorers`: the name of the entry point is the sc
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sp_rerank.errors import StorageError, UsageError
 
@@ -77,7 +79,7 @@ def load_scorer(
     """
     name, _, place = spec.partition("@")
     if name == "sp" and place:
-        return _load_dual_encoder(_checkpoint_folder(place, revision), device, dtype)
+        return _load_folder(_checkpoint_folder(place, revision), device, dtype)
     if revision is not None:
         raise UsageError(f"a revision goes with sp@OWNER/NAME only, got revision={revision!r} with {spec!r}")
     table = {entry.name: entry for entry in available_scorers()}
@@ -133,11 +135,22 @@ def _entry_of(point: EntryPoint) -> Entry:
     return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
 
 
-def _load_dual_encoder(folder: Path, device: str, dtype: torch.dtype | None) -> Scorer:
-    from sp_rerank.scorers.dual_encoder import DualEncoder
+_CLASSES = {"DualEncoder": "dual_encoder"}
+"""The module of each class that a checkpoint's config.json may name."""
 
-    model: Any = DualEncoder.from_pretrained(folder, torch_dtype=dtype)
-    return model.to(device)
+
+def _load_folder(folder: Path, device: str, dtype: torch.dtype | None) -> Scorer:
+    """The scorer in a folder written by `save_pretrained`, of the class that its config.json names."""
+    try:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: expected a scorer's folder, found no config.json in it") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise StorageError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if name not in _CLASSES:
+        raise UsageError(f"{folder}: expected a scorer ({', '.join(_CLASSES)}), its config.json is of a {name!r}")
+    scorer_class = getattr(import_module(f"sp_rerank.scorers.{_CLASSES[name]}"), name)
+    return scorer_class.from_pretrained(folder, torch_dtype=dtype).to(device)
 
 
 def _checkpoint_folder(place: str, revision: str | None) -> Path:
@@ -162,7 +175,7 @@ def _build_sp(device: str, dtype: torch.dtype | None) -> Scorer:
 def _build_clip_mini(device: str, dtype: torch.dtype | None) -> Scorer:
     if not _CLIP_MINI.is_dir():
         raise StorageError(f"{_CLIP_MINI}: the embedded model is missing from this installation; install it again")
-    return _load_dual_encoder(_CLIP_MINI, device, dtype)
+    return _load_folder(_CLIP_MINI, device, dtype)
 
 
 def _build_brightness(device: str, dtype: torch.dtype | None) -> Scorer:

@@ -8,32 +8,25 @@ registry, of downloads or of training.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import UsageError
 from sp_rerank.scorers.preprocess import Preprocess
-
-# Images or texts a pass: bounds the memory, and is large enough to keep a GPU busy.
-_PASS = 64
+from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, passes
 
 
-class DualEncoder(ModelMixin, ConfigMixin):
+class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
     """An image encoder and a text encoder into one space; the score is the cosine of the two, perhaps scaled.
 
     Source: Radford et al. 2021, arXiv 2103.00020; `open_clip.model.CLIP` (open_clip 3.3).
@@ -74,7 +67,6 @@ class DualEncoder(ModelMixin, ConfigMixin):
         self.preprocess = Preprocess.from_dict(preprocess)
         self.tokenizer = build_tokenizer(merges)
         self.clip = CLIP(embed_dim, CLIPVisionCfg(**vision_cfg), CLIPTextCfg(**text_cfg), quick_gelu=quick_gelu)
-        self._file_sha256: str | None = None
         self._check_consistency()
 
     def _check_consistency(self) -> None:
@@ -90,70 +82,6 @@ class DualEncoder(ModelMixin, ConfigMixin):
             raise UsageError(
                 f"{config['name']}: score_scale must be 'cosine' or 'logit', got {config['score_scale']!r}"
             )
-
-    @property
-    def name(self) -> str:
-        """The checkpoint's name and the first 12 hex digits of its weights' SHA-256, "clip-mini@3f2a...".
-
-        The hash is that of the safetensors file: of the one that was loaded, whatever the precision or device since;
-        of the one that `save_pretrained` would write now where there is none, or where training has begun.
-        """
-        digest = self._file_sha256 or hashlib.sha256(self._serialised()).hexdigest()
-        return f"{self.config['name']}@{digest[:12]}"
-
-    def _serialised(self) -> bytes:
-        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        return safetensors.torch.save(state, metadata={"format": "pt"})
-
-    def train(self, mode: bool = True) -> Self:
-        """As in torch; training mode also means that the weights are no longer those of the file."""
-        if mode:
-            self._file_sha256 = None
-        return super().train(mode)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """Load a folder written by `save_pretrained`, strictly: the same tensors with the same shapes, or an error.
-
-        Args:
-            pretrained_model_name_or_path: the folder; a hub repository is fetched by `load_scorer`, not here.
-            **kwargs: as in diffusers; `subfolder`, `variant` and `torch_dtype` among them.
-
-        Raises:
-            UsageError: if there is no safetensors file, or its tensors are not those that config.json describes.
-            StorageError: if the file is damaged.
-        """
-        folder = Path(pretrained_model_name_or_path, kwargs.pop("subfolder", None) or "")
-        suffix = f".{kwargs['variant']}.safetensors" if kwargs.get("variant") else ".safetensors"
-        file = folder / SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", suffix)
-        absent = [name for name in (cls.config_name, file.name) if not (folder / name).is_file()]
-        if absent:
-            raise UsageError(
-                f"{folder}: expected a folder with {cls.config_name} and {file.name}, found no {absent[0]}"
-            )
-        try:
-            shapes = cls._shapes(folder)
-        except UsageError:
-            raise
-        except Exception as error:  # bad JSON, a missing key, a field that open_clip does not know
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise StorageError(f"{folder}/config.json does not describe a dual encoder: {first}") from error
-        _check_tensors(file, shapes)
-        kwargs["use_safetensors"] = True
-        model = super().from_pretrained(str(folder), **kwargs)
-        with file.open("rb") as opened:
-            model._file_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        return model
-
-    @classmethod
-    def _shapes(cls, folder: Path) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each tensor that the folder's configuration asks for."""
-        stored: Any = cls.load_config(folder)
-        if stored.get("_class_name") != cls.__name__:
-            raise UsageError(f"{folder}: expected a {cls.__name__}, its config.json is a {stored.get('_class_name')}'s")
-        with torch.device("meta"):
-            blank: Any = cls.from_config(stored)
-        return {key: tuple(value.shape) for key, value in blank.state_dict().items()}
 
     def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
         """Embed images, with a gradient to the weights but not to the pixels.
@@ -184,38 +112,14 @@ class DualEncoder(ModelMixin, ConfigMixin):
         return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.clip.context_length - 2 :]).strip()
 
     def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
-
-        Calling the module is what moves it to its device under diffusers' CPU offloading.
-        """
-        prompts = [prompt] * len(images) if isinstance(prompt, str) else list(prompt)
-        if len(prompts) != len(images):
-            raise UsageError(f"expected one prompt, or one an image: got {len(prompts)} prompts, {len(images)} images")
+        """Score as `score` does, but with a gradient to the weights and the result on the module's device."""
+        prompts, place = distinct_prompts(prompt, len(images))
         if not prompts:
             return torch.empty(0, device=self.device)
-        row = {text: index for index, text in enumerate(dict.fromkeys(prompts))}
-        texts = torch.cat([self.encode_text(list(row)[part]) for part in _passes(len(row))])
-        text_of_image = texts[[row[text] for text in prompts]]
-        embedded = torch.cat([self.encode_image(images[part]) for part in _passes(len(images))])
-        cosine = (embedded * text_of_image).sum(dim=-1)
+        texts = torch.cat([self.encode_text(prompts[part]) for part in passes(len(prompts))])
+        embedded = torch.cat([self.encode_image(images[part]) for part in passes(len(images))])
+        cosine = (embedded * texts[place]).sum(dim=-1)
         return cosine * self.clip.logit_scale.float().exp() if self.config["score_scale"] == "logit" else cosine
-
-    @torch.no_grad()
-    def score(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Score n images; higher is better; comparable within one prompt only.
-
-        Args:
-            prompt: the prompt of all images, or one prompt an image; each distinct one is encoded once.
-            images: (n, 3, H, W) float in [0, 1] on any device, or n PIL images of any sizes.
-
-        Returns:
-            (n,) float32 on the CPU, in the scale that the configuration names. NaN for an image that is not finite,
-            and for that one only.
-
-        Raises:
-            UsageError: if there are neither one nor n prompts.
-        """
-        return self(prompt, images).cpu()
 
 
 def build_tokenizer(merges: list[str] | None) -> SimpleTokenizer:
@@ -231,31 +135,8 @@ def build_tokenizer(merges: list[str] | None) -> SimpleTokenizer:
     return SimpleTokenizer(file)  # pyright: ignore[reportArgumentType]
 
 
-def _passes(count: int) -> list[slice]:
-    return [slice(start, start + _PASS) for start in range(0, count, _PASS)]
-
-
 def _refuse_foreign_towers(vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:
     """A configuration may describe a network, not name one for the constructor to download."""
     for cfg, key in ((vision_cfg, "timm_model_name"), (text_cfg, "hf_model_name")):
         if cfg.get(key):
             raise UsageError(f"expected a tower built from open_clip's own layers, got {key}={cfg[key]!r}")
-
-
-def _check_tensors(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    """Compare the header of a safetensors file with names and shapes; diffusers itself only warns."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"{file}: damaged, not a complete safetensors file ({error}); fetch it again") from error
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    reshaped = [
-        f"{key} {found[key]} for {expected[key]}"
-        for key in sorted(expected.keys() & found.keys())
-        if found[key] != expected[key]
-    ]
-    if missing or unexpected or reshaped:
-        faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-        listed = "; ".join(f"{len(keys)} {fault}: {', '.join(keys[:3])}" for fault, keys in faults.items() if keys)
-        raise UsageError(f"{file}: its tensors are not those that its config.json describes: {listed}")

@@ -15,7 +15,7 @@ import writer
 
 from sp_rerank.run import RunDir
 
-N = 3
+N = 10  # a batch and a quarter
 HARMLESS = ("left by an interrupted write", "not in candidates.jsonl")  # what the next --resume removes
 
 

@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 
 def live(folder, made, seconds):
     """Let a writer go on for some seconds, or to its end; whether it had to be killed."""
-    options = ("--resume", "--made", made, "--pause", 0.004)
+    options = ("--resume", "--made", made, "--pause", 0.03)
     with subprocess.Popen(command(folder, *options), stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         try:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from sp_rerank import images
 from sp_rerank.errors import SpRerankError
+from sp_rerank.manifest import Row
 from sp_rerank.run import RunWriter
 
 BATCH = 8
@@ -30,6 +31,13 @@ def candidate(index):
     return png, {"test": score}
 
 
+def row_of(index, seed):
+    png, scores = candidate(index)
+    status = "ok" if index % 10 else "nonfinite"
+    fields = {"index": index, "seed": seed + index, "status": status, "unet_evaluations": 2, "batch_size": BATCH}
+    return Row.of(png, scores=scores, **fields), png
+
+
 def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, opened=lambda: None):
     """Write the run, or what is missing of it; a line of the file `made` for each batch that is made."""
     config = {"prompt": "a lemon", "n": n, "seed": seed}
@@ -42,18 +50,8 @@ def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, open
             if made:
                 with made.open("a") as file:
                     file.write(f"{first}\n")
-            for index in batch:
-                png, scores = candidate(index)
-                run.commit(
-                    png,
-                    index=index,
-                    seed=seed + index,
-                    status="ok" if index % 10 else "nonfinite",
-                    scores=scores,
-                    unet_evaluations=2,
-                    batch_size=BATCH,
-                )
-                time.sleep(pause)
+            run.commit([row_of(index, seed) for index in batch])
+            time.sleep(pause)
         run.finish([index for index in (7, 3, 1) if index < n], grid=candidate(0)[0])
 
 
@@ -62,7 +60,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each commit")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds after each batch")
     parser.add_argument("--made", type=Path, help="file that gets a line for each batch made")
     parser.add_argument("--file-limit", type=int, help="bytes that a file can have")
     parser.add_argument("--hold", action="store_true", help="wait for the end of stdin once the folder is open")
