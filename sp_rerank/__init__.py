@@ -3,7 +3,7 @@
 Importing this imports no torch; each public name loads its module when it is first used.
 
     >>> from sp_rerank import generate, load_pipeline, load_scorer
-    >>> best = generate("a lemon", pipe=load_pipeline("mini"), scorer=load_scorer("sp"), n=20)
+    >>> best = generate("a lemon", pipe=load_pipeline("mini"), scorer=load_scorer("clip-mini"), n=20)
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sp_rerank.repetition import replay
     from sp_rerank.scorers import load_scorer
     from sp_rerank.scorers.check import check_scorer
+    from sp_rerank.scorers.reward import as_reward_fn
     from sp_rerank.types import Candidate, Ranked, Scorer
 
 _HOME = {
@@ -24,6 +25,7 @@ _HOME = {
     "Ranked": "types",
     "Scorer": "types",
     "StableDiffusionBestOfNPipeline": "pipelines",
+    "as_reward_fn": "scorers.reward",
     "check_scorer": "scorers.check",
     "generate": "generation",
     "load_pipeline": "models",
@@ -37,6 +39,7 @@ __all__ = [
     "Ranked",
     "Scorer",
     "StableDiffusionBestOfNPipeline",
+    "as_reward_fn",
     "check_scorer",
     "generate",
     "load_pipeline",

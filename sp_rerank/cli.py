@@ -26,6 +26,7 @@ from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, U
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sp_rerank.existing import RankedFile
     from sp_rerank.generation import Progress
 
 app = typer.Typer(
@@ -37,6 +38,12 @@ app = typer.Typer(
 )
 bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
+scorers_app = typer.Typer(
+    help="List the scorers, or convert a published checkpoint into one.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+app.add_typer(scorers_app, name="scorers")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
 ScorerOption = Annotated[str, typer.Option(help="what ranks: a name from `sp-rerank scorers`, or sp@FOLDER")]
@@ -288,7 +295,9 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 def rank(
     folder: Annotated[Path, typer.Argument(help="with the images, PNG, JPEG, WebP and the like")],
     prompt: Annotated[str, typer.Option(help="what the images should show")],
-    scorer: ScorerOption = "sp",
+    scorer: Annotated[
+        list[str], typer.Option(help="what ranks, as in generate; given again, more columns beside the first")
+    ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
     top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]", min=1)] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -300,29 +309,66 @@ def rank(
 
     if not prompt.strip():
         raise UsageError("the prompt is empty; expected words that say what the images should show")
+    nothing = NothingUsableError(
+        f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
+    )
+    found = find_images(folder)
+    if not found:  # said before a scorer is loaded, or even downloaded
+        raise nothing
     with _quiet():
-        found = find_images(folder)
-        ranker = _load_scorer(scorer, None, models.find_device(device))
-        ranked, unreadable = existing.rank_files(ranker, prompt, found, top_k)
+        hardware = models.find_device(device)
+        rankers = [_load_scorer(spec, None, hardware) for spec in scorer]
+        ranked, unreadable = existing.rank_files(rankers, prompt, found, top_k)
     for error in unreadable:
         say(f"skipped: {error}")
     if unreadable:
         say(f"skipped {len(unreadable)} of {len(found)} images")
     if not ranked:
-        raise NothingUsableError(
-            f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
-        )
-    rows = [{"rank": r.rank, "score": r.score if math.isfinite(r.score) else None, "file": str(r.file)} for r in ranked]
+        raise nothing
     if as_json:
-        _print_json({"prompt": prompt, "scorer": ranker.name, "skipped": [str(e) for e in unreadable], "ranking": rows})
+        _print_json({
+            "prompt": prompt,
+            "scorer": next(iter(ranked[0].scores)),
+            "scorers": list(ranked[0].scores),
+            "skipped": [str(error) for error in unreadable],
+            "ranking": [_rank_row(r) for r in ranked],
+        })
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, ["rank", "score", "file"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "file": plain(row["file"])} for row in rows)
+        _print_csv(ranked)
     else:
-        for row in rows:
-            score = "not finite" if row["score"] is None else f"{row['score']:.4f}"
-            tell(f"{row['rank']:4d}  {score:>10}  {row['file']}")
+        _print_ranking(ranked)
+
+
+def _rank_row(ranked: RankedFile) -> dict[str, Any]:
+    """For JSON and CSV; "score" is the first scorer's, None where it is not finite."""
+    scores = {name: score if math.isfinite(score) else None for name, score in ranked.scores.items()}
+    first = next(iter(scores.values()))
+    return {"rank": ranked.rank, "score": first, "file": str(ranked.file), "scores": scores, "ranks": ranked.ranks}
+
+
+def _print_csv(ranked: list[RankedFile]) -> None:
+    """One line a file: rank and score by the first scorer, then score and rank by each further one."""
+    others = list(ranked[0].scores)[1:]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = [f"{what} {plain(name)}" for name in others for what in ("score", "rank")]
+    writer.writerow(["rank", "score", "file", *columns])
+    for row in map(_rank_row, ranked):
+        further = [row[what][name] for name in others for what in ("scores", "ranks")]
+        writer.writerow([row["rank"], row["score"], plain(row["file"]), *further])
+
+
+def _print_ranking(ranked: list[RankedFile]) -> None:
+    """One line a file; where there are several scorers, a header, and the rank by each further one in brackets."""
+    names = list(ranked[0].scores)
+    lines = [["rank", *names, "file"]] if len(names) > 1 else []
+    for r in ranked:
+        scores = [f"{score:.4f}" if math.isfinite(score) else "not finite" for score in r.scores.values()]
+        ranks = ["", *(f" ({rank:d})" for rank in list(r.ranks.values())[1:])]
+        lines.append([str(r.rank), *(f"{score}{rank}" for score, rank in zip(scores, ranks, strict=True)), str(r.file)])
+    widths = [4, *(max(10, *(len(line[column]) for line in lines)) for column in range(1, len(names) + 1))]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=False)]
+        tell("  ".join([*cells, line[-1]]))
 
 
 @app.command()
@@ -367,32 +413,45 @@ def verify(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
     tell(f"{done}, every image as it was written")
 
 
-@app.command()
-def scorers(as_json: Json = False) -> None:
+@scorers_app.callback()
+def scorers(context: typer.Context, as_json: Json = False) -> None:
     """List the scorers: name, size, scale of the score, licence, whether the weights are here."""
+    if context.invoked_subcommand:
+        return
     from sp_rerank.scorers import available_scorers
 
     rows = [
         {
             "name": entry.name,
-            "about": entry.summary,
             "size": entry.size,
             "scale": entry.scale,
             "licence": entry.licence,
             "here": entry.available(),
+            "about": entry.summary,
         }
         for entry in available_scorers()
     ]
     if as_json:
         _print_json(rows)
         return
-    from rich.table import Table
-    from rich.text import Text
+    lines = [[*rows[0]], *([{True: "yes", False: "no"}.get(cell, cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        tell("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(plain({True: "yes", False: "no"}.get(cell, str(cell)))) for cell in row.values()))
-    console(out=True).print(table)
+
+@scorers_app.command("convert")
+def scorers_convert(
+    file: Annotated[Path, typer.Argument(help="the checkpoint as published: .pt, .bin, .pth or .safetensors")],
+    as_name: Annotated[str, typer.Option("--as", help="which one it is, a name from `sp-rerank scorers`")],
+    out: Annotated[Path | None, typer.Option(help="folder to write  [default: in the cache, found by name]")] = None,
+) -> None:
+    """Turn a published checkpoint into a scorer's folder of safetensors, once."""
+    with _quiet():
+        from sp_rerank.scorers.convert import checkpoint_name, convert
+
+        folder = convert(file, as_name, out=out)
+    tell(f"{checkpoint_name(folder)}  {folder}")
 
 
 @app.command()
@@ -419,9 +478,45 @@ def bench_generate(
     from sp_rerank.bench import compare_generate
 
     with _quiet():
-        result = compare_generate(n, rounds, say)
+        _report_bench(compare_generate(n, rounds, say), as_json)
+
+
+@bench_app.command("score")
+def bench_score(
+    n: Annotated[int, typer.Option(help="images", min=1)] = 8,
+    rounds: Annotated[int, typer.Option(help="of each way, in turn", min=1)] = 3,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    as_json: Json = False,
+) -> None:
+    """Scoring with ViT-L/14 (random weights) against a loop in hpsv2's style and against batched transformers."""
+    from sp_rerank.bench import compare_score
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UsageError(f"--dtype is {dtype!r}; expected float32, bfloat16 or float16")
+    with _quiet():
+        _report_bench(compare_score(n, rounds, dtype, say), as_json)
+
+
+@bench_app.command("precision")
+def bench_precision(
+    prompts: Annotated[int, typer.Option(help="of the mini world", min=1)] = 100,
+    n: Annotated[int, typer.Option(help="candidates a prompt", min=5)] = 100,
+    steps: Annotated[int, typer.Option(help="of the scheduler, for each candidate", min=1)] = 5,
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float16, against float32")] = "bfloat16",
+    as_json: Json = False,
+) -> None:
+    """How often clip-mini chooses the same four of n in half precision as in float32; 12 minutes on two cores."""
+    from sp_rerank.bench import compare_precision
+
+    if dtype not in ("bfloat16", "float16"):
+        raise UsageError(f"--dtype is {dtype!r}; expected bfloat16 or float16")
+    with _quiet():
+        _report_bench(compare_precision(prompts, n, steps, dtype, say), as_json)
+
+
+def _report_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(result)
-    else:
-        for key, value in result.items():
-            tell(f"{key:44} {value}")
+        return
+    for key, value in result.items():
+        tell(f"{key:44} {value}")

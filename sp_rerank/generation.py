@@ -112,7 +112,7 @@ def generate(
         FolderBusyError, StorageError: see `sp_rerank.run.RunWriter`.
 
     Example:
-        >>> best = generate("a lemon", pipe=load_pipeline("mini"), scorer=load_scorer("sp"), n=20, top_k=1)
+        >>> best = generate("a lemon", pipe=load_pipeline("mini"), scorer=load_scorer("clip-mini"), n=20, top_k=1)
         >>> best[0].candidate.image.save("lemon.png")
     """
     config = configure(prompt, pipe=pipe, scorer=scorer, n=n, **settings)

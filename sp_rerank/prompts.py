@@ -24,7 +24,7 @@ def truncations(pipe: Any, scorer: Any, prompt: str) -> list[Truncation]:
 
     Args:
         pipe: tokenizers of one limit are named once.
-        scorer: without a `lost_tail` it cannot tell, and is left out.
+        scorer: without a `lost_tail` it cannot tell, and is left out; with one it has `count_tokens` and `max_tokens`.
         prompt: as the person gave it.
     """
     tokenizers = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
@@ -44,4 +44,4 @@ def _of_tokenizer(tokenizer: Any, prompt: str) -> Truncation | None:
 def _of_scorer(scorer: Any, prompt: str) -> list[Truncation]:
     tail = scorer.lost_tail(prompt) if hasattr(scorer, "lost_tail") else ""
     name = f"the scorer {scorer.name.split('@')[0]}"
-    return [Truncation(name, scorer.count_tokens(prompt), scorer.clip.context_length, tail)] if tail else []
+    return [Truncation(name, scorer.count_tokens(prompt), scorer.max_tokens, tail)] if tail else []

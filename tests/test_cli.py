@@ -12,12 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub.constants
+import open_clip
 import pytest
 import torch
 from doubles import SeededPipe
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from PIL import Image
 
-from sp_rerank import cli, errors, models
+from sp_rerank import cli, errors, images, models
 from sp_rerank.images import open_image, read_record
+from sp_rerank.scorers.brightness import BrightnessScorer
 
 PROMPT = "a lemon wearing sunglasses on the beach"
 QUICK = ["--model", "mini", "--steps", "1", "--n", "2", "--top-k", "1"]
@@ -90,15 +95,101 @@ def test_generate_verify_replay_rank(sp_rerank, tmp_path):
     assert open_image("more.png").tobytes() != image.tobytes()
 
     (run / "images" / "broken.png").write_bytes(b"not an image")
-    code, out, err = sp_rerank("rank", str(run / "images"), "--prompt", PROMPT, "--json")
+    words = ("rank", str(run / "images"), "--prompt", PROMPT, "--scorer", "clip-mini")
+    code, out, err = sp_rerank(*words, "--json")
     ranking = json.loads(out)["ranking"]
     assert code == 0
     assert "broken.png" in err
     assert len(ranking) == 6
     assert Path(ranking[0]["file"]).name == f"{best['index']:05d}.png"  # the saved image scores as the tensor did
     assert ranking[0]["score"] == pytest.approx(best["score"], abs=1e-6)
-    code, out, _ = sp_rerank("rank", str(run / "images"), "--prompt", PROMPT, "--csv", "--top-k", "2")
+    code, out, _ = sp_rerank(*words, "--csv", "--top-k", "2")
     assert [row["rank"] for row in csv.DictReader(io.StringIO(out))] == ["1", "2"]
+
+
+@pytest.fixture
+def greys(tmp_path):
+    """A folder of images that get lighter, and one that is none."""
+    for i in range(20):
+        Image.new("RGB", (20 + i, 30), (i * 12, i * 12, 200)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    return tmp_path
+
+
+def test_rank_by_several_scorers(sp_rerank, greys, monkeypatch):
+    opened = []
+    monkeypatch.setattr(images, "open_image", lambda path: (opened.append(path), open_image(path))[1])
+    words = ("rank", str(greys), "--prompt", PROMPT)
+    code, out, err = sp_rerank(*words, "--scorer", "brightness", "--scorer", "clip-mini", "--json")
+    both = json.loads(out)
+    assert (code, len(opened), "skipped 1 of 21 images" in err) == (0, 21, True)
+    clip = both["scorers"][1]
+    assert (both["scorer"], both["scorers"], clip.split("@")[0]) == ("brightness", ["brightness", clip], "clip-mini")
+    assert len(both["skipped"]) == 1
+    assert [Path(row["file"]).stem for row in both["ranking"]] == [str(i) for i in reversed(range(20))]
+    assert [row["rank"] for row in both["ranking"]] == [row["ranks"]["brightness"] for row in both["ranking"]]
+    assert all(row["score"] == row["scores"]["brightness"] for row in both["ranking"])
+
+    code, out, _ = sp_rerank(*words, "--scorer", "clip-mini", "--json")
+    alone = {row["file"]: (row["score"], row["rank"]) for row in json.loads(out)["ranking"]}
+    assert {row["file"]: (row["scores"][clip], row["ranks"][clip]) for row in both["ranking"]} == alone
+
+    code, out, _ = sp_rerank(*words, "--scorer", "brightness", "--scorer", "clip-mini", "--csv", "--top-k", "3")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert list(rows[0]) == ["rank", "score", "file", f"score {clip}", f"rank {clip}"]
+    assert [int(row[f"rank {clip}"]) for row in rows] == [alone[row["file"]][1] for row in rows]
+    assert [float(row[f"score {clip}"]) for row in rows] == [alone[row["file"]][0] for row in rows]
+
+    code, out, _ = sp_rerank(*words, "--scorer", "brightness", "--scorer", "clip-mini", "--top-k", "2")
+    header, *lines = out.splitlines()
+    assert header.split() == ["rank", "brightness", clip, "file"]
+    assert len(lines) == 2
+    score, rank = alone[str(greys / "19.png")]
+    assert lines[0].split() == ["1", "0.8575", f"{score:.4f}", f"({rank})", str(greys / "19.png")]
+    assert len({line.index(str(greys)) for line in lines} | {header.index("file")}) == 1
+    assert sp_rerank(*words, "--scorer", "brightness", "--top-k", "1")[1].split() == [
+        "1",
+        "0.8575",
+        lines[0].split()[-1],
+    ]
+
+
+def test_rank_where_no_file_is_an_image(sp_rerank, greys):
+    for file in greys.glob("[0-9]*.png"):
+        file.write_bytes(b"not an image")
+    code, out, err = sp_rerank("rank", str(greys), "--prompt", "x", "--scorer", "brightness")
+    assert (code, out, "skipped 21 of 21 images" in err, "could be read; expected PNG" in err) == (4, "", True, True)
+
+
+def test_rank_by_the_same_scorer_twice(sp_rerank, greys):
+    code, out, err = sp_rerank("rank", str(greys), "--prompt", "x", "--scorer", "brightness", "--scorer", "brightness")
+    assert (code, out, "each once, got brightness, brightness" in err) == (2, "", True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "code", "message"),
+    [
+        (lambda n: [1.0] * (n - 1), 2, "scorer brightness: expected a score for each of 16 images, got 15"),
+        (lambda n: raise_(errors.HubUnavailableError("no network")), 69, "scorer brightness: no network"),
+        (lambda n: [float("nan"), *[1.0] * (n - 1)], 0, "skipped 1"),
+    ],
+)
+def test_a_scorer_that_fails_is_named(sp_rerank, greys, monkeypatch, scores, code, message):
+    monkeypatch.setattr(BrightnessScorer, "score", lambda self, prompt, pictures: scores(len(pictures)))
+    got, out, err = sp_rerank("rank", str(greys), "--prompt", "x", "--scorer", "clip-mini", "--scorer", "brightness")
+    assert (got, message in err) == (code, True), err
+    assert out.count("not finite") == (code == 0) * 2  # one in each batch of 16
+
+
+def test_a_bug_in_a_scorer_shows_itself_and_names_the_scorer(sp_rerank, greys, monkeypatch):
+    monkeypatch.setattr(BrightnessScorer, "score", lambda self, prompt, pictures: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as caught:
+        sp_rerank("rank", str(greys), "--prompt", "x", "--scorer", "brightness")
+    assert caught.value.__notes__ == ["raised by the scorer brightness"]
+
+
+def raise_(error: Exception):
+    raise error
 
 
 def test_verify_finds_a_changed_image(sp_rerank):
@@ -112,8 +203,38 @@ def test_verify_finds_a_changed_image(sp_rerank):
 def test_scorers_are_listed(sp_rerank):
     code, out, _ = sp_rerank("scorers", "--json")
     assert code == 0
-    assert {row["name"] for row in json.loads(out)} >= {"sp", "clip-mini"}
-    assert "clip-mini" in sp_rerank("scorers")[1]
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows.keys() >= {"sp", "clip-mini", "hps-v2.1", "image-reward", "aesthetic-v2"}
+    assert rows["hps-v2.1"].items() >= {"size": "2.0 GB", "scale": "cosine", "licence": "Apache-2.0"}.items()
+    lines = sp_rerank("scorers")[1].splitlines()
+    assert lines[0].split() == ["name", "size", "scale", "licence", "here", "about"]
+    assert [line.split()[0] for line in lines[1:]] == [*rows]
+
+
+def test_a_published_checkpoint_is_converted(sp_rerank, tmp_path, monkeypatch):
+    described = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 224, "layers": 1, "width": 8, "head_width": 8, "patch_size": 112},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    monkeypatch.setattr(open_clip, "get_model_config", lambda architecture: described)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    vision, text = CLIPVisionCfg(**described["vision_cfg"]), CLIPTextCfg(**described["text_cfg"])
+    torch.save({"state_dict": CLIP(8, vision, text).state_dict()}, "HPS_v2.1_compressed.pt")
+    code, out, err = sp_rerank("scorers", "convert", "HPS_v2.1_compressed.pt", "--as", "hps-v2.1")
+    assert code == 0, err
+    name, folder = out.split()
+    assert re.fullmatch(r"hps-v2\.1@[0-9a-f]{12}", name)
+    assert Path(folder) == tmp_path / "assets" / "sp_rerank" / "scorers" / "hps-v2.1"
+    here = {row["name"]: row["here"] for row in json.loads(sp_rerank("scorers", "--json")[1])}
+    assert here["hps-v2.1"]
+    code, out, _ = sp_rerank("scorers", "convert", "HPS_v2.1_compressed.pt", "--as", "hps-v2", "--out", "mine")
+    assert code == 0
+    assert Path("mine/config.json").is_file()
+    code, _, err = sp_rerank("scorers", "convert", "HPS_v2.1_compressed.pt", "--as", "hps")
+    assert (code, "expected the name of a checkpoint" in err) == (2, True)
+    code, _, err = sp_rerank("scorers", "convert", "none.pt", "--as", "hps-v2")
+    assert (code, "none.pt cannot be read" in err) == (74, True)
 
 
 def test_doctor(sp_rerank):

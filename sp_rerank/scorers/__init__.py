@@ -16,11 +16,13 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.scorers.published import PUBLISHED, Published, find
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -66,15 +68,16 @@ def load_scorer(
     """Load a scorer by name.
 
     Args:
-        spec: a name out of `available_scorers()`; or "sp@PLACE", where PLACE is a folder written by
-            `DualEncoder.save_pretrained` or, where there is no such folder, a repository of the model hub.
+        spec: a name out of `available_scorers()`; "clip:ARCH/TAG" for a checkpoint that open_clip lists; or
+            "sp@PLACE", where PLACE is a folder that a scorer's `save_pretrained` or `convert` wrote or, where there is
+            no such folder, a repository of the model hub. A published checkpoint is fetched and converted once.
         device: where to compute, as torch names it.
         dtype: of the weights; float32 by default, in whatever precision they are stored.
         revision: commit, tag or branch of a hub repository.
 
     Raises:
         UsageError: if nothing has this name, or a revision is given for what has none.
-        HubUnavailableError: if the repository is not on this machine and the hub cannot be reached.
+        HubUnavailableError: if the weights are not on this machine and the hub cannot be reached, or has them not.
         StorageError: if a file is missing or damaged.
     """
     name, _, place = spec.partition("@")
@@ -83,6 +86,8 @@ def load_scorer(
     if revision is not None:
         raise UsageError(f"a revision goes with sp@OWNER/NAME only, got revision={revision!r} with {spec!r}")
     table = {entry.name: entry for entry in available_scorers()}
+    if spec not in table and spec.startswith("clip:") and (row := find(spec)):
+        return _load_published(row, device, dtype)
     if spec not in table:
         raise UsageError(_unknown(spec, list(table)))
     return table[spec].build(device, dtype)
@@ -110,16 +115,17 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
         return f"sp@{checkpoint}", f"scorer: the checkpoint {checkpoint}, named by {CHECKPOINT_VARIABLE}"
     if for_model == "mini":
         return "clip-mini", f"scorer: clip-mini, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
-    return "clip-mini", (
-        f"scorer: clip-mini, which knows the mini world only and can say little of images by {for_model or 'others'}; "
-        f"name a checkpoint with {CHECKPOINT_VARIABLE}, or choose another with --scorer"
+    return "hps-v2.1", (
+        f"scorer: hps-v2.1, for no Stable Preference checkpoint belongs to {for_model or 'images of unknown origin'}; "
+        f"{CHECKPOINT_VARIABLE} names one, --scorer chooses another"
     )
 
 
 def _unknown(spec: str, names: list[str]) -> str:
     near = difflib.get_close_matches(spec, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"expected a scorer out of {', '.join(names)}, or sp@FOLDER-OR-REPOSITORY, got {spec!r}{hint}"
+    names_and_forms = ", ".join([*names, "clip:ARCH/TAG", "sp@FOLDER-OR-REPOSITORY"])
+    return f"expected a scorer out of {names_and_forms}, got {spec!r}{hint}"
 
 
 def _entry_of(point: EntryPoint) -> Entry:
@@ -135,7 +141,7 @@ def _entry_of(point: EntryPoint) -> Entry:
     return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
 
 
-_CLASSES = {"DualEncoder": "dual_encoder"}
+_CLASSES = {"DualEncoder": "dual_encoder", "BlipScorer": "image_reward", "AestheticScorer": "aesthetic"}
 """The module of each class that a checkpoint's config.json may name."""
 
 
@@ -167,7 +173,7 @@ def _checkpoint_folder(place: str, revision: str | None) -> Path:
 
 
 def _build_sp(device: str, dtype: torch.dtype | None) -> Scorer:
-    spec, why = resolve_sp("mini")
+    spec, why = resolve_sp(None)
     log.info(why)
     return load_scorer(spec, device=device, dtype=dtype)
 
@@ -176,6 +182,18 @@ def _build_clip_mini(device: str, dtype: torch.dtype | None) -> Scorer:
     if not _CLIP_MINI.is_dir():
         raise StorageError(f"{_CLIP_MINI}: the embedded model is missing from this installation; install it again")
     return _load_folder(_CLIP_MINI, device, dtype)
+
+
+def _load_published(row: Published, device: str, dtype: torch.dtype | None) -> Scorer:
+    if row.is_converted():
+        return _load_folder(row.folder, device, dtype)
+    from sp_rerank.scorers.convert import fetch_and_convert
+
+    return _load_folder(fetch_and_convert(row), device, dtype)
+
+
+def _published_entry(row: Published) -> Entry:
+    return Entry(row.name, row.summary, row.size, row.scale, row.licence, partial(_load_published, row), row.is_here)
 
 
 def _build_brightness(device: str, dtype: torch.dtype | None) -> Scorer:
@@ -189,22 +207,23 @@ _OWN = {
     for entry in (
         Entry(
             name="sp",
-            summary=f"the checkpoint that {CHECKPOINT_VARIABLE} names, else clip-mini; sp@PLACE names one outright",
+            summary=f"the checkpoint that {CHECKPOINT_VARIABLE} names, else hps-v2.1; sp@PLACE names one outright",
             size="",
-            scale="that of the checkpoint",
-            licence="that of the checkpoint",
+            scale="its own",
+            licence="its own",
             build=_build_sp,
-            available=lambda: bool(os.environ.get(CHECKPOINT_VARIABLE)) or _CLIP_MINI.is_dir(),
+            available=lambda: bool(os.environ.get(CHECKPOINT_VARIABLE)) or PUBLISHED["hps-v2.1"].is_here(),
         ),
         Entry(
             name="clip-mini",
             summary="a small CLIP trained on the mini world, embedded here",
-            size="",
+            size="4 MB",
             scale="cosine",
             licence="Apache-2.0",
             build=_build_clip_mini,
             available=_CLIP_MINI.is_dir,
         ),
+        *map(_published_entry, PUBLISHED.values()),
         Entry(
             name="brightness",
             summary="mean brightness of the image; no model, for tests and first tries",

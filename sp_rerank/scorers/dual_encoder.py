@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from open_clip.tokenizer import SimpleTokenizer, default_bpe, get_clean_fn
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,6 +46,8 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         source: where the weights come from.
         merges: BPE merges ("a b", best first) of a vocabulary of its own: 256 bytes, the same with </w>, the merges,
             <start_of_text>, <end_of_text>. None is CLIP's vocabulary, as shipped with open_clip.
+        text_cleaning: "ftfy" as OpenAI and open_clip do it, or "nfc" as transformers' tokenizers do it: curly quotes,
+            HTML and full-width letters make other tokens.
 
     Raises:
         UsageError: if parts of the configuration contradict each other, or name a network to be downloaded.
@@ -61,11 +66,14 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         licence: str,
         source: str,
         merges: list[str] | None = None,
+        text_cleaning: str = "ftfy",
     ):
         super().__init__()
         _refuse_foreign_towers(vision_cfg, text_cfg)
         self.preprocess = Preprocess.from_dict(preprocess)
-        self.tokenizer = build_tokenizer(merges)
+        if text_cleaning not in CLEANINGS:
+            raise UsageError(f"{name}: expected a text_cleaning out of {', '.join(CLEANINGS)}, got {text_cleaning!r}")
+        self.tokenizer = build_tokenizer(tuple(merges) if merges else None, text_cleaning)
         self.clip = CLIP(embed_dim, CLIPVisionCfg(**vision_cfg), CLIPTextCfg(**text_cfg), quick_gelu=quick_gelu)
         self._check_consistency()
 
@@ -99,9 +107,14 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         """Embed m prompts: (m, d) float32 of L2 norm 1, on the module's device, with a gradient to the weights."""
         return F.normalize(self.clip.encode_text(self.tokenize(prompts).to(self.device)).float(), dim=-1)
 
+    @property
+    def max_tokens(self) -> int:
+        """After which a prompt is cut, start and end included."""
+        return self.clip.context_length
+
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """(m, context length) int64 on the CPU: start, tokens, end, zeros; a long prompt loses its tail."""
-        return self.tokenizer(list(prompts), context_length=self.clip.context_length)
+        return self.tokenizer(list(prompts), context_length=self.max_tokens)
 
     def count_tokens(self, prompt: str) -> int:
         """How many tokens the whole prompt needs, start and end included."""
@@ -109,7 +122,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
 
     def lost_tail(self, prompt: str) -> str:
         """The end of the prompt that the model does not see, as its tokens read (lower case); "" if all is seen."""
-        return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.clip.context_length - 2 :]).strip()
+        return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.max_tokens - 2 :]).strip()
 
     def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
         """Score as `score` does, but with a gradient to the weights and the result on the module's device."""
@@ -122,17 +135,30 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         return cosine * self.clip.logit_scale.float().exp() if self.config["score_scale"] == "logit" else cosine
 
 
-def build_tokenizer(merges: list[str] | None) -> SimpleTokenizer:
-    """CLIP's byte-pair tokenizer (lower case) with CLIP's own merges, or with these.
+def _clean_nfc(text: str) -> str:
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).lower()
+
+
+CLEANINGS = {"ftfy": get_clean_fn("lower"), "nfc": _clean_nfc}
+"""What happens to a text before its tokens: OpenAI's mending of broken Unicode and HTML, or what transformers does."""
+
+
+@lru_cache(maxsize=8)
+def build_tokenizer(merges: tuple[str, ...] | None, text_cleaning: str = "ftfy") -> SimpleTokenizer:
+    """CLIP's byte-pair tokenizer (lower case) with CLIP's own merges, or with these; the same object for the same.
 
     Args:
         merges: "a b" each, the most frequent first; None is CLIP's.
+        text_cleaning: a name of CLEANINGS.
     """
     if merges is None:
-        return SimpleTokenizer(default_bpe())
-    # The tokenizer skips the first line of the file, a comment; gzip.open takes an open file as well as a path.
-    file = io.BytesIO(gzip.compress("\n".join(["#", *merges]).encode()))
-    return SimpleTokenizer(file)  # pyright: ignore[reportArgumentType]
+        tokenizer = SimpleTokenizer(default_bpe())
+    else:
+        # The tokenizer skips the first line of the file, a comment; gzip.open takes an open file as well as a path.
+        file: Any = io.BytesIO(gzip.compress("\n".join(["#", *merges]).encode()))
+        tokenizer = SimpleTokenizer(file)
+    tokenizer.clean_fn = CLEANINGS[text_cleaning]
+    return tokenizer
 
 
 def _refuse_foreign_towers(vision_cfg: dict[str, Any], text_cfg: dict[str, Any]) -> None:

@@ -1,10 +1,14 @@
-"""What a picture becomes before an encoder sees it: quantised, resized as Pillow does, cropped, normalised.
+"""What a picture becomes before an encoder sees it: quantised, resized, made square, normalised.
 
-Knows nothing of models. Pillow's bicubic resize is done as tensor arithmetic, on any device and bit for bit, because
-`torch.nn.functional.interpolate(antialias=True)` differs from it by up to 31/255, and scores move with that. The
-horizontal pass always comes first, as in every Pillow until 12; Pillow 13 takes the vertical one first for some images
-that are more than twice as high as wide, which moves pixels by a few 1/255. Here a score does not depend on the Pillow
-that happens to be installed.
+Knows nothing of models. There are three geometries, because the scorers' originals have three:
+
+- "center_crop", of CLIP and most others, resizes the image with Pillow. Pillow's bicubic is done as tensor arithmetic,
+  on any device and bit for bit, because `torch.nn.functional.interpolate(antialias=True)` differs from it by up to
+  31/255, and scores move with that. The horizontal pass always comes first, as in every Pillow until 12; Pillow 13
+  takes the vertical one first for some images that are more than twice as high as wide, which moves pixels by a few
+  1/255 (of noise, up to 24/255). Here a score does not depend on the Pillow that happens to be installed.
+- "squash", of BLIP's own evaluation, does so without regard to the proportions.
+- "longest_edge_pad", of HPS v2 and v2.1, resizes the float tensor with torch and pads it to a square.
 """
 
 from __future__ import annotations
@@ -18,11 +22,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+GEOMETRIES = ("center_crop", "squash", "longest_edge_pad")
 
 # Pillow's PRECISION_BITS: 32 bits less 8 of the result and 2 of headroom.
 _COEFFICIENT_BITS = 22
@@ -31,30 +38,45 @@ _BICUBIC_SUPPORT = 2.0
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Shortest edge to `size` (bicubic, antialiased), square from the centre, (x - mean) / std.
+    """How an image becomes a square of `size` pixels: the geometry, then (x - mean) / std.
 
-    The same numbers as `open_clip.transform.image_transform(size, is_train=False)` gives for an RGB image (with Pillow
-    13: for one at most twice as high as wide). Stored in
-    the configuration of a checkpoint, so that training and inference cannot drift apart.
+    - "center_crop": shortest edge to `size` (bicubic, antialiased, in 8 bits), square from the centre. The same numbers
+      as `open_clip.transform.image_transform(size, is_train=False)` gives for an RGB image (with Pillow 13: for one at
+      most twice as high as wide).
+    - "squash": both edges to `size`, likewise with Pillow's bicubic in 8 bits.
+    - "longest_edge_pad": longest edge to `size` (bicubic, on floats, not clipped: it may leave [0, 1]), zeros around
+      the centre before normalising. The same numbers as `image_transform(size, is_train=False,
+      resize_longest_max=True)` of the open_clip in hpsv2x 1.2.0. Two cases in which that one fails are mended: an image
+      whose longest edge is `size` already, but which is no square, is padded too; an edge that would round to 0 is 1.
+
+    Stored in the configuration of a checkpoint, so that training and inference cannot drift apart.
 
     Attributes:
         size: edge of the square that the encoder takes, in pixels.
         mean: of red, green and blue, in [0, 1].
         std: of red, green and blue, in [0, 1].
-        geometry: how a rectangle becomes a square; "center_crop" is the only one.
+        geometry: how a rectangle becomes a square, "center_crop", "squash" or "longest_edge_pad".
+        antialias: False, with "longest_edge_pad" only, samples without a low-pass filter, as torchvision did by default
+            before 0.17: it reproduces scores of that time.
 
     Raises:
-        UsageError: if the geometry is another.
+        UsageError: if the geometry is another, or one of Pillow's is to go without antialiasing.
     """
 
     size: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     geometry: str = "center_crop"
+    antialias: bool = True
 
     def __post_init__(self) -> None:
-        if self.geometry != "center_crop":
-            raise UsageError(f"preprocess: expected the geometry 'center_crop', got {self.geometry!r}")
+        if self.geometry not in GEOMETRIES:
+            raise UsageError(f"preprocess: expected a geometry out of {', '.join(GEOMETRIES)}, got {self.geometry!r}")
+        if self.geometry != "longest_edge_pad" and not self.antialias:
+            raise UsageError(
+                f"preprocess: expected antialias=True with the geometry {self.geometry!r}, which resizes as Pillow "
+                "does, always antialiased; got antialias=False, which goes with 'longest_edge_pad'"
+            )
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Preprocess:
@@ -107,7 +129,8 @@ class Preprocess:
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
-        square = self._resize_and_crop(pixels).float().div(255)
+        padded = self.geometry == "longest_edge_pad"
+        square = self._resize_and_pad(pixels) if padded else self._resize_and_crop(pixels).float().div(255)
         mean, std = (square.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return square.sub(mean).div(std)
 
@@ -117,8 +140,23 @@ class Preprocess:
         # Metal has no float64, the only float type whose sums are exact here.
         exact = pixels.cpu() if pixels.device.type == "mps" else pixels
         for axis, edge in ((-1, width), (-2, height)):
-            exact = _resample(exact, axis, int(self.size * edge / short), self.size)
+            resized = self.size if self.geometry == "squash" else int(self.size * edge / short)
+            exact = _resample(exact, axis, resized, self.size)
         return exact.to(pixels.device)
+
+    def _resize_and_pad(self, pixels: Tensor) -> Tensor:
+        scale = self.size / max(pixels.shape[-2:])
+        # CUDA's kernel has the shared memory for shrinking about 40 times; only photographs go beyond that.
+        nearby = pixels.cpu() if scale < 1 / 32 else pixels
+        # Contiguous: torch 2.15 resizes an image 2 pixels wide wrongly (by .5) where the channels are last in memory.
+        square = nearby.contiguous().float().div(255)
+        height, width = (max(round(edge * scale), 1) for edge in pixels.shape[-2:])
+        if (height, width) != pixels.shape[-2:]:
+            square = F.interpolate(
+                square, size=(height, width), mode="bicubic", antialias=self.antialias, align_corners=False
+            )
+        left, top = (self.size - width) // 2, (self.size - height) // 2
+        return F.pad(square, (left, self.size - width - left, top, self.size - height - top)).to(pixels.device)
 
 
 def _bytes_of(image: Image.Image) -> Tensor:

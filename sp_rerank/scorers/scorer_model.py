@@ -7,7 +7,7 @@ registry or of downloads.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,7 +82,8 @@ class ScorerModel(ModelMixin, ConfigMixin):
         except Exception as error:  # bad JSON, a missing key, a field that open_clip does not know
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise StorageError(f"{folder}/config.json does not describe a {cls.__name__}: {first}") from error
-        _check_tensors(file, shapes)
+        # diffusers itself only warns
+        check_tensors(_stored_shapes(file), shapes, str(file), "that its config.json describes")
         kwargs["use_safetensors"] = True
         model = super().from_pretrained(str(folder), **kwargs)
         with file.open("rb") as opened:
@@ -97,7 +98,7 @@ class ScorerModel(ModelMixin, ConfigMixin):
             raise UsageError(f"{folder}: expected a {cls.__name__}, its config.json is a {stored.get('_class_name')}'s")
         with torch.device("meta"):
             blank: Any = cls.from_config(stored)
-        return {key: tuple(value.shape) for key, value in blank.state_dict().items()}
+        return shapes_of(blank.state_dict())
 
     @torch.no_grad()
     def score(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
@@ -136,13 +137,20 @@ def passes(count: int) -> list[slice]:
     return [slice(start, start + _PASS) for start in range(0, count, _PASS)]
 
 
-def _check_tensors(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    """Compare the header of a safetensors file with names and shapes; diffusers itself only warns."""
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            found = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise StorageError(f"{file}: damaged, not a complete safetensors file ({error}); fetch it again") from error
+def check_tensors(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str, what: str
+) -> None:
+    """Compare names and shapes of tensors.
+
+    Args:
+        found: shapes by name.
+        expected: likewise.
+        where: what was read, for the message.
+        what: whose tensors they should be, for the message.
+
+    Raises:
+        UsageError: listing the first few that are missing, unexpected or of another shape.
+    """
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     reshaped = [
         f"{key} {found[key]} for {expected[key]}"
@@ -152,4 +160,18 @@ def _check_tensors(file: Path, expected: dict[str, tuple[int, ...]]) -> None:
     if missing or unexpected or reshaped:
         faults = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
         listed = "; ".join(f"{len(keys)} {fault}: {', '.join(keys[:3])}" for fault, keys in faults.items() if keys)
-        raise UsageError(f"{file}: its tensors are not those that its config.json describes: {listed}")
+        raise UsageError(f"{where}: its tensors are not those {what}: {listed}")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by name."""
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes out of the header of a safetensors file."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{file}: damaged, not a complete safetensors file ({error}); fetch it again") from error

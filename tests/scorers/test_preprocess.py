@@ -3,15 +3,17 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
+from torchvision.transforms import functional as torchvision
+from torchvision.transforms.functional import InterpolationMode
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.preprocess import Preprocess
+from sp_rerank.scorers.preprocess import CLIP_MEAN, CLIP_STD, GEOMETRIES, Preprocess
 
-KINDS = ("noise", "gradient", "checks", "extremes")
+KINDS = ("noise", "gradient", "photo", "checks", "extremes", "saturated")
 
 
 def picture(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
@@ -20,8 +22,12 @@ def picture(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
     values = {
         "noise": rng.integers(0, 256, (height, width, 3)),
         "gradient": np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1),
+        # Smooth in the large, rough in the small, as most photographs are.
+        "photo": (rng.normal(0, 1, (height, width, 3)).cumsum(0).cumsum(1) + rng.normal(128, 8, (height, width, 3)))
+        % 256,
         "checks": np.repeat(((rows + columns) % 2 * 255)[..., None], 3, axis=-1),
         "extremes": rng.integers(0, 2, (height, width, 3)) * 255,
+        "saturated": np.broadcast_to([255, 0, 255 * (seed % 2)], (height, width, 3)),
     }[kind]
     return Image.fromarray(values.astype(np.uint8))
 
@@ -36,23 +42,100 @@ def pillow_reference(image: Image.Image, size: int) -> torch.Tensor:
     return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
 
 
-def plain(size: int) -> Preprocess:
-    """Without normalisation, so that the result times 255 is whole pixels."""
-    return Preprocess(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+def plain(size: int, geometry: str = "center_crop") -> Preprocess:
+    """Without normalisation, so that the cropped square times 255 is whole pixels."""
+    return Preprocess(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), geometry=geometry)
 
 
-@settings(max_examples=150, deadline=None, database=None)
+# Narrow ones, common ones, and strips of every aspect ratio that the edges allow.
+EDGES = st.integers(1, 8) | st.integers(9, 160) | st.integers(161, 400)
+
+
+@settings(max_examples=110, deadline=None, database=None)
 @given(
     kind=st.sampled_from(KINDS),
-    width=st.integers(1, 160),
-    height=st.integers(1, 160),
-    size=st.sampled_from((7, 16, 64, 97)),
+    width=EDGES,
+    height=EDGES,
+    size=st.sampled_from((1, 7, 16, 64, 97, 224)),
     seed=st.integers(0, 9),
 )
 def test_the_resize_is_pillows_in_every_pixel(kind: str, width: int, height: int, size: int, seed: int):
     image = picture(kind, width, height, seed)
     ours = plain(size)([image])[0].mul(255).round()
     assert (ours != pillow_reference(image, size)).sum() == 0
+
+
+def hps_reference(image: Image.Image, size: int, antialias: bool) -> torch.Tensor:
+    """The order of operations of hpsv2x 1.2.0, written with torchvision's functions."""
+    tensor = torchvision.to_tensor(image)
+    scale = size / float(max(image.size))
+    height, width = (round(edge * scale) for edge in tensor.shape[1:])
+    tensor = torchvision.resize(tensor, [height, width], InterpolationMode.BICUBIC, antialias=antialias)
+    down, right = size - height, size - width
+    tensor = torchvision.pad(tensor, [right // 2, down // 2, right - right // 2, down - down // 2])
+    return torchvision.normalize(tensor, list(CLIP_MEAN), list(CLIP_STD))
+
+
+def hps(size: int, antialias: bool = True) -> Preprocess:
+    return Preprocess(size, geometry="longest_edge_pad", antialias=antialias)
+
+
+@settings(max_examples=80, deadline=None, database=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    width=EDGES,
+    height=EDGES,
+    size=st.sampled_from((16, 64, 97, 224)),
+    antialias=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_the_padded_square_is_torchvisions_in_every_bit(
+    kind: str, width: int, height: int, size: int, antialias: bool, seed: int
+):
+    image = picture(kind, width, height, seed)
+    assume(round(min(width, height) * (size / float(max(width, height)))) > 0)
+    assert torch.equal(hps(size, antialias)([image])[0], hps_reference(image, size, antialias))
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 3000), (3000, 1), (64, 30), (30, 64)])
+def test_where_the_original_fails_there_is_a_padded_square(width: int, height: int):
+    image = picture("noise", width, height)
+    square = plain(64, "longest_edge_pad")([image])[0]
+    inside = tuple(slice((64 - edge) // 2, (64 - edge) // 2 + edge) for edge in (min(height, 64), min(width, 64)))
+    assert square[:, *inside].abs().sum() > 0
+    square[:, *inside] = 0
+    assert square.abs().sum() == 0
+    if max(width, height) == 64:
+        kept = plain(64, "longest_edge_pad")([image])[0][:, *inside]
+        assert torch.equal(kept, torchvision.to_tensor(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(90, 40), (40, 70), (7, 300), (64, 64)])
+def test_a_squeezed_rectangle_is_pillows(width: int, height: int):
+    image = picture("noise", width, height)
+    flat = image.resize((64, height), Image.Resampling.BICUBIC).resize((64, 64), Image.Resampling.BICUBIC)
+    assert torch.equal(plain(64, "squash")([image])[0], torchvision.to_tensor(flat))
+
+
+def test_padding_is_black_before_it_is_normalised():
+    corner = hps(16)([picture("noise", 40, 20)])[0, :, 0, 0]
+    torch.testing.assert_close(corner, -torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD), rtol=0, atol=0)
+
+
+def test_values_beyond_white_are_kept():
+    assert plain(64, "longest_edge_pad")([picture("extremes", 30, 30)]).max() > 1.05
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_a_batch_is_padded_as_its_images_are_alone(antialias: bool):
+    images = torch.rand(5, 3, 70, 50, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([hps(32, antialias)(image[None]) for image in images])
+    assert torch.equal(hps(32, antialias)(images), alone)
+
+
+def test_antialiasing_matters_where_an_image_shrinks():
+    image = picture("noise", 200, 150)
+    assert (hps(64)([image]) - hps(64, antialias=False)([image])).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("size", [32, 224])
@@ -67,8 +150,9 @@ def test_a_thin_strip_needs_little_memory():
     assert plain(224)([picture("gradient", 1, 5_000)]).shape == (1, 3, 224, 224)
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_tensor_is_scored_as_the_png_saved_from_it(dtype: torch.dtype):
+def test_a_tensor_is_scored_as_the_png_saved_from_it(dtype: torch.dtype, geometry: str):
     images = torch.rand(3, 3, 70, 90, generator=torch.Generator().manual_seed(0)).mul(1.2).sub(0.1).to(dtype)
     reloaded = []
     for image in images:
@@ -76,25 +160,32 @@ def test_a_tensor_is_scored_as_the_png_saved_from_it(dtype: torch.dtype):
         file = io.BytesIO()
         Image.fromarray(array).save(file, "PNG")
         reloaded.append(Image.open(file))
-    assert torch.equal(Preprocess(64)(images), Preprocess(64)(reloaded))
+    preprocess = Preprocess(64, geometry=geometry)
+    assert torch.equal(preprocess(images), preprocess(reloaded))
 
 
-def test_an_image_that_is_not_finite_is_nan_throughout_and_alone():
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_an_image_that_is_not_finite_is_nan_throughout_and_alone(geometry: str):
     images = torch.rand(4, 3, 40, 40)
     images[1, 0, 3, 4], images[2, 2, 0, 0] = torch.nan, torch.inf
-    result = Preprocess(16)(images)
+    preprocess = Preprocess(16, geometry=geometry)
+    result = preprocess(images)
     assert result[1:3].isnan().all()
-    assert torch.equal(result[[0, 3]], Preprocess(16)(images[[0, 3]]))
+    assert torch.equal(result[[0, 3]], preprocess(images[[0, 3]]))
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_other_modes_become_rgb_before_they_are_resized(mode: str):
+def test_other_modes_become_rgb_before_they_are_resized(mode: str, geometry: str):
     image = picture("gradient", 50, 30).convert(mode)
-    assert torch.equal(Preprocess(16)([image]), Preprocess(16)([image.convert("RGB")]))
+    preprocess = Preprocess(16, geometry=geometry)
+    assert torch.equal(preprocess([image]), preprocess([image.convert("RGB")]))
 
 
-def test_nothing_in_nothing_out():
-    assert Preprocess(8)([]).shape == Preprocess(8)(torch.empty(0, 3, 9, 9)).shape == (0, 3, 8, 8)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_nothing_in_nothing_out(geometry: str):
+    preprocess = Preprocess(8, geometry=geometry)
+    assert preprocess([]).shape == preprocess(torch.empty(0, 3, 9, 9)).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize("images", [torch.rand(3, 8, 8), torch.rand(2, 1, 8, 8), torch.zeros(1, 3, 8, 8).byte()])
@@ -104,12 +195,14 @@ def test_other_tensors_are_refused(images: torch.Tensor):
 
 
 def test_it_survives_the_turn_through_a_dictionary():
-    preprocess = Preprocess(40, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
+    preprocess = Preprocess(40, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), geometry="longest_edge_pad", antialias=False)
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
     assert Preprocess.from_dict({"size": 40}) == Preprocess(40)
 
 
-@pytest.mark.parametrize("stored", [{}, {"size": 8, "sise": 9}, {"size": 8, "geometry": "squash"}])
+@pytest.mark.parametrize(
+    "stored", [{}, {"size": 8, "sise": 9}, {"size": 8, "geometry": "fill"}, {"size": 8, "antialias": False}]
+)
 def test_what_it_does_not_know_it_refuses(stored: dict):
     with pytest.raises(UsageError, match="expected"):
         Preprocess.from_dict(stored)

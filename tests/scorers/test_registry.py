@@ -14,6 +14,7 @@ from sp_rerank.scorers import available_scorers, load_scorer, resolve_sp
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.check import check_scorer
 from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.published import PUBLISHED
 from sp_rerank.types import Scorer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,6 +26,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SP_RERANK_CHECKPOINT", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
 
 
 @pytest.fixture
@@ -59,7 +61,17 @@ def test_importing_the_registry_is_cheap():
     assert result.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in available_scorers() if entry.available()])
+def test_every_scorer_of_the_papers_tables_has_a_row(tmp_path: Path):
+    table = {entry.name: entry for entry in available_scorers()}
+    names = ("clip-l", "clip-h", "hps-v1", "hps-v2", "hps-v2.1", "pickscore", "image-reward", "blip-itm")
+    for name in (*names, "aesthetic-v1", "aesthetic-v2"):
+        assert table[name].summary and table[name].size and table[name].scale and table[name].licence
+        assert not table[name].available()
+    assert not table["sp"].available()
+    assert list(tmp_path.iterdir()) == []  # asking makes no folder
+
+
+@pytest.mark.parametrize("name", ["clip-mini", "brightness"])
 def test_every_scorer_that_is_here_keeps_the_contract(name: str):
     scorer = load_scorer(name)
     assert isinstance(scorer, Scorer)
@@ -75,7 +87,14 @@ def test_the_test_double_ranks_by_brightness():
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"), [("brigthness", "did you mean 'brightness'"), ("", "clip-mini"), ("x@y", "sp@")]
+    ("spec", "said"),
+    [
+        ("brigthness", "did you mean 'brightness'"),
+        ("hps-v2.2", "did you mean 'hps-v2.1'"),
+        ("", "clip-mini"),
+        ("x@y", "sp@"),
+        ("clip", "clip:ARCH/TAG"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_what_there_is(spec: str, said: str):
     with pytest.raises(UsageError, match=said):
@@ -98,12 +117,15 @@ def test_a_revision_needs_a_repository(tmp_path: Path):
             load_scorer(spec, revision="main")
 
 
-def test_sp_is_the_checkpoint_of_the_environment_else_the_mini_models(monkeypatch: pytest.MonkeyPatch):
+def test_sp_is_the_checkpoint_of_the_environment_else_the_mini_models_else_hps(monkeypatch: pytest.MonkeyPatch):
     assert resolve_sp("mini")[0] == "clip-mini"
     spec, why = resolve_sp("someone/some-model")
-    assert spec == "clip-mini"
+    assert spec == "hps-v2.1"
     assert "someone/some-model" in why
     assert "SP_RERANK_CHECKPOINT" in why
+    assert resolve_sp(None)[0] == "hps-v2.1"
+    with pytest.raises(HubUnavailableError, match="hf download xswu/HPSv2"):
+        load_scorer("sp")
     monkeypatch.setenv("SP_RERANK_CHECKPOINT", "owner/name")
     assert resolve_sp("mini")[0] == "sp@owner/name"
 
@@ -112,6 +134,14 @@ def test_a_missing_embedded_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr("sp_rerank.scorers._CLIP_MINI", tmp_path / "none")
     with pytest.raises(StorageError, match="install it again"):
         load_scorer("clip-mini")
+
+
+def test_without_the_hub_one_is_told_quickly_which_file_to_download():
+    began = time.monotonic()
+    command = rf"hf download {PUBLISHED['hps-v2.1'].repo} HPS_v2.1_compressed.pt --revision \w{{40}}`.*scorers convert"
+    with pytest.raises(HubUnavailableError, match=command):
+        load_scorer("hps-v2.1")
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("revision", [None, COMMIT])

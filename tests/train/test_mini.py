@@ -81,7 +81,7 @@ def test_clip_and_pipeline_read_alike():
     from sp_rerank.scorers.dual_encoder import build_tokenizer as build_scorer_tokenizer
     from sp_rerank.train.mini.vocabulary import merges
 
-    ours, theirs = build_tokenizer(), build_scorer_tokenizer(merges())
+    ours, theirs = build_tokenizer(), build_scorer_tokenizer(tuple(merges()))
     for text in ("a lemon on the beach", "three strawberries", "an astronaut, riding: 42 horses!"):
         assert ours(text).input_ids[1:-1] == theirs.encode(text)
 

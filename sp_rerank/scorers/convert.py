@@ -1,0 +1,353 @@
+"""The one place that opens a published .pt, .bin or .pth: once, as tensors only, into a folder of safetensors.
+
+A pickle can run code when it is opened, and `torch.load(weights_only=True)` was bypassed twice (CVE-2025-32434,
+CVE-2026-24747). So nothing else here opens one: the file's size and hash are looked at first, its tensors must have the
+names and shapes of the architecture in the table, and what is kept is config.json beside one safetensors file, in the
+precision of the original. Knows nothing of names in the registry but those of `published`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import safetensors
+import safetensors.torch
+import torch
+from diffusers.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from torch import Tensor
+
+from sp_rerank.durable import sync_folder
+from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
+from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.hub import fetch_file
+from sp_rerank.scorers.preprocess import Preprocess
+from sp_rerank.scorers.published import PUBLISHED, Published, find
+from sp_rerank.scorers.scorer_model import ScorerModel, check_tensors, shapes_of
+
+State = dict[str, Tensor]
+
+# No published file is larger: the largest, HPS_v2.pt with its optimiser, has 8.1 GB, a head of a few layers 4 MB.
+_LARGEST_NETWORK, _LARGEST_HEAD = 10 * 10**9, 10**8
+
+# OpenAI's archives carry these as tensors; they are facts about the architecture, not weights.
+_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+
+_ADDED_TOKENS = ["[DEC]", "[ENC]"]
+"""What BLIP appends to BERT's vocabulary, in its order; source: salesforce/BLIP, models/blip.py."""
+
+
+def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | None = None) -> Path:
+    """Turn a published checkpoint into a scorer's folder, config.json beside one safetensors file.
+
+    A second call with the same file does nothing; one with another file replaces the folder as a whole.
+
+    Args:
+        file: the checkpoint as published: a state dict (.pt, .bin, .pth), perhaps under the key "state_dict", or
+            safetensors. Beside an ImageReward.pt may lie the vocab.txt of bert-base-uncased; it is fetched otherwise.
+        as_name: which checkpoint it is, a name out of `published` or clip:ARCH/TAG.
+        out: the folder to write; by default the place in the cache where `load_scorer(as_name)` finds it.
+        origin: where the file came from, for the record; its name by default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: if the name is unknown, or the file is not what the name says: another architecture, another
+            length, no state dict, a pickle of more than tensors.
+        StorageError: if the file is missing, damaged or not the published one, or the folder cannot be written.
+        HubUnavailableError: if a vocabulary or clip-l is needed besides, and is neither here nor to be had.
+    """
+    row = find(as_name)
+    if row is None:
+        near = difflib.get_close_matches(as_name, PUBLISHED, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UsageError(
+            f"expected the name of a checkpoint, {', '.join(PUBLISHED)} or clip:ARCH/TAG, got {as_name!r}{hint}"
+        )
+    folder = (out or row.folder).absolute()
+    digest = _checked_digest(file, row)
+    if _is_conversion(folder, row, digest):
+        return folder
+    if folder.exists() and not _is_replaceable(folder):
+        raise UsageError(f"{folder}: expected a place for a new folder or a scorer's folder to replace, found another")
+    scorer = _BUILDERS[row.form](file, row, f"{origin or file.name}, sha256 {digest}")
+    try:
+        _write(scorer, folder)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error}; free some space there or choose another") from error
+    return folder
+
+
+def fetch_and_convert(row: Published) -> Path:
+    """The converted folder of a checkpoint; its file is taken from the cache of huggingface_hub or downloaded.
+
+    Raises:
+        HubUnavailableError: if no hub has the file, or it is not in the cache and the hub does not answer.
+        UsageError, StorageError: as `convert` does.
+    """
+    if not row.repo:
+        raise HubUnavailableError(
+            f"the weights of {row.name} are on no model hub; fetch {row.files[0]} from {row.url}, "
+            f"then run `sp-rerank scorers convert {row.files[0]} --as {row.name}`"
+        )
+    file, commit = fetch_file(row.repo, row.files, row.revision)
+    return convert(file, row.name, origin=f"{row.repo}@{commit}/{file.name}")
+
+
+def checkpoint_name(folder: Path) -> str:
+    """The `name` of the scorer in a folder, without loading it."""
+    stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    with (folder / SAFETENSORS_WEIGHTS_NAME).open("rb") as opened:
+        return f"{stored['name']}@{hashlib.file_digest(opened, 'sha256').hexdigest()[:12]}"
+
+
+def _checked_digest(file: Path, row: Published) -> str:
+    """The SHA-256 of a file whose length is in order, and which is the published one where that one is known."""
+    try:
+        length = file.stat().st_size
+        largest = _LARGEST_HEAD if row.form == "aesthetic" else _LARGEST_NETWORK
+        if not file.is_file() or length > largest or (row.length and length != row.length):
+            expected = f"{row.length} bytes" if row.length else f"a file of at most {largest} bytes"
+            raise UsageError(f"{file}: expected {row.files[0]} of {row.name}, {expected}, found {length}")
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    except UsageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{file} cannot be read: {error.strerror or error}") from error
+    if row.sha256 and digest != row.sha256:
+        raise StorageError(
+            f"{file}: damaged, or not {row.files[0]} of {row.name}: expected the SHA-256 {row.sha256}, "
+            f"got {digest}; fetch it again"
+        )
+    return digest
+
+
+def _is_conversion(folder: Path, row: Published, digest: str) -> bool:
+    """Whether a folder is what became of the file with this hash, under this name."""
+    try:
+        stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        same = stored["name"] == row.name and digest in stored["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return same and (folder / SAFETENSORS_WEIGHTS_NAME).is_file()
+
+
+def _is_replaceable(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / CONFIG_NAME).is_file() or not any(folder.iterdir()))
+
+
+def _write(scorer: ScorerModel, folder: Path) -> None:
+    """Put the folder there whole: written beside it, synced, renamed."""
+    part, old = (folder.with_name(f".{folder.name}-{os.getpid()}.{end}") for end in ("part", "old"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scorer.save_pretrained(part)
+        for path in part.iterdir():
+            with path.open("rb+") as written:
+                os.fsync(written.fileno())
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_tensors(file: Path) -> State:
+    """The tensors of a checkpoint, on the CPU, in the precision of the file.
+
+    Args:
+        file: safetensors, or a state dict as `torch.save` writes it, perhaps under the key "state_dict" and with the
+            prefix "module." of a distributed training. Which of the two is told by the content.
+
+    Raises:
+        UsageError: if it is something else.
+        StorageError: if it is damaged.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(9)
+    if head[8:] == b"{":
+        try:
+            return safetensors.torch.load_file(file)
+        except safetensors.SafetensorError as error:
+            raise StorageError(f"{file}: damaged, not a complete safetensors file ({error}); fetch it again") from error
+    # A zip archive's tensors stay on the disk until they are needed.
+    loaded = _unpickle(file, mmap=head.startswith(b"PK"))
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UsageError(f"{file}: expected a state dict, names with tensors, got a {type(loaded).__name__} of others")
+    if all(key.startswith("module.") for key in loaded):
+        return {key.removeprefix("module."): value for key, value in loaded.items()}
+    return dict(loaded)
+
+
+def _unpickle(file: Path, *, mmap: bool) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about old pickles; what matters is raised
+            return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"{file}: refused, for it is no file of tensors or would run code when opened; expected a state dict as "
+            "torch.save writes it, or safetensors"
+        ) from error
+    except Exception as error:
+        if "TorchScript" in str(error):
+            raise UsageError(
+                f"{file}: expected a state dict, got a TorchScript archive; take the file that the table names"
+            ) from error
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"{file}: damaged, not a complete checkpoint ({first}); fetch it again") from error
+
+
+def from_open_clip(state: State) -> State:
+    """open_clip's own names, which are OpenAI's: what is not a weight is dropped, the scale is a number."""
+    kept = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
+    if "logit_scale" in kept and kept["logit_scale"].numel() == 1:
+        kept["logit_scale"] = kept["logit_scale"].reshape(())
+    return kept
+
+
+def from_transformers(state: State) -> State:
+    """The names of transformers' CLIPModel turned into open_clip's; a name that it does not have stays.
+
+    Queries, keys and values become one matrix, projections are transposed. Source: transformers 5.23,
+    `models/clip/modeling_clip.py`; open_clip 3.3, `transformer.py`.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    renamed: State = {}
+    for key, value in state.items():
+        name = _in_open_clip(key)
+        found = re.fullmatch(r"(.+\.attn)\.([qkv])_proj\.(weight|bias)", name)
+        if found:
+            parts.setdefault(f"{found[1]}.in_proj_{found[3]}", {})[found[2]] = value
+        elif name in ("visual.proj", "text_projection"):
+            renamed[name] = value.T
+        elif not name.endswith("position_ids"):
+            renamed[name] = value
+    for name, three in parts.items():
+        if len(three) == 3:
+            renamed[name] = torch.cat([three[letter] for letter in "qkv"])
+    return from_open_clip(renamed)
+
+
+_WHOLE_NAMES = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_projection.weight": "text_projection",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "visual_projection.weight": "visual.proj",
+}
+_PARTS_OF_NAMES = (
+    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
+    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
+    (r"^text_model\.final_layer_norm\.", "ln_final."),
+    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # spelt so
+    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
+    (r"\.self_attn\.", ".attn."),
+    (r"\.layer_norm([12])\.", r".ln_\1."),
+    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+)
+
+
+def _in_open_clip(key: str) -> str:
+    if key in _WHOLE_NAMES:
+        return _WHOLE_NAMES[key]
+    for pattern, replacement in _PARTS_OF_NAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def build_dual_encoder(state: State, described: dict[str, Any], row: Published, source: str) -> DualEncoder:
+    """A dual encoder that holds these very tensors; for saving, not for scoring.
+
+    Args:
+        state: with open_clip's names.
+        described: the architecture, as `open_clip.get_model_config` gives it.
+        row: what the checkpoint is.
+        source: for the record.
+
+    Raises:
+        UsageError: if the tensors are not those of the architecture.
+    """
+    with torch.device("meta"):
+        encoder = DualEncoder(
+            name=row.name,
+            embed_dim=described["embed_dim"],
+            vision_cfg=described["vision_cfg"],
+            text_cfg=described["text_cfg"],
+            quick_gelu=described.get("quick_gelu", False),
+            preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
+            score_scale=row.scale,
+            licence=row.licence,
+            source=source,
+            text_cleaning="nfc" if row.form == "transformers" else "ftfy",
+        )
+    what = f"of {row.architecture}, which {row.files[0]} has"
+    check_tensors(shapes_of(state), shapes_of(encoder.clip.state_dict()), row.name, what)
+    encoder.clip.load_state_dict(state, assign=True)
+    return encoder
+
+
+def _dual_encoder_of(file: Path, row: Published, source: str) -> ScorerModel:
+    rename = from_transformers if row.form == "transformers" else from_open_clip
+    described = open_clip.get_model_config(row.architecture)
+    assert described is not None, f"{row.architecture} is in the table, but not in open_clip"
+    return build_dual_encoder(rename(read_tensors(file)), described, row, source)
+
+
+def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
+    from sp_rerank.scorers.image_reward import from_original
+
+    head = "reward" if row.form == "image_reward" else "itm"
+    state = read_tensors(file)
+    return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, licence=row.licence)
+
+
+def _vocabulary(file: Path, row: Published) -> list[str]:
+    """BERT's WordPiece vocabulary, a token a line, with the two tokens that BLIP appends."""
+    beside = file.with_name("vocab.txt")
+    if not beside.is_file():
+        assert row.vocabulary is not None, row.name
+        repo, revision = row.vocabulary
+        beside, _ = fetch_file(repo, ["vocab.txt"], revision)
+    try:
+        # `splitlines` would part a line at characters that are tokens themselves.
+        return [*beside.read_text(encoding="utf-8").rstrip("\n").split("\n"), *_ADDED_TOKENS]
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{beside} cannot be read: {error}; fetch it again") from error
+
+
+def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
+    from sp_rerank.scorers import load_scorer
+    from sp_rerank.scorers.aesthetic import AestheticScorer
+
+    head = read_tensors(file)
+    clip: Any = load_scorer("clip-l")
+    source = f"{source}, on the image tower of {clip.config['source']}"
+    return AestheticScorer.from_original(head, clip, name=row.name, source=source, licence=row.licence)
+
+
+_BUILDERS: dict[str, Callable[[Path, Published, str], ScorerModel]] = {
+    "open_clip": _dual_encoder_of,
+    "transformers": _dual_encoder_of,
+    "image_reward": _blip_of,
+    "blip_itm": _blip_of,
+    "aesthetic": _aesthetic_of,
+}

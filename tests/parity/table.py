@@ -1,0 +1,24 @@
+"""python tests/parity/table.py
+
+Prints the table of docs/scorers.md: every scorer against its original, small networks with random weights.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from difference import MARK
+
+TESTS = ("test_parity.py", "test_image_reward.py", "test_aesthetic.py")
+
+if __name__ == "__main__":
+    files = [str(Path(__file__).parents[1] / "scorers" / name) for name in TESTS]
+    # each comparison prints its line, which -s lets through
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-s", *files], capture_output=True, text=True, check=False
+    )
+    print("| scorer | original | scores | spread | largest difference, of the spread |\n|---|---|---|---|---|")
+    for line in tests.stdout.splitlines():
+        if line.startswith(MARK):
+            print(line.removeprefix("parity "))
+    sys.exit(tests.returncode)

@@ -1,0 +1,156 @@
+"""Scores of published networks, small and random, against their original code: files in, scores out."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import open_clip
+import pytest
+import safetensors.torch
+import tiny
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.transform import image_transform
+from parity.difference import difference
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
+
+from sp_rerank.scorers import load_scorer
+from sp_rerank.scorers.convert import build_dual_encoder, convert, from_open_clip, from_transformers
+from sp_rerank.scorers.published import PUBLISHED
+
+GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
+HPS = json.loads((GOLDEN / "hps.json").read_text(encoding="utf-8"))
+
+PROMPTS = [*HPS["prompts"].values()]
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+
+
+def shrink(name: str, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **preprocess: Any) -> None:
+    """Let the row of this name be a small network."""
+    row = PUBLISHED[name]
+    size = {"size": described["vision_cfg"]["image_size"]}
+    monkeypatch.setitem(PUBLISHED, name, replace(row, preprocess=row.preprocess | size | preprocess))
+    monkeypatch.setattr(open_clip, "get_model_config", lambda architecture: described)
+
+
+def randomise(network: torch.nn.Module) -> None:
+    """Weights large enough that scores differ between images and prompts."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, weight in network.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.6 if "embedding" in key else 1.5 * weight[0].numel() ** -0.5)
+            elif "logit_scale" not in key:
+                weight.add_(0.2 * torch.randn_like(weight))
+
+
+@pytest.mark.parametrize(("name", "antialias"), [("hps-v2", False), ("hps-v2.1", True)])
+def test_hps_v2_scores_as_hpsv2x(name: str, antialias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shrink(name, HPS["architecture"], monkeypatch, antialias=antialias)
+    state = safetensors.torch.load_file(GOLDEN / "hps.safetensors")
+    embedding = torch.zeros(49408, state["token_embedding.rows"].shape[1])
+    embedding[state.pop("token_embedding.used")] = state.pop("token_embedding.rows")
+    file = tmp_path / PUBLISHED[name].files[0]
+    torch.save({"state_dict": {**state, "token_embedding.weight": embedding}}, file)
+    scorer = load_scorer(f"sp@{convert(file, name)}")
+    theirs = HPS["scores" if antialias else "scores without antialias"]
+    images = [Image.open(GOLDEN / "images" / f"hps_{image}.png") for image in theirs]
+    ours = np.stack([scorer.score(prompt, images) for prompt in PROMPTS], axis=1)
+    label = name if antialias else f"{name}, antialias off"
+    assert difference(label, "hpsv2x 1.2.0", ours, [*theirs.values()]) <= 1e-4
+    beyond = [Image.open(GOLDEN / "images" / f"hps_{image}.png") for image in HPS["failed"]]
+    assert scorer.score("a lemon", beyond).isfinite().all()  # on these the original stops with an error
+
+
+@pytest.mark.parametrize("name", ["clip-l", "clip-h", "hps-v1"])
+def test_clip_scores_as_open_clip(
+    name: str, pictures: Sequence[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    described = TINY | {"quick_gelu": PUBLISHED[name].architecture.endswith("quickgelu")}
+    shrink(name, described, monkeypatch)
+    vision, text = CLIPVisionCfg(**TINY["vision_cfg"]), CLIPTextCfg(**TINY["text_cfg"])
+    theirs = CLIP(16, vision, text, quick_gelu=described["quick_gelu"]).eval()
+    randomise(theirs)
+    file = tmp_path / PUBLISHED[name].files[0]
+    if file.suffix == ".safetensors":
+        safetensors.torch.save_file(theirs.state_dict(), file)
+    else:
+        torch.save({"state_dict": theirs.state_dict()}, file)
+    transform: Any = image_transform(64, is_train=False)
+    with torch.no_grad():
+        embedded = theirs.encode_image(torch.stack([transform(image) for image in pictures]), normalize=True)
+        expected = embedded @ theirs.encode_text(open_clip.tokenize(PROMPTS), normalize=True).T
+    scorer = load_scorer(f"sp@{convert(file, name)}")
+    ours = np.stack([scorer.score(prompt, pictures) for prompt in PROMPTS], axis=1)
+    assert difference(name, "open_clip 3.3", ours, expected) <= 1e-4
+
+
+def test_pickscore_scores_as_transformers(
+    pictures: Sequence[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shrink("pickscore", TINY, monkeypatch)
+    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    theirs = CLIPModel(
+        CLIPConfig(
+            text_config={**tower, "hidden_act": "gelu", "vocab_size": 49408, "projection_dim": 16},
+            vision_config={**tower, "hidden_act": "gelu", "image_size": 64, "patch_size": 16, "projection_dim": 16},
+            projection_dim=16,
+        )
+    ).eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "pickscore")
+    transform: Any = image_transform(64, is_train=False)
+    pixels = torch.stack([transform(image) for image in pictures])
+    prompts = [*PROMPTS, "a \u201clemon\u201d &amp; a cat\u2019s \uff4c\uff45\uff4d\uff4f\uff4e"]
+    words = tiny.build_tokenizer()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**words, pixel_values=pixels).logits_per_image
+    scorer = load_scorer(f"sp@{convert(tmp_path / 'pickscore' / 'model.safetensors', 'pickscore')}")
+    ours = np.stack([scorer.score(prompt, pictures) for prompt in prompts], axis=1)
+    assert difference("pickscore", "transformers' CLIPModel", ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["hps-v1", "hps-v2.1", "pickscore"])
+def test_the_full_architecture_has_the_published_names_and_shapes(name: str):
+    row = PUBLISHED[name]
+    described: Any = open_clip.get_model_config(row.architecture)
+    with torch.device("meta"):
+        if row.form == "transformers":
+            state = from_transformers(CLIPModel(CLIPConfig(**VIT_H)).state_dict())
+        else:
+            vision, text = CLIPVisionCfg(**described["vision_cfg"]), CLIPTextCfg(**described["text_cfg"])
+            state = from_open_clip(CLIP(described["embed_dim"], vision, text).state_dict())
+    encoder = build_dual_encoder(state, described, row, "nowhere")
+    millions = sum(value.numel() for value in encoder.state_dict().values()) / 1e6
+    assert round(millions) == (428 if "ViT-L" in row.architecture else 986)
+    assert encoder.config["quick_gelu"] == ("ViT-L" in row.architecture)
+    assert encoder.clip.context_length == 77
+
+
+VIT_H: dict[str, Any] = {
+    "projection_dim": 1024,
+    "text_config": {
+        "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
+        "hidden_act": "gelu", "projection_dim": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32,
+        "patch_size": 14, "hidden_act": "gelu", "projection_dim": 1024,
+    },
+}  # fmt: skip
+"""The configuration of laion/CLIP-ViT-H-14-laion2B-s32B-b79K and of PickScore."""
