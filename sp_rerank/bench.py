@@ -56,7 +56,7 @@ def compare_generate(n: int, rounds: int, say: Callable[[str], None]) -> dict[st
         for turn in range(rounds):
             for way, command in ways.items():
                 folder = ["--out", str(Path(scratch) / f"run{turn}")] if way == "sp-rerank" else []
-                took, peak = _run([*command, *folder])
+                took, peak = timed_process([*command, *folder])
                 memory[way] = max(peak, memory.get(way, 0))
                 seconds[way].append(took)
                 say(f"round {turn + 1} of {rounds}: {way}: {took:.1f} s, {peak:.0f} MB")
@@ -74,8 +74,8 @@ def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return round(statistics.median(a / b for a, b in zip(theirs, ours, strict=True)), 2)
 
 
-def _run(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds and peak memory in MB of a command.
+def timed_process(command: Sequence[str]) -> tuple[float, float]:
+    """Run a command to its end: seconds, and peak memory in MB.
 
     Raises:
         RuntimeError: with what it printed, if it fails.

@@ -16,6 +16,7 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import image_transform
 from parity.difference import difference
+from parity.full_size import VIT_H
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
@@ -140,17 +141,3 @@ def test_the_full_architecture_has_the_published_names_and_shapes(name: str):
     assert round(millions) == (428 if "ViT-L" in row.architecture else 986)
     assert encoder.config["quick_gelu"] == ("ViT-L" in row.architecture)
     assert encoder.clip.context_length == 77
-
-
-VIT_H: dict[str, Any] = {
-    "projection_dim": 1024,
-    "text_config": {
-        "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24,
-        "hidden_act": "gelu", "projection_dim": 1024,
-    },
-    "vision_config": {
-        "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32,
-        "patch_size": 14, "hidden_act": "gelu", "projection_dim": 1024,
-    },
-}  # fmt: skip
-"""The configuration of laion/CLIP-ViT-H-14-laion2B-s32B-b79K and of PickScore."""
