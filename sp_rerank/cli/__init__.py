@@ -1,0 +1,72 @@
+"""The command line: words in, one call of the library, words out.
+
+No logic, and nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sp_rerank.cli import machine, ranking, runs, scorers
+from sp_rerank.cli.console import say
+from sp_rerank.errors import SpRerankError, TryAgainError
+
+app = typer.Typer(
+    help="Make N candidates for a prompt, rank them with a model of human preference, keep the best.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for command in (runs.generate, ranking.rank, runs.replay, runs.verify, machine.doctor):
+    app.command()(command)
+
+scorers_app = typer.Typer(
+    help="List the scorers, or convert a published checkpoint into one.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+scorers_app.callback()(scorers.list_scorers)
+scorers_app.command()(scorers.convert)
+app.add_typer(scorers_app, name="scorers")
+
+bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode=None)
+for name, command in (
+    ("generate", machine.bench_generate),
+    ("score", machine.bench_score),
+    ("precision", machine.bench_precision),
+):
+    bench_app.command(name)(command)
+app.add_typer(bench_app, name="bench")
+
+
+def main() -> None:
+    """Run the command line; the process ends with the exit code of the README's table."""
+    try:
+        code = app(standalone_mode=False)
+    except SpRerankError as error:
+        say(f"error: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Exception as error:
+        code = _exit_code(error)
+    sys.exit(code or 0)
+
+
+def _exit_code(error: Exception) -> int:
+    """The code of an error that is not ours; one that nobody foresaw is a bug, and shows its traceback."""
+    if type(error).__name__ == "OutOfMemoryError":
+        say(f"error: out of memory: {error}; try --dtype float16, a smaller --batch-size or --device cpu")
+        return TryAgainError.exit_code
+    if type(error).__name__ == "Abort":
+        return 130
+    show = getattr(error, "format_message", None)
+    if show is None:
+        raise error
+    say(f"error: {show()}")
+    return getattr(error, "exit_code", 2)

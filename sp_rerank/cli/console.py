@@ -1,0 +1,83 @@
+"""What the commands share: one place that prints, the libraries kept quiet, options that mean the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
+ScorerOption = Annotated[str, typer.Option(help="what ranks: a name from `sp-rerank scorers`, or sp@FOLDER")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto: the accelerator where there is one")]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16 or auto: half where it is fast")]
+
+
+def console(*, out: bool = False) -> Console:
+    """The one place that prints: messages to standard error, results to standard output."""
+    from rich.console import Console
+
+    return Console(stderr=not out, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line of text as it is: no markup, no control characters."""
+    console().print(plain(text), markup=False)
+
+
+def tell(text: str) -> None:
+    """Print a line of a result, likewise."""
+    console(out=True).print(plain(text), markup=False)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows and does not obey: control and format characters become spaces."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+
+
+def print_json(value: Any) -> None:
+    """Print a result for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+class _Warnings(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"warning: {record.getMessage()}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Our own log to the console; the libraries' bars and remarks off."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    for library in (diffusers_log, transformers_log):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    handler, log = _Warnings(), logging.getLogger("sp_rerank")
+    log.addHandler(handler)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        log.removeHandler(handler)
+
+
+def load_scorer(spec: str, model: str | None, device: str) -> Any:
+    """A scorer in float32: half precision would reorder candidates that are close."""
+    from sp_rerank import scorers
+
+    if spec == "sp":
+        spec, why = scorers.resolve_sp(model)
+        say(why)
+    return scorers.load_scorer(spec, device=device)

@@ -1,0 +1,96 @@
+"""The command `rank`, and how a ranking of files is printed."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, quiet, say, tell
+from sp_rerank.errors import NothingUsableError, UsageError
+
+if TYPE_CHECKING:
+    from sp_rerank.existing import RankedFile
+
+
+def rank(
+    folder: Annotated[Path, typer.Argument(help="with the images, PNG, JPEG, WebP and the like")],
+    prompt: Annotated[str, typer.Option(help="what the images should show")],
+    scorer: Annotated[
+        list[str], typer.Option(help="what ranks, as in generate; given again, more columns beside the first")
+    ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
+    top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]", min=1)] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV")] = False,
+) -> None:
+    """Rank images that exist already."""
+    from sp_rerank import existing, models
+    from sp_rerank.images import find_images
+
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; expected words that say what the images should show")
+    nothing = NothingUsableError(
+        f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
+    )
+    found = find_images(folder)
+    if not found:  # said before a scorer is loaded, or even downloaded
+        raise nothing
+    with quiet():
+        hardware = models.find_device(device)
+        rankers = [load_scorer(spec, None, hardware) for spec in scorer]
+        ranked, unreadable = existing.rank_files(rankers, prompt, found, top_k)
+    for error in unreadable:
+        say(f"skipped: {error}")
+    if unreadable:
+        say(f"skipped {len(unreadable)} of {len(found)} images")
+    if not ranked:
+        raise nothing
+    if as_json:
+        print_json({
+            "prompt": prompt,
+            "scorer": next(iter(ranked[0].scores)),
+            "scorers": list(ranked[0].scores),
+            "skipped": [str(error) for error in unreadable],
+            "ranking": [_rank_row(r) for r in ranked],
+        })
+    elif as_csv:
+        _print_csv(ranked)
+    else:
+        _print_ranking(ranked)
+
+
+def _rank_row(ranked: RankedFile) -> dict[str, Any]:
+    """For JSON and CSV; "score" is the first scorer's, None where it is not finite."""
+    scores = {name: score if math.isfinite(score) else None for name, score in ranked.scores.items()}
+    first = next(iter(scores.values()))
+    return {"rank": ranked.rank, "score": first, "file": str(ranked.file), "scores": scores, "ranks": ranked.ranks}
+
+
+def _print_csv(ranked: list[RankedFile]) -> None:
+    """One line a file: rank and score by the first scorer, then score and rank by each further one."""
+    others = list(ranked[0].scores)[1:]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns = [f"{what} {plain(name)}" for name in others for what in ("score", "rank")]
+    writer.writerow(["rank", "score", "file", *columns])
+    for row in map(_rank_row, ranked):
+        further = [row[what][name] for name in others for what in ("scores", "ranks")]
+        writer.writerow([row["rank"], row["score"], plain(row["file"]), *further])
+
+
+def _print_ranking(ranked: list[RankedFile]) -> None:
+    """One line a file; where there are several scorers, a header, and the rank by each further one in brackets."""
+    names = list(ranked[0].scores)
+    lines = [["rank", *names, "file"]] if len(names) > 1 else []
+    for r in ranked:
+        scores = [f"{score:.4f}" if math.isfinite(score) else "not finite" for score in r.scores.values()]
+        ranks = ["", *(f" ({rank:d})" for rank in list(r.ranks.values())[1:])]
+        lines.append([str(r.rank), *(f"{score}{rank}" for score, rank in zip(scores, ranks, strict=True)), str(r.file)])
+    widths = [4, *(max(10, *(len(line[column]) for line in lines)) for column in range(1, len(names) + 1))]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=False)]
+        tell("  ".join([*cells, line[-1]]))

@@ -1,0 +1,221 @@
+"""The commands that make and read run folders: generate, replay, verify."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sp_rerank.cli.console import (
+    Device,
+    Dtype,
+    Json,
+    ScorerOption,
+    console,
+    load_scorer,
+    plain,
+    print_json,
+    quiet,
+    say,
+    tell,
+)
+from sp_rerank.errors import UsageError
+
+if TYPE_CHECKING:
+    from sp_rerank.generation import Progress
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="what the image should show; after -- if it starts with a dash")],
+    n: Annotated[int, typer.Option(help="candidates to make")] = 100,
+    top_k: Annotated[int, typer.Option(help="how many of the best to keep in top/")] = 4,
+    model: Annotated[str, typer.Option(help="mini, sd-v1.4, a folder, a repository, or auto")] = "auto",
+    scorer: ScorerOption = "sp",
+    search: Annotated[str, typer.Option(help="how the budget is spent")] = "exhaustive",
+    steps: Annotated[int | None, typer.Option(help="of the scheduler  [default: what suits the model]")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="  [default: what suits the model]")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="another scheduler of diffusers, such as DDIM")] = None,
+    height: Annotated[int | None, typer.Option(help="pixels  [default: the model's own]")] = None,
+    width: Annotated[int | None, typer.Option(help="pixels  [default: the model's own]")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="what the image should not show")] = None,
+    safety_checker: Annotated[bool, typer.Option(help="where the checkpoint has one")] = True,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="images at once  [default: what suits]")] = None,
+    seed: Annotated[int, typer.Option(help="of the first candidate; the others follow")] = 0,
+    out: Annotated[Path | None, typer.Option(help="run folder  [default: runs/PROMPT-HASH]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was cut short")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a prompt too long to be read whole")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make N candidates for a prompt and keep the best."""
+    from sp_rerank import generation, models
+    from sp_rerank.run import run_folder_name
+
+    generation.check_arguments(
+        prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps, guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt, height=height, width=width,
+    )  # fmt: skip
+    if not 1 <= top_k <= n:
+        raise UsageError(f"--top-k is {top_k}; expected 1 to {n}, the number of candidates")
+    began = time.monotonic()
+    with quiet():
+        pipe = _load_pipeline(model, device, dtype, scheduler, safety_checker)
+        ranker = load_scorer(scorer, models.model_of(pipe), str(pipe.device))
+        config = generation.configure(
+            prompt, pipe=pipe, scorer=ranker, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps,
+            guidance_scale=guidance_scale, negative_prompt=negative_prompt, height=height, width=width, strict=strict,
+        )  # fmt: skip
+        folder = out or Path("runs") / run_folder_name(config)
+        with _progress(n) as progress, _stop_on_interrupt() as stop:
+            try:
+                best = generation.carry_out(
+                    config,
+                    pipe=pipe,
+                    scorer=ranker,
+                    top_k=top_k,
+                    out=folder,
+                    resume=resume,
+                    progress=progress,
+                    stop=stop,
+                )
+            except KeyboardInterrupt:
+                say(f"stopped; what is done is kept. Go on with: {_resume_command()}")
+                raise
+    _report(best, folder, ranker.name, time.monotonic() - began, as_json)
+
+
+def _report(best: list[Any], folder: Path, scorer: str, seconds: float, as_json: bool) -> None:
+    from sp_rerank.run import RunDir
+
+    run = RunDir.read(folder)
+    statuses = [row.status for row in run.rows.values()]
+    lost = {status: statuses.count(status) for status in ("flagged", "nonfinite")}
+    files = [folder / "top" / f"{r.rank:02d}_seed{r.candidate.seed}.png" for r in best]
+    if as_json:
+        rows = [
+            {"rank": r.rank, "index": r.candidate.index, "seed": r.candidate.seed, "score": r.score, "file": str(file)}
+            for r, file in zip(best, files, strict=True)
+        ]
+        prompt = run.config["prompt"]
+        print_json({"run": str(folder), "prompt": prompt, "scorer": scorer, "n": run.n, **lost, "best": rows})
+        return
+    for r, file in zip(best, files, strict=True):
+        tell(f"{r.rank:3d}  {r.score:8.4f}  seed {r.candidate.seed:<6d} {file}")
+    if any(lost.values()):
+        say(f"left out: {lost['flagged']} replaced by the safety checker, {lost['nonfinite']} not finite")
+    say(f"{run.n} candidates in {seconds:.1f} s; all of them, in order: {folder / 'grid.png'}")
+
+
+def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:
+    from sp_rerank import models
+
+    found = models.find_device(device)
+    spec, why = models.find_model(model, found)
+    if why:
+        say(why)
+    precision = models.find_dtype(dtype, spec, found)
+    return models.load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
+
+
+def replay(
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    index: Annotated[int, typer.Argument(help="of the candidate")],
+    steps: Annotated[int | None, typer.Option(help="other than the run's own", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG file  [default: RUN/replays/INDEX.png]")] = None,
+    model: Annotated[str | None, typer.Option(help="where the model lies now  [default: as in the run]")] = None,
+) -> None:
+    """Make one candidate again: the same pixels on the same machine, or the same seed with other steps."""
+    from sp_rerank import repetition
+    from sp_rerank.run import RunDir
+
+    folder = RunDir.read(run)
+    config = folder.config
+    if not config.keys() >= {"device", "dtype", "scheduler", "safety_checker"}:
+        raise UsageError(f"{run / 'run.json'} does not say on what its images were made; it cannot be replayed")
+    with quiet():
+        pipe = _load_pipeline(
+            model or config["model"], config["device"], config["dtype"], config["scheduler"], config["safety_checker"]
+        )
+        target = out or run / "replays" / (f"{index:05d}.png" if steps is None else f"{index:05d}-{steps}steps.png")
+        same = repetition.replay_to(folder, index, target, pipe=pipe, steps=steps)
+    verdict = {None: "", True: "; every pixel is the same", False: "; the pixels differ: another machine or version?"}
+    tell(f"{target}{verdict[same]}")
+
+
+def verify(run: Annotated[Path, typer.Argument(help="run folder")]) -> None:
+    """Check every file of a run folder against its manifest."""
+    from sp_rerank.errors import StorageError
+    from sp_rerank.run import RunDir
+
+    folder = RunDir.read(run)
+    problems = folder.verify()
+    for problem in problems:
+        tell(problem)
+    done = f"{run}: {len(folder.rows)} of {folder.n} candidates"
+    if problems:
+        raise StorageError(f"{done}, {len(problems)} problems; --resume makes missing and changed images again")
+    tell(f"{done}, every image as it was written")
+
+
+def _resume_command() -> str:
+    """The command that was typed, with --resume, safe to paste into a shell."""
+    words = sys.argv[1:]
+    at = words.index("--") if "--" in words else len(words)
+    options = [word for word in words[:at] if word != "--resume"]
+    return " ".join(["sp-rerank", *map(_quoted, [*options, "--resume", *words[at:]])])
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell; one with control characters in the form that bash and zsh undo."""
+    if plain(word) == word:
+        return shlex.quote(word)
+    return "$'" + word.encode("unicode_escape").decode().replace("'", "\\'") + "'"
+
+
+@contextmanager
+def _progress(n: int) -> Iterator[Callable[[Progress], None]]:
+    """One bar: how many, how fast, how good so far."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    texts = [TextColumn(f"{{task.{what}}}") for what in ("completed", "total", "fields[rate]", "fields[best]")]
+    screen, began = console(), time.monotonic()
+    with Bar(
+        texts[0], BarColumn(), texts[1], texts[2], TimeRemainingColumn(), texts[3],
+        console=screen, transient=True, disable=not screen.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=n, rate="", best="")
+
+        def show(progress: Progress) -> None:
+            rate = progress.made / (time.monotonic() - began)
+            best = "" if math.isnan(progress.best) else f"best {progress.best:.4f}"
+            bar.update(task, completed=progress.done, rate=f"{rate:.1f} images/s", best=best)
+
+        yield show
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once lets the batch in hand be finished, twice stops at once."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("finishing the batch in hand; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
