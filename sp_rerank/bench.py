@@ -81,12 +81,13 @@ def timed_process(command: Sequence[str]) -> tuple[float, float]:
         RuntimeError: with what it printed, if it fails.
     """
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr
-    complaint = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    took = time.perf_counter() - began
-    if status:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        complaint = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        took = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         raise RuntimeError(f"{command[:4]} failed: {complaint.strip()[-2000:]}")
     return took, usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 

@@ -43,7 +43,7 @@ class Model:
 
 MINI = str(Path(str(resources.files("sp_rerank"))) / "mini" / "pipeline")
 MODELS = {
-    "mini": Model(MINI, None, 16, 4.0, 20, "the embedded model: 64x64 emoji scenes, for trying things out"),
+    "mini": Model(MINI, None, 16, 2.5, 20, "the embedded model: 64x64 emoji scenes, for trying things out"),
     "sd-v1.4": Model(
         "CompVis/stable-diffusion-v1-4",
         "133a221b8aa7292a167afc5127cb63fb5005638b",
