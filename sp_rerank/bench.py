@@ -75,7 +75,7 @@ def _ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def timed_process(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command to its end: seconds, and peak memory in MB.
+    """Run a command to its end: seconds, and peak memory in MB, which counts from what this process has at the start.
 
     Raises:
         RuntimeError: with what it printed, if it fails.
