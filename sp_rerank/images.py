@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -54,18 +54,30 @@ def open_image(path: str | Path) -> Image.Image:
         UnreadableImageError: naming the file and why: another format, damaged, above 64 megapixels by its header
             (nothing is decoded then), or pixels without a defined white (32-bit).
     """
-    path = Path(path)
+    return read_image(lambda: path, str(path))
+
+
+def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.Image:
+    """As `open_image`, of a file that is in an archive or a table.
+
+    Args:
+        source: gives a path or an open file; what it raises makes the image unreadable.
+        name: for messages.
+
+    Raises:
+        UnreadableImageError: as `open_image`.
+    """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source(), formats=FORMATS) as image:
             _check_header(image)
             return _as_rgb(ImageOps.exif_transpose(image))
     except Image.UnidentifiedImageError as error:
-        raise _unreadable(path, f"no {', '.join(FORMATS)} file") from error
+        raise _unreadable(name, f"no {', '.join(FORMATS)} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _unreadable(path, f"more than {MAX_PIXELS / 1e6:g} megapixels") from error
+        raise _unreadable(name, f"more than {MAX_PIXELS / 1e6:g} megapixels") from error
     # Pillow's decoders raise whatever they trip over in a damaged file: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise _unreadable(path, f"{error}" or type(error).__name__) from error
+        raise _unreadable(name, f"{error}" or type(error).__name__) from error
 
 
 def encode(image: Image.Image, *, parameters: str, record: Mapping[str, Any]) -> bytes:
@@ -108,9 +120,9 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
             text = image.info.get(RECORD_KEY)
         record = None if text is None else json.loads(text)
     except Exception as error:
-        raise _unreadable(path, f"no PNG file with a record: {error}") from error
+        raise _unreadable(str(path), f"no PNG file with a record: {error}") from error
     if record is not None and not isinstance(record, dict):
-        raise _unreadable(path, f"its {RECORD_KEY} record is no JSON object")
+        raise _unreadable(str(path), f"its {RECORD_KEY} record is no JSON object")
     return record
 
 
@@ -171,8 +183,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
-def _unreadable(path: Path, why: str) -> UnreadableImageError:
-    return UnreadableImageError(f"{path}: cannot be read as an image: {' '.join(why.split())}")
+def _unreadable(name: str, why: str) -> UnreadableImageError:
+    return UnreadableImageError(f"{name}: cannot be read as an image: {' '.join(why.split())}")
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:

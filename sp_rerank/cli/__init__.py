@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from sp_rerank.cli import machine, ranking, runs, scorers
+from sp_rerank.cli import machine, ranking, research, runs, scorers, training
 from sp_rerank.cli.console import say
 from sp_rerank.errors import SpRerankError, TryAgainError
 
@@ -20,7 +20,17 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for command in (runs.generate, ranking.rank, runs.replay, runs.verify, machine.doctor):
+for command in (
+    runs.generate,
+    ranking.rank,
+    runs.replay,
+    runs.verify,
+    training.train,
+    research.evaluate,
+    research.robustness,
+    research.correlate,
+    machine.doctor,
+):
     app.command()(command)
 
 scorers_app = typer.Typer(

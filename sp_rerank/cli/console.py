@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +72,24 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.removeHandler(handler)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C once lets the batch in hand be finished, twice stops at once."""
+    asked = False
+
+    def ask(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say("finishing the batch in hand; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def load_scorer(spec: str, model: str | None, device: str) -> Any:

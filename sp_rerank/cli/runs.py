@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from sp_rerank.cli.console import (
     print_json,
     quiet,
     say,
+    stop_on_interrupt,
     tell,
 )
 from sp_rerank.errors import UsageError
@@ -75,7 +75,7 @@ def generate(
             guidance_scale=guidance_scale, negative_prompt=negative_prompt, height=height, width=width, strict=strict,
         )  # fmt: skip
         folder = out or Path("runs") / run_folder_name(config)
-        with _progress(n) as progress, _stop_on_interrupt() as stop:
+        with _progress(n) as progress, stop_on_interrupt() as stop:
             try:
                 best = generation.carry_out(
                     config,
@@ -201,21 +201,3 @@ def _progress(n: int) -> Iterator[Callable[[Progress], None]]:
             bar.update(task, completed=progress.done, rate=f"{rate:.1f} images/s", best=best)
 
         yield show
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once lets the batch in hand be finished, twice stops at once."""
-    asked = False
-
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("finishing the batch in hand; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

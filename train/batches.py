@@ -1,0 +1,315 @@
+"""From pairs to tensors: which pairs a step takes, their images opened, perturbed and encoded once each.
+
+What a step sees is a function of the seed and the step alone, however many processes share it, so that a resumed run
+needs no memory of what was read. Knows nothing of losses or optimisers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+from sp_rerank.errors import UsageError
+from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.train.losses import Views
+from sp_rerank.train.preferences import ImageReader, PreferenceGroup
+
+_THREADS = 8  # that open images; Pillow and torch let go of the interpreter while they work
+
+Place = tuple[int, int]
+"""Of a pair: the index of its group, and its own in the group."""
+
+
+class PairOrder:
+    """Which pairs a step takes: an endless sequence in which every pair comes once an epoch, in an order of its own.
+
+    Args:
+        groups: with their pairs.
+        batch: pairs a step.
+        together: how many pairs of one prompt come next to each other. They are chosen to share images: the first k
+            images of a prompt, in a random order, make k (k - 1) / 2 pairs.
+        seed: of the order.
+        ties: whether pairs without a better image are among them.
+
+    Raises:
+        UsageError: if there is no pair.
+    """
+
+    def __init__(self, groups: Sequence[PreferenceGroup], *, batch: int, together: int, seed: int, ties: bool = True):
+        self._groups, self._batch, self._together, self._seed = groups, batch, together, seed
+        self._kept = [[i for i, pair in enumerate(group.pairs) if ties or pair.label != 0.5] for group in groups]
+        self._pairs = sum(map(len, self._kept))
+        if not self._pairs:
+            which = "" if ties else " of which one is better"
+            raise UsageError(f"expected at least one pair of images{which} to learn from, got none")
+        self._known: tuple[int, list[Place]] = (-1, [])
+
+    def __len__(self) -> int:
+        """Pairs an epoch."""
+        return self._pairs
+
+    def of_step(self, step: int) -> list[Place]:
+        """The pairs of a step counted from 0."""
+        places = range(step * self._batch, (step + 1) * self._batch)
+        return [self._epoch(place // self._pairs)[place % self._pairs] for place in places]
+
+    def _epoch(self, epoch: int) -> list[Place]:
+        if self._known[0] != epoch:
+            rng = random.Random(f"order-{self._seed}-{epoch}")
+            chunks = [chunk for index in range(len(self._groups)) for chunk in self._chunks(index, rng)]
+            rng.shuffle(chunks)
+            self._known = epoch, [place for chunk in chunks for place in chunk]
+        return self._known[1]
+
+    def _chunks(self, index: int, rng: random.Random) -> Iterator[list[Place]]:
+        group = self._groups[index]
+        turn = list(range(len(group.images)))
+        rng.shuffle(turn)
+
+        def images_so_far(place: Place) -> tuple[int, int]:
+            pair = group.pairs[place[1]]
+            one, other = turn[pair.first], turn[pair.second]
+            return max(one, other), min(one, other)
+
+        places = sorted(((index, pair) for pair in self._kept[index]), key=images_so_far)
+        for start in range(0, len(places), self._together):
+            yield places[start : start + self._together]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The pairs of one step, or of one process's share of it, with each distinct image and prompt once.
+
+    Attributes:
+        pixels: (v n, 3, S, S) float32, preprocessed: n images, then their perturbed copies where v = 2.
+        copied: whether there are copies.
+        tokens: (m, L) int64, of the m distinct prompts.
+        first: (p,) int64, for each pair the index of its first image.
+        second: (p,) likewise.
+        prompt: (p,) the index of its prompt.
+        label: (p,) float32, 1 where the first is better.
+        names: of the n images, for messages.
+    """
+
+    pixels: Tensor
+    copied: bool
+    tokens: Tensor
+    first: Tensor
+    second: Tensor
+    prompt: Tensor
+    label: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Pairs."""
+        return len(self.label)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("pixels", "tokens", "first", "second", "prompt", "label")
+        }
+        return replace(self, **moved)
+
+    def views(self, images: Tensor, texts: Tensor) -> tuple[Views, Views | None]:
+        """The embeddings of the pairs and of their copies, out of those of the distinct images and prompts.
+
+        Args:
+            images: (v n, d) of `pixels`.
+            texts: (m, d) of `tokens`.
+        """
+        n = len(self.names)
+        pairs = Views(images[self.first], images[self.second], texts[self.prompt])
+        return pairs, (Views(images[self.first + n], images[self.second + n], pairs.text) if self.copied else None)
+
+
+def flip_and_crop(image: Image.Image, ratio: float, *, flip: bool = True) -> Image.Image:
+    """HP&CC: the image flipped horizontally and its centre cropped to `ratio` of both sides, at least one pixel."""
+    flipped = ImageOps.mirror(image) if flip else image
+    width, height = (max(1, round(side * ratio)) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return flipped.crop((left, top, left + width, top + height))
+
+
+class Loader:
+    """Makes the batches: opens, perturbs and preprocesses, the next batch while the present one is used.
+
+    Args:
+        groups: with their images.
+        order: which pairs a step takes.
+        scorer: for its preprocessing and its tokenizer.
+        reader: opens the images, and skips, counts and names those that cannot be read.
+        seed: of the perturbations.
+        copies: whether to make perturbed copies.
+        augment: whether the images themselves are perturbed.
+        crop_from: the smallest side ratio of a crop, drawn from [crop_from, 1).
+        flip_chance: of a flip.
+        share: (index of this process, number of processes): each takes its part of every step's pairs.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[PreferenceGroup],
+        order: PairOrder,
+        scorer: DualEncoder,
+        reader: ImageReader,
+        *,
+        seed: int,
+        copies: bool,
+        augment: bool,
+        crop_from: float,
+        flip_chance: float,
+        share: tuple[int, int] = (0, 1),
+    ):
+        self._groups, self._order, self._scorer, self._reader = groups, order, scorer, reader
+        self._seed, self._copies, self._augment = seed, copies, augment
+        self._crop_from, self._flip_chance, self._share = crop_from, flip_chance, share
+
+    def load(self, step: int, apply: Callable[..., Iterable[Any]] = map) -> Batch:
+        """The batch of a step counted from 0; a pair with an image that cannot be read is left out of it.
+
+        Args:
+            step: which.
+            apply: `map`, or that of a pool of threads.
+
+        Raises:
+            NothingUsableError: if too many images cannot be read.
+        """
+        everyone = self._order.of_step(step)
+        index, count = self._share
+        places = everyone[len(everyone) * index // count : len(everyone) * (index + 1) // count]
+        wanted = dict.fromkeys(image for place in places for image in self._images_of(place))
+        made = dict(zip(wanted, apply(lambda image: self._views_of(step, image), wanted), strict=True))
+        usable = [place for place in places if all(made[image] is not None for image in self._images_of(place))]
+        images = list(dict.fromkeys(image for place in usable for image in self._images_of(place)))
+        prompts = list(dict.fromkeys(self._groups[group].prompt for group, _ in usable))
+        size = self._scorer.preprocess.size
+        blank = torch.empty(0, 3, size, size)
+        versions = zip(*(made[image] for image in images), strict=True)
+        pixels = torch.cat([blank, *(view for version in versions for view in version)])
+        ends = [self._images_of(place) for place in usable]
+        return Batch(
+            pixels=pixels,
+            copied=self._copies,
+            tokens=self._scorer.tokenize(prompts) if prompts else torch.empty(0, self._scorer.max_tokens).long(),
+            first=_indices(images, [first for first, _ in ends]),
+            second=_indices(images, [second for _, second in ends]),
+            prompt=_indices(prompts, [self._groups[group].prompt for group, _ in usable]),
+            label=torch.tensor([self._groups[group].pairs[pair].label for group, pair in usable]),
+            names=tuple(self._groups[group].images[image].name for group, image in images),
+        )
+
+    def batches(self, first: int, end: int) -> Iterator[tuple[int, Batch]]:
+        """The steps from `first` up to `end` with their batches; the next one is made meanwhile."""
+        with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(_THREADS) as pool:
+            coming = ahead.submit(self.load, first, pool.map) if first < end else None
+            for step in range(first, end):
+                assert coming is not None
+                batch = coming.result()
+                coming = ahead.submit(self.load, step + 1, pool.map) if step + 1 < end else None
+                yield step, batch
+
+    def _images_of(self, place: Place) -> tuple[Place, Place]:
+        """(group, image) of both images of a pair."""
+        group, index = place
+        pair = self._groups[group].pairs[index]
+        return (group, pair.first), (group, pair.second)
+
+    def _views_of(self, step: int, image: Place) -> list[Tensor] | None:
+        """The image and, if asked for, its copy, (1, 3, S, S) each; None if it cannot be read."""
+        opened = self._reader.read(self._groups[image[0]].images[image[1]])
+        if opened is None:
+            return None
+        # of the image alone, not of its place in the batch: the number of processes changes nothing
+        rng = random.Random(f"view-{self._seed}-{step}-{image[0]}-{image[1]}")
+        views = [self._perturb(opened, rng) if self._augment else opened]
+        views += [self._perturb(opened, rng)] if self._copies else []
+        return [self._scorer.preprocess([view], device="cpu") for view in views]
+
+    def _perturb(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        ratio = self._crop_from + (1 - self._crop_from) * rng.random()
+        return flip_and_crop(image, ratio, flip=rng.random() < self._flip_chance)
+
+
+def _indices(values: Sequence[Any], wanted: Sequence[Any]) -> Tensor:
+    place = {value: index for index, value in enumerate(values)}
+    return torch.tensor([place[value] for value in wanted], dtype=torch.int64)
+
+
+class Encoding:
+    """The embeddings of a batch, and the way back of a gradient from them to the weights.
+
+    With `micro_batch` = 0 one pass keeps its graph. Otherwise a first pass without a graph gives the embeddings, and a
+    second one, part by part, takes their gradient to the weights: the loss sees the whole batch, the memory holds one
+    part. Source: Gao et al. 2021, arXiv 2101.06983 (GradCache).
+
+    Args:
+        scorer: its encoders, in training or evaluation mode as it is.
+        batch: on the scorer's device.
+        micro_batch: images or texts a part; 0 is all.
+        seed: of the dropout of this batch; each part has its own, the same in both passes.
+        autocast: gives the context in which the encoders compute.
+
+    Attributes:
+        images: (v n, d) float32 of norm 1, a leaf whose gradient can be asked for.
+        texts: (m, d) likewise.
+    """
+
+    def __init__(
+        self,
+        scorer: DualEncoder,
+        batch: Batch,
+        *,
+        micro_batch: int,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ):
+        self._scorer, self._seed, self._autocast = scorer, seed, autocast
+        self._parts = [(batch.pixels, part) for part in _parts(len(batch.pixels), micro_batch)]
+        self._first_text = len(self._parts)
+        self._parts += [(batch.tokens, part) for part in _parts(len(batch.tokens), micro_batch)]
+        self._kept: list[Tensor] | None = None
+        with torch.set_grad_enabled(not micro_batch):
+            made = [self._encode(index) for index in range(len(self._parts))]
+        if not micro_batch:
+            self._kept = made
+        empty = torch.empty(0, scorer.config["embed_dim"], device=batch.pixels.device)
+        detached = [part.detach() for part in made]
+        self.images = torch.cat([empty, *detached[: self._first_text]]).requires_grad_()
+        self.texts = torch.cat([empty, *detached[self._first_text :]]).requires_grad_()
+
+    def backward(self, images: Tensor, texts: Tensor) -> None:
+        """Add to the gradients of the weights.
+
+        Args:
+            images: gradient of the loss to `images`.
+            texts: gradient of the loss to `texts`.
+        """
+        gradients: dict[int, Tensor] = {}
+        for index, (_, part) in enumerate(self._parts):
+            gradients[index] = (images if index < self._first_text else texts)[part]
+        for index, gradient in gradients.items():
+            made = self._kept[index] if self._kept is not None else self._encode(index)
+            if made.requires_grad:  # not that of a frozen tower
+                made.backward(gradient)
+
+    def _encode(self, index: int) -> Tensor:
+        values, part = self._parts[index]
+        encode = self._scorer.clip.encode_image if index < self._first_text else self._scorer.clip.encode_text
+        torch.manual_seed(self._seed + index)
+        with self._autocast():
+            return F.normalize(encode(values[part]).float(), dim=-1)
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(start, start + (size or count)) for start in range(0, count, size or max(count, 1))]

@@ -1,0 +1,226 @@
+"""What a training run keeps on the disk: what it is, checkpoints that are whole or absent, folders replaced at once.
+
+    training.json               schema, recipe, hashes of the data; a run with others does not go on here
+    checkpoints/step-000500/    state.safetensors and progress.json, written elsewhere and renamed
+    checkpoints/latest.json     the two newest, with the hash of each file; written last, so a name in it means done
+
+No random state is kept: every draw of a training step is a function of the seed and the step. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from sp_rerank import durable
+from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.train.preferences import PreferenceGroup
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+KEPT = 2
+
+_FOLDER, _POINTER, _STATE, _PROGRESS = "checkpoints", "latest.json", "state.safetensors", "progress.json"
+_IDENTITY, _LOCK, _OLD_SUFFIX = "training.json", ".lock", ".old"
+
+
+def data_sha256(groups: Sequence[PreferenceGroup]) -> str:
+    """Of prompts, names of image files and labels, wherever the files lie; the pixels are not looked at."""
+    digest = hashlib.sha256()
+    for group in groups:
+        pairs = [(pair.first, pair.second, pair.label) for pair in group.pairs]
+        names = [(image.path.name, image.member) for image in group.images]
+        digest.update(json.dumps([group.prompt, names, pairs]).encode())
+    return digest.hexdigest()
+
+
+def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
+    """Refuse a folder of something else, before anything is written.
+
+    Args:
+        out: of the run.
+        identity: what makes a run the same: "schema", "recipe", "base", "data", "validation".
+        resume: whether a run with this identity may be there already.
+
+    Raises:
+        UsageError: if something else is there, or such a run and `resume` is False.
+        StorageError: if its training.json is damaged.
+    """
+    file = out / _IDENTITY
+    if not file.exists():
+        found = [path.name for path in out.iterdir()] if out.is_dir() else []
+        if (out.exists() and not out.is_dir()) or set(found) - {_LOCK, file.name + durable.TEMPORARY_SUFFIX}:
+            raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another --out")
+        return
+    stored = read_schema(file)
+    differing = [f"recipe.{key}" for key in identity["recipe"] if stored["recipe"].get(key) != identity["recipe"][key]]
+    differing += [key for key in ("base", "data", "validation") if stored[key] != identity[key]]
+    if differing:
+        raise UsageError(f"{out} holds a run that differs in {', '.join(differing)}; choose another --out for this one")
+    if not resume:
+        raise UsageError(f"{out} holds this run already; --resume goes on with it, another --out begins anew")
+
+
+def begin(out: Path, identity: dict[str, Any]) -> None:
+    """Write down what the run is, unless it is there already."""
+    if not (out / _IDENTITY).exists():
+        durable.write(out / _IDENTITY, json.dumps(identity, indent=1).encode())
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make the folder, and let no other process train in it meanwhile.
+
+    Raises:
+        FolderBusyError: if another one does.
+        StorageError: if it cannot be made.
+    """
+    with durable.storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderBusyError(
+            f"{out}: another process trains in it; wait for its end or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def save(out: Path, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+    """Keep a checkpoint; the one before it is kept too, older ones are removed.
+
+    Killed at any moment, it leaves at least the checkpoint that was the newest before.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    folder = out / _FOLDER
+    target = folder / f"step-{step:06d}"
+
+    def write(place: Path) -> None:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(contiguous, place / _STATE)
+        (place / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+
+    with durable.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_folder(target, write)
+    kept = [{"folder": target.name, "sha256": {name: _digest(target / name) for name in (_STATE, _PROGRESS)}}]
+    kept += [entry for entry in _entries(out) if entry["folder"] != target.name]
+    pointer = {"schema": SCHEMA, "checkpoints": kept[:KEPT]}
+    durable.write(folder / _POINTER, json.dumps(pointer, indent=1).encode())
+    for other in folder.iterdir():
+        if other.is_dir() and other.name not in {entry["folder"] for entry in kept[:KEPT]}:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def load(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint whose files have their hashes, as (tensors, progress); None where none was made yet.
+
+    Raises:
+        UsageError: if a newer version of this library wrote it.
+        StorageError: if there are checkpoints and all of them are damaged.
+    """
+    entries = _entries(out)
+    for entry in entries:
+        place = out / _FOLDER / entry["folder"]
+        try:
+            damaged = [name for name, digest in entry["sha256"].items() if _digest(place / name) != digest]
+            if not damaged:
+                progress = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
+                return safetensors.torch.load_file(place / _STATE), progress
+        except OSError as error:
+            damaged = [f"{error.strerror or error}"]
+        log.warning("%s is damaged (%s); taking the checkpoint before it", place, ", ".join(damaged))
+    if entries:
+        raise StorageError(f"{out / _FOLDER}: every checkpoint is damaged; begin anew in another folder")
+    return None
+
+
+def read_schema(file: Path) -> dict[str, Any]:
+    """A JSON object with its "schema", which must be ours.
+
+    Raises:
+        UsageError: if it is of a newer version.
+        StorageError: if it cannot be read.
+    """
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        schema = stored["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{file} cannot be read: {error}; begin anew in another folder") from error
+    if schema != SCHEMA:
+        raise UsageError(f"{file}: expected schema {SCHEMA}, got {schema!r}; a newer version of sp-rerank wrote it")
+    return stored
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Put a folder at `target` as a whole: after a crash there is the old one or the new one, see `recover_folder`.
+
+    Args:
+        target: need not exist.
+        write: fills the new folder, which it is given.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    recover_folder(target)
+    fresh, old = (target.with_name(target.name + suffix) for suffix in (durable.TEMPORARY_SUFFIX, _OLD_SUFFIX))
+    with durable.storage_errors(target):
+        fresh.mkdir(parents=True)
+        try:
+            write(fresh)
+        except safetensors.SafetensorError as error:  # as a full disk shows there
+            raise StorageError(f"{fresh} cannot be written: {error}; free some space there, then resume") from error
+        for file in fresh.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        durable.sync_folder(fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        durable.sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Undo a `replace_folder` that was cut short.
+
+    Raises:
+        StorageError: if the place cannot be written.
+    """
+    fresh, old = (target.with_name(target.name + suffix) for suffix in (durable.TEMPORARY_SUFFIX, _OLD_SUFFIX))
+    with durable.storage_errors(target):
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        elif old.exists():
+            shutil.rmtree(old)
+
+
+def _entries(out: Path) -> list[dict[str, Any]]:
+    pointer = out / _FOLDER / _POINTER
+    return read_schema(pointer)["checkpoints"] if pointer.exists() else []
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,269 @@
+"""The training loop: one process or several, resumable to the bit, the best validation step kept.
+
+    OUT/training.json    schema, recipe, hashes of the data, what it started from
+    OUT/metrics.jsonl    one line a step, one a validation
+    OUT/checkpoints/     to resume from
+    OUT/best/            the scorer of the best validation step, `sp@OUT/best`
+    OUT/last/            the scorer of the last step
+
+Several processes (accelerate launch) each encode a part of every step's pairs, see the gaps of all of them and add
+their gradients up after the backward pass: the losses are those of one process. Knows nothing of files of preferences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from sp_rerank.errors import NothingUsableError
+from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.train import checkpoints
+from sp_rerank.train.base import freeze
+from sp_rerank.train.batches import Loader, PairOrder
+from sp_rerank.train.config import Recipe
+from sp_rerank.train.preferences import ImageReader, PreferenceGroup
+from sp_rerank.train.processes import anywhere, current, device, summed
+from sp_rerank.train.step import Stepper
+from sp_rerank.train.tracking import Row, Tracker
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; what a checkpoint holds besides tensors."""
+
+    step: int = 0
+    failures: int = 0
+    first_accuracy: float | None = None
+    best_step: int | None = None
+    best_accuracy: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished run gives.
+
+    Attributes:
+        folder: of the scorer to use: the best validation step's, or the last one's where nothing was validated.
+        steps: that were made.
+        first_accuracy: of the scorer that it started from, on the validation pairs; None without any.
+        best_step: with the best accuracy.
+        best_accuracy: at that step.
+        skipped: images that could not be read, by this process since it was started.
+    """
+
+    folder: Path
+    steps: int
+    first_accuracy: float | None
+    best_step: int | None
+    best_accuracy: float | None
+    skipped: int
+
+
+def train(
+    recipe: Recipe,
+    groups: Sequence[PreferenceGroup],
+    *,
+    scorer: DualEncoder,
+    out: Path,
+    validation: Sequence[PreferenceGroup] = (),
+    resume: bool = False,
+    tracker: str = "none",
+    report: Callable[[Row], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train a scorer in place and write it to a folder.
+
+    Args:
+        recipe: how.
+        groups: to learn from.
+        scorer: to start from, in float32.
+        out: folder of the run; new or empty, or with `resume` that of a run with the same recipe and data.
+        validation: to choose the best step by; none keeps the last one only.
+        resume: go on from the last checkpoint, to the same weights as without the interruption.
+        tracker: "tensorboard" or "none"; metrics.jsonl is always written.
+        report: called with each step's figures, in the main process.
+        stop: asked after each step; if it says yes a checkpoint is written.
+
+    Raises:
+        UsageError: if the folder holds something else, or a run with another recipe or other data.
+        FolderBusyError: if another process trains in it.
+        NothingUsableError: if too many images cannot be read, or the loss stays not finite.
+        StorageError: if something cannot be written, or the checkpoints are damaged.
+        KeyboardInterrupt: after `stop`.
+    """
+    state = current()
+    identity = {
+        "schema": checkpoints.SCHEMA,
+        "recipe": asdict(recipe),
+        "base": scorer.name,
+        "data": checkpoints.data_sha256(groups),
+        "validation": checkpoints.data_sha256(validation),
+    }
+    checkpoints.check_folder(out, identity, resume)
+    state.wait_for_everyone()
+    with checkpoints.locked(out) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            checkpoints.begin(out, identity)
+        state.wait_for_everyone()
+        trainer = _Trainer(recipe, groups, validation, scorer, out, identity, state)
+        with Tracker(out, tracker, trainer.progress.step, state.is_main_process) as tracked:
+            return trainer.run(tracked, report, stop)
+
+
+@torch.no_grad()
+def validate(
+    scorer: DualEncoder, groups: Sequence[PreferenceGroup], share: tuple[int, int] = (0, 1)
+) -> tuple[int, int]:
+    """How many strict pairs the scorer orders rightly, and of how many; a predicted tie is wrong.
+
+    Args:
+        scorer: in evaluation mode.
+        groups: with their pairs; images that cannot be read are left out.
+        share: (index of this process, number of processes): it takes every so many-th group.
+    """
+    right = total = 0
+    reader = ImageReader()
+    for group in groups[share[0] :: share[1]]:
+        opened = {i: image for i, source in enumerate(group.images) if (image := reader.read(source)) is not None}
+        scores = dict(zip(opened, scorer.score(group.prompt, list(opened.values())).tolist(), strict=True))
+        for pair in group.pairs:
+            if pair.label != 0.5 and pair.first in scores and pair.second in scores:
+                gap = scores[pair.first] - scores[pair.second]
+                right += gap != 0 and (gap > 0) == (pair.label > 0.5)
+                total += 1
+    return right, total
+
+
+class _Trainer:
+    """The state of a run: weights, optimiser, progress."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        groups: Sequence[PreferenceGroup],
+        validation: Sequence[PreferenceGroup],
+        scorer: DualEncoder,
+        out: Path,
+        identity: dict[str, Any],
+        state: PartialState,
+    ):
+        self._recipe, self._validation, self._out, self._identity = recipe, validation, out, identity
+        self._state = state
+        self._share = (state.process_index, state.num_processes)
+        self._scorer = scorer
+        scorer.float()
+        scorer.to(device()).train()  # pyright: ignore[reportArgumentType]  # diffusers' `to` is not annotated as torch's
+        freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+        scorer.clip.set_grad_checkpointing(recipe.gradient_checkpointing)
+        self._stepper = Stepper(recipe, scorer)
+        self._reader = ImageReader(sum(len(group.images) for group in groups))
+        self._loader = Loader(
+            groups,
+            PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed, ties=recipe.ties),
+            scorer,
+            self._reader,
+            seed=recipe.seed,
+            copies=recipe.ai_weight > 0,
+            augment=recipe.augment,
+            crop_from=recipe.crop_from,
+            flip_chance=recipe.flip_chance,
+            share=self._share,
+        )
+        self.progress = self._restore()
+
+    def run(self, tracker: Tracker, report: Callable[[Row], None] | None, stop: Callable[[], bool]) -> Outcome:
+        recipe, progress = self._recipe, self.progress
+        for name in ("best", "last"):
+            if self._state.is_main_process:
+                checkpoints.recover_folder(self._out / name)
+        if progress.step == 0 and self._validation and progress.first_accuracy is None:
+            progress.first_accuracy = self._validated(tracker)
+        for step, batch in self._loader.batches(progress.step, recipe.steps):
+            row = self._stepper.take(step, batch.to(device()))
+            progress.step, progress.failures = step + 1, self._stepper.failures
+            tracker.write(row.figures() | {"unreadable": len(self._reader.skipped)})
+            if report and self._state.is_main_process:
+                report(row)
+            last, stopping = progress.step == recipe.steps, anywhere(stop())
+            improved = False
+            if self._validation and (last or progress.step % recipe.evaluate_every == 0):
+                improved = self._keep_if_best(self._validated(tracker))
+            # after a best one too: what best/ holds and what the checkpoint says of it go together
+            if last or stopping or improved or progress.step % recipe.save_every == 0:
+                self._save()
+            if stopping and not last:
+                raise KeyboardInterrupt
+        self._scorer.eval()
+        if not (self._out / "last").exists():
+            self._write_scorer("last")
+        best = "last" if progress.best_step is None else "best"
+        return Outcome(
+            self._out / best,
+            progress.step,
+            progress.first_accuracy,
+            progress.best_step,
+            progress.best_accuracy,
+            len(self._reader.skipped),
+        )
+
+    def _validated(self, tracker: Tracker) -> float:
+        self._scorer.eval()
+        with self._stepper.autocast():
+            counts = torch.tensor(validate(self._scorer, self._validation, self._share), device=device())
+        self._scorer.train()
+        right, total = summed(counts).tolist()
+        if not total:
+            raise NothingUsableError("the validation data have no pair with a better image that can be read; add some")
+        tracker.write({"step": self.progress.step, "validation_accuracy": right / total})
+        return right / total
+
+    def _keep_if_best(self, accuracy: float) -> bool:
+        best = self.progress.best_accuracy
+        if best is not None and accuracy <= best:
+            return False
+        self.progress.best_step, self.progress.best_accuracy = self.progress.step, accuracy
+        self._write_scorer("best")
+        return True
+
+    def _write_scorer(self, name: str) -> None:
+        recipe, identity = self._recipe, self._identity
+        if self._state.is_main_process:
+            self._scorer.register_to_config(
+                name=recipe.name,
+                source=f"{identity['base']} trained with the recipe {recipe.name} (sha256 {recipe.sha256}) "
+                f"on preferences (sha256 {identity['data']}), step {self.progress.step}",
+            )
+            checkpoints.replace_folder(self._out / name, self._scorer.save_pretrained)
+        self._state.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self._state.is_main_process:
+            tensors = {}
+            for name, parameter in self._stepper.learning.items():
+                tensors[f"weight/{name}"] = parameter
+                for key, value in self._stepper.optimizer.state[parameter].items():
+                    tensors[f"{key}/{name}"] = value
+            checkpoints.save(self._out, self.progress.step, tensors, asdict(self.progress))
+        self._state.wait_for_everyone()
+
+    def _restore(self) -> Progress:
+        stored = checkpoints.load(self._out)
+        if stored is None:
+            return Progress()
+        tensors, progress = stored
+        with torch.no_grad():
+            for name, parameter in self._stepper.learning.items():
+                parameter.copy_(tensors.pop(f"weight/{name}"))
+        for key, value in tensors.items():
+            what, _, name = key.partition("/")
+            # AdamW counts its steps on the CPU
+            moved = value if what == "step" else value.to(device())
+            self._stepper.optimizer.state[self._stepper.learning[name]][what] = moved
+        self._stepper.failures = progress["failures"]
+        return Progress(**progress)
