@@ -1,7 +1,7 @@
 """python -m sp_rerank.train.mini.measure [--per-prompt 4] [--sheet docs/mini-samples.png]
 
 What the mini world is worth, in figures and one picture: how well the judge reads real scenes, how often the embedded
-model draws what it is asked for, and what the scorer's pick gains in the judge's eyes. Six minutes on two cores.
+model draws what it is asked for, and what the scorer's pick gains in the judge's eyes. Three minutes on two cores.
 """
 
 from __future__ import annotations
