@@ -139,7 +139,8 @@ def compare_score(n: int, rounds: int, dtype: str, say: Callable[[str], None]) -
 
     device = torch.device(models.find_device())
     precision = getattr(torch, dtype)
-    scorer = _random_clip().to(device, precision)
+    scorer: Any = _random_clip()
+    scorer.to(device, precision)
     images = torch.rand(n, 3, PICTURE, PICTURE, generator=torch.Generator().manual_seed(0)).to(device)
     ways = {
         "sp-rerank": lambda: scorer.score(PROMPT, images),
@@ -227,7 +228,8 @@ def _transformers(images: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
         "patch_size": 14,
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)
-    model: Any = CLIPModel(config).eval().to(images.device, dtype)
+    model: Any = CLIPModel(config)
+    model.eval().to(images.device, dtype)
     processor = CLIPImageProcessor()
     tokens = build_tokenizer(None)([PROMPT]).to(images.device)
 

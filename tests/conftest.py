@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 
+import hypothesis
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported; workers are as many as threads would be
+
+# How long an example takes says more about what else runs than about the code.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +25,11 @@ def mini():
     from sp_rerank import load_pipeline
 
     return load_pipeline("mini")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """Seconds that this process has worked, or would have slept: other processes cannot make them more."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return lambda: time.process_time() + sum(slept)

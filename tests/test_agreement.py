@@ -37,13 +37,13 @@ def equal(value, expected):
 
 
 @given(paired())
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_kendall_is_tau_b_of_the_finite_places(scores):
     assert equal(agreement.kendall(*scores), tau_b_by_counting(usable(*scores)))
 
 
 @given(paired())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_spearman_and_pearson_are_scipys(scores):
     points = usable(*scores)
     a, b = ([point[side] for point in points] for side in (0, 1))
@@ -65,7 +65,7 @@ def test_scores_of_another_number_are_refused():
 
 
 @given(paired(), st.integers(0, 10))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_top_k_overlap_counts_what_both_have(scores, k):
     def best(values):
         return sorted((i for i, v in enumerate(values) if math.isfinite(v)), key=lambda i: (-values[i], i))[:k]
@@ -137,7 +137,7 @@ def test_the_temperature_of_simulated_people_is_found():
 
 
 @given(paired(FINITE, smallest=2), st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_temperature_is_the_most_likely_one(scores, data):
     gaps = np.subtract(*scores)
     labels = np.array(data.draw(st.lists(st.sampled_from([0, 0.5, 1]), min_size=len(gaps), max_size=len(gaps))))

@@ -185,7 +185,7 @@ def test_an_absent_file_is_named(tmp_path):
 
 
 @given(st.sampled_from(images.FORMATS), st.integers(0, 2**32), st.booleans())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path_factory, file_format, seed, cut):
     chance = random.Random(seed)
     data = bytearray(encoded(gradient(), file_format))

@@ -4,7 +4,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sp_rerank.ranking import order, tie_groups, top
@@ -27,7 +27,6 @@ def usable(scores, excluded):
 
 
 @given(scored())
-@settings(deadline=None)
 def test_order_is_the_usable_ones_by_score_then_the_rest_by_index(given_scores):
     scores, excluded = given_scores
     ranked = order(scores, excluded)
@@ -40,7 +39,6 @@ def test_order_is_the_usable_ones_by_score_then_the_rest_by_index(given_scores):
 
 
 @given(scored(), st.integers(0, 40))
-@settings(deadline=None)
 def test_top_never_holds_an_unusable_one(given_scores, k):
     scores, excluded = given_scores
     best = top(scores, k, excluded)
@@ -51,7 +49,6 @@ def test_top_never_holds_an_unusable_one(given_scores, k):
 
 
 @given(st.lists(FINITE, min_size=1), st.integers(0, 1000))
-@settings(deadline=None)
 def test_a_better_score_never_ranks_lower(scores, which):
     index = which % len(scores)
     raised = [*scores[:index], scores[index] + 1, *scores[index + 1 :]]
@@ -64,7 +61,6 @@ def test_exclusion_of_another_length_is_refused():
 
 
 @given(st.lists(SCORE, max_size=12), st.sampled_from([0.0, 0.1, 1.0]))
-@settings(deadline=None)
 def test_tie_groups_reach_as_far_as_the_margin(scores, margin):
     ordered = [scores[index] for index in order(scores)]
     groups = tie_groups(ordered, margin)

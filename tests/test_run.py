@@ -68,7 +68,7 @@ def test_run_json_has_its_keys_sorted_and_no_time(tmp_path):
     st.sampled_from(["ok", "flagged", "nonfinite"]),
     st.dictionaries(st.text(max_size=9), st.none() | st.floats(allow_nan=False, allow_infinity=False), max_size=3),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_row_survives_its_line(index, seed, status, scores):
     row = Row(index, seed, status, scores, "0f" * 32, 0, 1)
     line = row.to_line()
@@ -473,7 +473,7 @@ def test_a_folder_named_by_a_prompt_is_inside(tmp_path, prompt):
 
 
 @given(st.text())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_folder_named_by_any_prompt_is_inside(prompt):
     check_folder_name(prompt, Path.cwd())
 

@@ -73,7 +73,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         self.preprocess = Preprocess.from_dict(preprocess)
         if text_cleaning not in CLEANINGS:
             raise UsageError(f"{name}: expected a text_cleaning out of {', '.join(CLEANINGS)}, got {text_cleaning!r}")
-        self.tokenizer = build_tokenizer(tuple(merges) if merges else None, text_cleaning)
+        self.tokenizer = build_tokenizer(None if merges is None else tuple(merges), text_cleaning)
         self.clip = CLIP(embed_dim, CLIPVisionCfg(**vision_cfg), CLIPTextCfg(**text_cfg), quick_gelu=quick_gelu)
         self._check_consistency()
 

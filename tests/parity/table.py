@@ -13,9 +13,9 @@ TESTS = ("test_parity.py", "test_image_reward.py", "test_aesthetic.py")
 
 if __name__ == "__main__":
     files = [str(Path(__file__).parents[1] / "scorers" / name) for name in TESTS]
-    # each comparison prints its line, which -s lets through
+    # each comparison prints its line, which -s lets through from this process, but not from a worker
     tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-s", *files], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", "-q", "-s", "-n", "0", *files], capture_output=True, text=True, check=False
     )
     print("| scorer | original | scores | spread | largest difference, of the spread |\n|---|---|---|---|---|")
     for line in tests.stdout.splitlines():

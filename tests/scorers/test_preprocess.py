@@ -51,7 +51,7 @@ def plain(size: int, geometry: str = "center_crop") -> Preprocess:
 EDGES = st.integers(1, 8) | st.integers(9, 160) | st.integers(161, 400)
 
 
-@settings(max_examples=110, deadline=None, database=None)
+@settings(max_examples=110, database=None)
 @given(
     kind=st.sampled_from(KINDS),
     width=EDGES,
@@ -80,7 +80,7 @@ def hps(size: int, antialias: bool = True) -> Preprocess:
     return Preprocess(size, geometry="longest_edge_pad", antialias=antialias)
 
 
-@settings(max_examples=80, deadline=None, database=None)
+@settings(max_examples=80, database=None)
 @given(
     kind=st.sampled_from(KINDS),
     width=EDGES,

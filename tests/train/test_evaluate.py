@@ -56,7 +56,7 @@ RANKED = st.integers(2, 6).flatmap(
 
 
 @given(st.lists(RANKED, min_size=1, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_micro_is_image_rewards_count(groups):
     right = compared = 0
     for ranks, scores in groups:
@@ -71,7 +71,7 @@ def test_micro_is_image_rewards_count(groups):
 
 
 @given(st.lists(st.permutations(range(5)).flatmap(lambda p: st.tuples(st.just(p), RANKED)), min_size=1, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_macro_is_hps_v2s_inversion_score(drawn):
     groups = [([*ranks, 2], list(map(float, order[: len(ranks) + 1]))) for order, (ranks, _) in drawn if len(ranks) < 5]
     if not groups:
@@ -116,7 +116,7 @@ def test_margins_by_hand():
         max_size=12,
     )
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_threshold_of_ties_is_the_best_one(pairs):
     gap, label = np.array(pairs).T
 

@@ -126,7 +126,7 @@ def test_the_judge_reads_scenes_that_it_never_saw():
     print(f"object labels read right: {labels}; all objects and counts of {exact:.1%} of unseen scenes")
     assert labels["unseen"] >= 0.97
     assert exact >= 0.95
-    assert labels["held out"] >= 0.78  # the goal is .97, see docs/mini-world.md
+    assert labels["held out"] >= 0.95  # of 2,000 such scenes .969; the goal is .97
 
 
 def test_the_judge_prefers_what_was_asked_for():

@@ -296,7 +296,7 @@ def groups_of(prompts):
 
 
 @given(st.lists(st.text(max_size=4), max_size=30), st.integers(0, 5))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_parts_share_no_prompt_and_lose_none(prompts, seed):
     groups = groups_of(prompts)
     parts = split_groups(groups, (0.5, 0.3, 0.2), seed)

@@ -87,6 +87,7 @@ class Judge(nn.Module):
             _down(32, 64), _down(64, 128), _Residual(128), _down(128, 256), _Residual(256, kernel=1),
         )  # fmt: skip
         self.evidence = nn.Conv2d(256, len(NAMES), 1)
+        assert self.evidence.bias is not None
         nn.init.constant_(self.evidence.bias, -5.0)  # of 2,048 places one to three are taken
         self.counting = nn.Linear(1, COUNTS)
         with torch.no_grad():  # so that the nearest whole number wins: -(s - k)^2 but for what all k have in common
