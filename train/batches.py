@@ -187,7 +187,12 @@ class Loader:
         """
         everyone = self._order.of_step(step)
         index, count = self._share
-        places = everyone[len(everyone) * index // count : len(everyone) * (index + 1) // count]
+        return self.load_pairs(
+            step, everyone[len(everyone) * index // count : len(everyone) * (index + 1) // count], apply
+        )
+
+    def load_pairs(self, step: int, places: Sequence[Place], apply: Callable[..., Iterable[Any]] = map) -> Batch:
+        """A batch of these pairs, perturbed as that step perturbs them; see `load`."""
         wanted = dict.fromkeys(image for place in places for image in self._images_of(place))
         made = dict(zip(wanted, apply(lambda image: self._views_of(step, image), wanted), strict=True))
         usable = [place for place in places if all(made[image] is not None for image in self._images_of(place))]

@@ -47,6 +47,8 @@ for name, command in (
     ("generate", machine.bench_generate),
     ("score", machine.bench_score),
     ("precision", machine.bench_precision),
+    ("train", machine.bench_train),
+    ("step", machine.bench_step),
 ):
     bench_app.command(name)(command)
 app.add_typer(bench_app, name="bench")

@@ -66,6 +66,31 @@ def bench_precision(
         _report_bench(compare_precision(prompts, n, steps, dtype, say), as_json)
 
 
+def bench_train(
+    steps: Annotated[int, typer.Option(help="training steps a round", min=1)] = 4,
+    rounds: Annotated[int, typer.Option(help="of each way, in turn", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """A training step against a plain loop that encodes each pair by itself, with the same maths; 2 minutes."""
+    from sp_rerank.train.bench import compare_train
+
+    with quiet():
+        _report_bench(compare_train(steps, rounds, say), as_json)
+
+
+def bench_step(
+    recipe: Annotated[str, typer.Argument(help="a recipe's name or .toml file, its base a published dual encoder")],
+    as_json: Json = False,
+) -> None:
+    """What a training step of a recipe costs in arithmetic and memory: counted, nothing is computed or loaded."""
+    from sp_rerank.train.bench import count_step
+    from sp_rerank.train.config import read_recipe
+
+    plan = read_recipe(recipe)
+    with quiet():
+        _report_bench(count_step(plan), as_json)
+
+
 def _report_bench(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)

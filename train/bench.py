@@ -1,0 +1,222 @@
+"""How fast a training step is against a plain loop with the same maths, and what one costs. Knows no verdict."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sp_rerank.generation import to_images
+from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.train import losses
+from sp_rerank.train.base import build_optimizer, freeze, load_base, random_base
+from sp_rerank.train.batches import Loader, PairOrder
+from sp_rerank.train.config import Recipe, changed, read_recipe
+from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
+from sp_rerank.train.step import Stepper
+
+PROMPTS = 40  # with eight images each
+
+
+def compare_train(steps: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Our step against a plain loop's, with the recipe `mini` in stage 2, opened and perturbed images included.
+
+    The plain loop goes through the pairs of a batch: it opens, perturbs, preprocesses and encodes both images and the
+    prompt of each, collects what the loss needs, and takes one step. Both start from the same weights and see the same
+    pairs, so their losses should be equal but for rounding.
+
+    Args:
+        steps: of each way, a round.
+        rounds: in turn; one more of each comes first and does not count.
+        say: told each figure as it comes.
+
+    Returns:
+        Pairs a second (median), their ratio (median of neighbours), and the largest difference of the losses.
+    """
+    recipe = changed(read_recipe("mini"), [f"steps={max(steps, 1)}", "stage_1_steps=0", "warm_up=1"])
+    took: dict[str, list[float]] = {"ours": [], "plain loop": []}
+    apart = 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        groups = _preferences(Path(scratch))
+        for turn in range(rounds + 1):
+            lost = {}
+            for way, run in (("ours", _ours), ("plain loop", _plain)):
+                began = time.perf_counter()
+                lost[way] = run(recipe, groups, steps)
+                rate = steps * recipe.batch / (time.perf_counter() - began)
+                if turn:
+                    took[way].append(rate)
+                say(f"round {turn} of {rounds}: {way}: {rate:.1f} pairs/s{'' if turn else ', not counted'}")
+            apart = max(apart, *(abs(a - b) for a, b in zip(*lost.values(), strict=True)))
+    ratios = [a / b for a, b in zip(*took.values(), strict=True)]
+    return {
+        "pairs a step": recipe.batch,
+        "ours, median pairs/s": round(statistics.median(took["ours"]), 1),
+        "plain loop, median pairs/s": round(statistics.median(took["plain loop"]), 1),
+        "ours / plain loop": round(statistics.median(ratios), 2),
+        "largest difference of the losses": apart,
+    }
+
+
+def count_step(recipe: Recipe) -> dict[str, Any]:
+    """What a step of a recipe costs on one device: counted on tensors without data, nothing is computed.
+
+    The encoders' share only, each image and copy of a pair distinct and a prompt a pair: what sharing saves depends on
+    the data. Activations are those that autograd keeps, in the recipe's precision, with the matrices of plain
+    attention: a fused one keeps less.
+
+    Args:
+        recipe: whose base is a published dual encoder.
+
+    Returns:
+        Parameters, TFLOP a step (a multiplication and an addition are two), and GB of memory.
+
+    Raises:
+        UsageError: if the base is another.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        scorer = random_base(recipe)
+        freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+        clip: Any = scorer.clip
+        clip.set_grad_checkpointing(recipe.gradient_checkpointing)
+        clip.to(getattr(torch, recipe.precision)).train()
+        views = 2 * recipe.batch * (2 if recipe.ai_weight > 0 else 1)
+        images, texts = min(recipe.micro_batch or views, views), min(recipe.micro_batch or recipe.batch, recipe.batch)
+        size = scorer.preprocess.size
+        pixels = torch.empty(images, 3, size, size, dtype=clip.logit_scale.dtype)
+        tokens = torch.zeros(texts, scorer.max_tokens, dtype=torch.int64)
+    work, kept = [], []
+    for encode, given in ((clip.encode_image, pixels), (clip.encode_text, tokens)):
+        seen: dict[int, int] = {}
+        with FlopCounterMode(display=False) as counter, _kept_storages(seen):
+            encode(given).sum().backward()
+        work.append(counter.get_total_flops() / len(given))
+        kept.append(sum(seen.values()))
+    again = 4 / 3 if recipe.micro_batch else 1  # GradCache's first pass
+    parameters = list(scorer.parameters())
+    total, learning = (
+        sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
+    )
+    return {
+        "parameters, M": round(total / 1e6, 1),
+        "of which learn, M": round(learning / 1e6, 1),
+        "TFLOP a step": round(again * (views * work[0] + recipe.batch * work[1]) / 1e12, 1),
+        "EFLOP a run": round(again * recipe.steps * (views * work[0] + recipe.batch * work[1]) / 1e18, 2),
+        "weights, float32, GB": round(4 * total / 1e9, 1),
+        "gradients and AdamW, GB": round(12 * learning / 1e9, 1),
+        "activations, GB": round(max(kept) / 1e9 if recipe.micro_batch else sum(kept) / 1e9, 1),
+    }
+
+
+def _kept_storages(seen: dict[int, int]) -> AbstractContextManager[Any]:
+    """Notes the bytes of each storage that autograd keeps, once."""
+    alive: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, torch.nn.Parameter):
+            seen[storage._cdata] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+
+def _preferences(folder: Path) -> list[PreferenceGroup]:
+    """Drawn scenes in a random order."""
+    from sp_rerank.train.mini.annotators import draw_captions, draw_domain
+
+    rng = random.Random(0)
+    groups = []
+    for i, shown in enumerate(draw_domain(draw_captions(rng, PROMPTS, held_out=False, known=set()), seed=0)):
+        paths = [folder / f"{i}-{j}.png" for j in range(len(shown.images))]
+        for path, image in zip(paths, to_images(shown.images), strict=True):
+            image.save(path)
+        ranks = rng.sample(range(len(paths)), len(paths))
+        groups.append(PreferenceGroup.ranked(shown.caption, [ImageSource(path) for path in paths], ranks))
+    return groups
+
+
+def _start(recipe: Recipe) -> DualEncoder:
+    scorer: Any = load_base(recipe)
+    scorer.train()
+    freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+    return scorer
+
+
+def _ours(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
+    scorer = _start(recipe)
+    stepper, loader = Stepper(recipe, scorer), _loader(recipe, groups, recipe.batch, scorer)
+    return [stepper.take(step, batch).loss for step, batch in loader.batches(0, steps)]
+
+
+def _plain(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
+    scorer = _start(recipe)
+    optimizer = build_optimizer(scorer, recipe)
+    order = PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed)
+    loader = _loader(recipe, groups, recipe.batch, scorer)
+    return [_plain_step(recipe, scorer, optimizer, loader, order.of_step(step), step) for step in range(steps)]
+
+
+def _loader(recipe: Recipe, groups: list[PreferenceGroup], batch: int, scorer: DualEncoder) -> Loader:
+    return Loader(
+        groups,
+        PairOrder(groups, batch=batch, together=recipe.pairs_together, seed=recipe.seed),
+        scorer,
+        ImageReader(),
+        seed=recipe.seed,
+        copies=True,
+        augment=False,
+        crop_from=recipe.crop_from,
+        flip_chance=recipe.flip_chance,
+    )
+
+
+def _plain_step(
+    recipe: Recipe,
+    scorer: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    places: list[tuple[int, int]],
+    step: int,
+) -> float:
+    """A pair after the other."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    labels: list[float] = []
+    scale = scorer.clip.logit_scale.exp()
+    for place in places:
+        batch = loader.load_pairs(step, [place])
+        images = F.normalize(scorer.clip.encode_image(batch.pixels).float(), dim=-1)
+        texts = F.normalize(scorer.clip.encode_text(batch.tokens).float(), dim=-1)
+        views, copies = batch.views(images, texts)
+        assert copies is not None
+        gap = views.gap(scale)
+        interference = losses.anti_interference_loss(*losses.distances(views, copies, recipe.ai_distance, scale))
+        parts.append((gap, losses.preference_loss(gap, batch.label), interference))
+        labels.append(float(batch.label))
+    gap, preference, interference = (torch.cat([part[k] for part in parts]) for k in range(3))
+    label = torch.tensor(labels)
+    seen, everyone = losses.scaled_gaps(gap, gap, scale, recipe.gap_scale)
+    seen, everyone = losses.better_minus_worse(seen, label), losses.better_minus_worse(everyone, label)
+    weights = losses.softmax_weights(seen, everyone, recipe.temperature)
+    loss = (weights * (preference + recipe.ai_weight * interference)).sum()
+    loss.backward()
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(step)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        scorer.clip.logit_scale.clamp_(0, math.log(100))
+    return loss.item()
