@@ -13,7 +13,7 @@ An annotator is the judge with a bad day: he ranks by the judge's utility plus G
 prefers the one with the probability of Bradley and Terry's model. The noise is such that two annotators agree on 65 %
 of the pairs of a domain, as people do on ImageReward. Everything is simulated, and a scorer sees nothing of the judge
 but these ranks. Prompts that say left or right are left out: mirroring an image should be a change that nobody cares
-about. Eight minutes on two cores.
+about. A quarter of an hour on two cores.
 """
 
 from __future__ import annotations
