@@ -25,7 +25,10 @@ def test_the_recipes_that_ship_are_read_and_have_a_twin():
         assert ours.weighting == "stages"
         assert (twin.weighting, twin.ai_weight) == ("uniform", 0)
         assert ours.base in PUBLISHED or ours.base == "clip-mini"
-        method = ("name", "weighting", "ai_weight", "temperature", "stage_1_steps")
+        method = (
+            "name", "weighting", "stage_1_steps", "gap_scale", "gate_b", "gate_tau", "temperature", "ai_weight",
+            "ai_distance",
+        )  # fmt: skip
         assert replace(twin, **{key: getattr(ours, key) for key in method}) == ours
 
 
