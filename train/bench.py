@@ -158,22 +158,25 @@ def _start(recipe: Recipe) -> DualEncoder:
 
 def _ours(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
     scorer = _start(recipe)
-    stepper, loader = Stepper(recipe, scorer), _loader(recipe, groups, recipe.batch, scorer)
+    stepper, loader = Stepper(recipe, scorer), _loader(recipe, groups, scorer)
     return [stepper.take(step, batch).loss for step, batch in loader.batches(0, steps)]
 
 
 def _plain(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
     scorer = _start(recipe)
     optimizer = build_optimizer(scorer, recipe)
-    order = PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed)
-    loader = _loader(recipe, groups, recipe.batch, scorer)
+    order, loader = _order(recipe, groups), _loader(recipe, groups, scorer)
     return [_plain_step(recipe, scorer, optimizer, loader, order.of_step(step), step) for step in range(steps)]
 
 
-def _loader(recipe: Recipe, groups: list[PreferenceGroup], batch: int, scorer: DualEncoder) -> Loader:
+def _order(recipe: Recipe, groups: list[PreferenceGroup]) -> PairOrder:
+    return PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed)
+
+
+def _loader(recipe: Recipe, groups: list[PreferenceGroup], scorer: DualEncoder) -> Loader:
     return Loader(
         groups,
-        PairOrder(groups, batch=batch, together=recipe.pairs_together, seed=recipe.seed),
+        _order(recipe, groups),
         scorer,
         ImageReader(),
         seed=recipe.seed,
@@ -208,9 +211,9 @@ def _plain_step(
         labels.append(float(batch.label))
     gap, preference, interference = (torch.cat([part[k] for part in parts]) for k in range(3))
     label = torch.tensor(labels)
-    seen, everyone = losses.scaled_gaps(gap, gap, scale, recipe.gap_scale)
-    seen, everyone = losses.better_minus_worse(seen, label), losses.better_minus_worse(everyone, label)
-    weights = losses.softmax_weights(seen, everyone, recipe.temperature)
+    seen, _ = losses.scaled_gaps(gap, gap, scale, recipe.gap_scale)
+    seen = losses.better_minus_worse(seen, label)
+    weights = losses.softmax_weights(seen, seen, recipe.temperature)
     loss = (weights * (preference + recipe.ai_weight * interference)).sum()
     loss.backward()
     for group in optimizer.param_groups:
