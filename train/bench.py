@@ -102,9 +102,12 @@ def count_step(recipe: Recipe) -> dict[str, Any]:
         seen: dict[int, int] = {}
         with FlopCounterMode(display=False) as counter, _kept_storages(seen):
             encode(given).sum().backward()
+            if recipe.micro_batch:  # GradCache's first pass
+                with torch.no_grad():
+                    encode(given)
         work.append(counter.get_total_flops() / len(given))
         kept.append(sum(seen.values()))
-    again = 4 / 3 if recipe.micro_batch else 1  # GradCache's first pass
+    flop = views * work[0] + recipe.batch * work[1]
     parameters = list(scorer.parameters())
     total, learning = (
         sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
@@ -112,8 +115,8 @@ def count_step(recipe: Recipe) -> dict[str, Any]:
     return {
         "parameters, M": round(total / 1e6, 1),
         "of which learn, M": round(learning / 1e6, 1),
-        "TFLOP a step": round(again * (views * work[0] + recipe.batch * work[1]) / 1e12, 1),
-        "EFLOP a run": round(again * recipe.steps * (views * work[0] + recipe.batch * work[1]) / 1e18, 2),
+        "TFLOP a step": round(flop / 1e12, 1),
+        "EFLOP a run": round(recipe.steps * flop / 1e18, 2),
         "weights, float32, GB": round(4 * total / 1e9, 1),
         "gradients and AdamW, GB": round(12 * learning / 1e9, 1),
         "activations, GB": round(max(kept) / 1e9 if recipe.micro_batch else sum(kept) / 1e9, 1),

@@ -26,6 +26,7 @@ def test_a_step_of_clip_l_costs_what_arithmetic_says():
     half = count_step(changed(read_recipe("clip-l"), [*plain, "precision=bfloat16"]))
     assert 0.5 <= half["activations, GB"] / counted["activations, GB"] < 0.7  # layer norms stay in float32
     parts = count_step(changed(read_recipe("clip-l"), [*plain, "micro_batch=16"]))
+    assert parts["TFLOP a step"] == pytest.approx(4 / 3 * counted["TFLOP a step"], rel=0.02)  # a first pass forward
     assert parts["activations, GB"] < counted["activations, GB"] / 6
 
 
