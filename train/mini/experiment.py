@@ -118,7 +118,6 @@ def train(task: Task) -> float:
     """Make a run, unless it is there; its best validation accuracy. The scorer is in FOLDER/best."""
     done = task.folder / "outcome.json"
     if not done.exists():
-        torch.set_num_threads(1)
         recipe = recipe_of(task)
         outcome = loop.train(
             recipe,
@@ -142,7 +141,6 @@ def train_and_score(task: Task, candidates: Path) -> Scores:
 def score_everything(spec: str, data: Path, candidates: Path, kept: Path) -> Scores:
     """The scores of one scorer, unless they are there."""
     if not kept.exists():
-        torch.set_num_threads(1)
         scorer = load_scorer(spec)
         kept.parent.mkdir(parents=True, exist_ok=True)
         temporary = kept.with_suffix(".part.npz")
