@@ -1,4 +1,4 @@
-"""Pure: how far two opinions agree, and how sure that figure is. Knows nothing of images, models or files.
+"""Pure: how far two opinions agree, how sure that figure is, and what the best of n is worth. Knows no image or file.
 
 The statistics are scipy's. Scores that are not finite are compared with nothing, as in `sp_rerank.ranking`; a figure
 that is not defined (one score, all of them equal) is NaN.
@@ -21,6 +21,7 @@ from sp_rerank import ranking
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 BINS = 10
+ENOUGH = 0.95  # of the gain from the mean candidate to the best one: where more candidates hardly pay
 STEEPEST = 1e12  # of the largest gap over the temperature; above it the temperature counts as 0
 
 Array = NDArray[np.float64]
@@ -50,6 +51,24 @@ def kendall(scores: ArrayLike, others: ArrayLike) -> float:
         return math.nan
     result: Any = stats.kendalltau(a, b)
     return float(result.statistic)
+
+
+def kendall_interval(scores: ArrayLike, others: ArrayLike, *, seed: int = 0) -> Estimate:
+    """`kendall` with its interval from resampling the points; n is the points that are finite on both sides.
+
+    A point that is drawn twice ties with itself, as it does in the resampled list.
+    """
+    a, b = _finite(scores, others)
+    value = kendall(a, b)
+    if math.isnan(value):
+        return Estimate(value, math.nan, math.nan, len(a))
+    # tau-b of a resample is one of the pairs of the points, each counted as often as both its ends were drawn
+    drawn = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES).astype(float)
+    x, y = (np.sign(one[:, None] - one[None]) for one in (a, b))
+    together, of_x, of_y = (((drawn @ of_pair) * drawn).sum(1) for of_pair in (x * y, x * x, y * y))
+    with np.errstate(invalid="ignore"):
+        low, high = _percentiles(together / np.sqrt(of_x * of_y))
+    return Estimate(value, low, high, len(a))
 
 
 def top_k_overlap(scores: Sequence[float], others: Sequence[float], k: int) -> float:
@@ -117,9 +136,62 @@ def _estimate(statistic: Callable[..., Array], a: Array, b: Array, *, n: int, se
             (a, b), statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
             batch=max(1, 2_000_000 // len(a)), rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip
+    low, high = _percentiles(drawn)
+    return Estimate(value, low, high, n)
+
+
+def _percentiles(drawn: Array) -> tuple[float, float]:
+    """The ends of the interval; undefined resamples are left out."""
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), n)
+    return float(low), float(high)
+
+
+# The best of n
+
+
+def best_of_n(scores: ArrayLike, worth: ArrayLike | None = None) -> Array:
+    """What the best of n candidates is expected to score, for n = 1..N, if n of the N are drawn without replacement.
+
+    The candidate of the i-th lowest score is the best of C(i-1, n-1) of the C(N, n) sets. Source: order statistics of
+    a finite population; with a second scorer Nakano et al. 2021 (arXiv 2112.09332, appendix I), and Hilton and Gao 2022
+    (openai.com/research/measuring-goodharts-law). The weights come one from the other by ratios of at most 1, so that
+    no binomial coefficient is ever formed.
+
+    Args:
+        scores: of N candidates, by the scorer that picks.
+        worth: of the same candidates, to whoever looks at the pick: the scorer itself by default. Candidates that the
+            picking scorer finds equal are picked alike.
+
+    Returns:
+        (N,) of the candidates that are finite on both sides: the first is their mean, the last the best one's.
+    """
+    score, value = _finite(scores, scores if worth is None else worth)
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    alike = (np.bincount(place, value) / count)[place] if len(score) else value
+    total, n = len(score), np.arange(1, len(score) + 1)
+    weight, curve = n / max(total, 1), np.zeros(total)
+    for i, one in zip(range(total, 0, -1), alike[np.argsort(score)][::-1], strict=True):
+        curve += weight * one
+        weight = weight * np.maximum(i - n, 0) / max(i - 1, 1)
+    return curve
+
+
+def enough(curve: ArrayLike, share: float = ENOUGH) -> int:
+    """The smallest n whose best candidate has `share` of the gain from the mean to the best of all; 0 of no curve.
+
+    Args:
+        curve: of `best_of_n`, of the scorer that picks.
+        share: of the gain, in [0, 1]. More candidates than this pay less and less.
+    """
+    best = np.asarray(curve, float)
+    if not len(best):
+        return 0
+    wanted = best[0] + share * (best[-1] - best[0])
+    return int(np.argmax(best >= wanted)) + 1
+
+
+# Calibration
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 
@@ -49,3 +50,32 @@ def tie_groups(ordered_scores: Sequence[float], margin: float = 0.0) -> list[int
         else:
             groups.append(groups[-1])
     return groups
+
+
+def mean_ranks(scorings: Sequence[Sequence[float]]) -> list[float]:
+    """The mean rank of each candidate over several scorers: an opinion that knows no scale. 1 is the best possible.
+
+    Equal scores share the mean of their ranks. A candidate that some scorer gave no finite score is not ranked: it is
+    NaN, and the others are ranked as if it were not there.
+
+    Args:
+        scorings: one a scorer, of the same candidates.
+
+    Raises:
+        ValueError: if the scorings differ in length.
+    """
+    columns = list(zip(*scorings, strict=True))
+    usable = [i for i, column in enumerate(columns) if all(map(math.isfinite, column))]
+    ranks = [_shared_ranks([scores[i] for i in usable]) for scores in scorings]
+    means = [math.nan] * len(columns)
+    for place, i in enumerate(usable):
+        means[i] = sum(one[place] for one in ranks) / len(ranks)
+    return means
+
+
+def _shared_ranks(scores: Sequence[float]) -> list[float]:
+    """Ranks from 1 for the highest; equal scores share the mean of theirs."""
+    ordered = sorted(scores, reverse=True)
+    first = {score: place for place, score in reversed(list(enumerate(ordered, start=1)))}
+    count = Counter(scores)
+    return [first[score] + (count[score] - 1) / 2 for score in scores]

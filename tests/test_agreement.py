@@ -1,6 +1,7 @@
 """Agreement and its error bars, against scipy and against counting by hand."""
 
 import math
+from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
@@ -118,6 +119,87 @@ def test_a_correlation_is_resampled_by_point():
         assert of([*a, math.nan], [*b, 1.0]) == estimate
     few = agreement.pearson([1, 2, 3], [1, 2, 4])  # resamples of one point say nothing, and are left out
     assert few.low <= few.value <= few.high
+
+
+def test_kendall_has_the_interval_of_resampled_points():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 6, 25) / 4  # with ties
+    b = a + rng.normal(size=25)
+    found = agreement.kendall_interval(a, b)
+    drawn = np.random.default_rng(1).integers(25, size=(600, 25))
+    low, high = np.quantile([stats.kendalltau(a[one], b[one]).statistic for one in drawn], [0.025, 0.975])
+    assert (found.value, found.n) == (agreement.kendall(a, b), 25)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.05)
+    assert agreement.kendall_interval([*a, math.nan], [*b, 1.0]) == found
+
+
+@given(paired())
+@settings(max_examples=40)
+def test_an_interval_of_kendall_is_defined_where_kendall_is(scores):
+    found = agreement.kendall_interval(*scores)
+    assert equal(found.value, agreement.kendall(*scores))
+    assert found.n == len(usable(*scores))
+    if math.isnan(found.value):
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+    else:
+        assert -1 - 1e-9 <= found.low <= found.high <= 1 + 1e-9
+
+
+# The best of n
+
+
+def best_of_every_set(points, n):
+    """The mean worth of the best of each set of n, a tie decided by an even draw."""
+    bests = []
+    for chosen in combinations(points, n):
+        top = max(score for score, _ in chosen)
+        tied = [worth for score, worth in chosen if score == top]
+        bests.append(sum(tied) / len(tied))
+    return sum(bests) / len(bests)
+
+
+@given(paired())
+@settings(max_examples=60)
+def test_the_best_of_n_is_the_mean_over_all_sets_of_n(scores):
+    first, second = scores
+    own = [(s, s) for s in first if math.isfinite(s)]
+    for found, points in [(agreement.best_of_n(first), own), (agreement.best_of_n(first, second), usable(*scores))]:
+        assert len(found) == len(points)
+        assert found == pytest.approx([best_of_every_set(points, n + 1) for n in range(len(points))])
+
+
+def test_the_best_of_n_of_a_thousand_is_exact():
+    scores = np.random.default_rng(0).normal(loc=1e3, size=1000)
+    found = agreement.best_of_n(scores)
+    ordered = [Fraction(float(score)) for score in np.sort(scores)]
+    for n in (1, 2, 10, 500, 999, 1000):
+        sets = sum(score * math.comb(i, n - 1) for i, score in enumerate(ordered))
+        assert found[n - 1] == pytest.approx(float(sets / math.comb(1000, n)), rel=1e-13)
+    assert np.all(np.diff(found) > 0)
+
+
+def test_the_best_of_n_at_its_ends():
+    assert agreement.best_of_n([]).tolist() == []
+    assert agreement.best_of_n([0.5]).tolist() == [0.5]
+    assert agreement.best_of_n([math.nan, 2.0, math.inf]).tolist() == [2.0]
+    assert agreement.best_of_n([1.0, 1.0, 1.0], [0.0, 3.0, 6.0]) == pytest.approx([3, 3, 3])  # no better than chance
+    worse = agreement.best_of_n([1.0, 2.0, 3.0], [3.0, 4.0, 0.0])
+    assert worse.argmax() == 0  # to the other scorer, every further candidate makes the pick worse
+    with pytest.raises(ValueError, match="one length"):
+        agreement.best_of_n([1.0], [1.0, 2.0])
+
+
+@given(st.lists(FINITE, max_size=9), st.sampled_from([0.0, 0.5, 0.95, 1.0]))
+def test_enough_is_the_first_that_reaches_the_share(scores, share):
+    curve = agreement.best_of_n(scores)
+    n = agreement.enough(curve, share)
+    if not scores:
+        assert n == 0
+        return
+    wanted = curve[0] + share * (curve[-1] - curve[0])
+    assert curve[n - 1] >= wanted
+    assert n == 1 or curve[n - 2] < wanted
 
 
 # Calibration

@@ -3,11 +3,13 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from sp_rerank.ranking import order, tie_groups, top
+from sp_rerank.ranking import mean_ranks, order, tie_groups, top
 
 # Few values, so that ties are common, and every kind of float.
 SCORE = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf]) | st.floats()
@@ -77,3 +79,20 @@ def test_tie_groups_reach_as_far_as_the_margin(scores, margin):
 
 def test_tie_groups_of_a_plain_order():
     assert tie_groups([3.0, 2.9, 2.8, 1.0, 1.0], margin=0.15) == [1, 1, 2, 3, 3]
+
+
+@given(st.integers(0, 8).flatmap(lambda n: st.lists(st.lists(SCORE, min_size=n, max_size=n), min_size=1, max_size=3)))
+def test_mean_ranks_are_those_of_scipy_over_the_candidates_that_all_have_scored(scorings):
+    scores = np.array(scorings)
+    usable = np.isfinite(scores).all(axis=0)
+    ranks = stats.rankdata(-scores[:, usable], axis=1).mean(axis=0)
+    found = np.array(mean_ranks(scorings))
+    assert found[usable] == pytest.approx(ranks)
+    assert np.isnan(found[~usable]).all()
+
+
+def test_mean_ranks_know_no_scale():
+    assert mean_ranks([[0.1, 0.3, 0.2], [100.0, 300.0, 900.0]]) == [3.0, 1.5, 1.5]
+    assert mean_ranks([[1.0, 1.0, 0.0]]) == [1.5, 1.5, 3.0]
+    with pytest.raises(ValueError):
+        mean_ranks([[1.0], [1.0, 2.0]])

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
+from sp_rerank.perturbation import flip_and_crop
 from sp_rerank.scorers.dual_encoder import DualEncoder
 from sp_rerank.train.losses import Views
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
@@ -131,14 +132,6 @@ class Batch:
         n = len(self.names)
         pairs = Views(images[self.first], images[self.second], texts[self.prompt])
         return pairs, (Views(images[self.first + n], images[self.second + n], pairs.text) if self.copied else None)
-
-
-def flip_and_crop(image: Image.Image, ratio: float, *, flip: bool = True) -> Image.Image:
-    """HP&CC: the image flipped horizontally and its centre cropped to `ratio` of both sides, at least one pixel."""
-    flipped = ImageOps.mirror(image) if flip else image
-    width, height = (max(1, round(side * ratio)) for side in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return flipped.crop((left, top, left + width, top + height))
 
 
 class Loader:

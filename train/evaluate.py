@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sp_rerank import agreement
 from sp_rerank.agreement import Calibration, Estimate
 from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.report.results import new_figure, percent, table, to_svg
 from sp_rerank.train.preferences import ImageReader, Pair, PreferenceGroup, split_groups
-from sp_rerank.train.results import new_figure, percent, table, to_svg
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,7 +120,7 @@ class Evaluation:
         tie_rule: None where no pair is a tie or there is no prompt to choose the threshold on.
         margins: None where images are not ranked.
         human: None where single annotators are not known.
-        calibration: of the probability that the score gap gives.
+        calibration: of the probability that the score gap gives, for one person where single ones are known.
     """
 
     data: str
@@ -390,9 +390,24 @@ def _annotators(group: ScoredGroup) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def calibration(scored: Sequence[ScoredGroup]) -> Calibration:
-    """Of all pairs, ties as half a preference for each side; see `sp_rerank.agreement.calibrate`."""
-    compared = [_compare(group) for group in scored]
-    return agreement.calibrate(np.concatenate([c.gap for c in compared]), np.concatenate([c.label for c in compared]))
+    """Of all pairs, ties as half a preference for each side; see `sp_rerank.agreement.calibrate`.
+
+    Where single annotators are known, each of their choices counts, not the order that was made of them: the question
+    is how likely one person is to agree.
+    """
+    gaps, labels = zip(*(_choices(group) for group in scored), strict=True)
+    return agreement.calibrate(np.concatenate(gaps), np.concatenate(labels))
+
+
+def _choices(group: ScoredGroup) -> tuple[Array, Array]:
+    """Score gap and label of each choice: of the group's pairs, or of every annotator's."""
+    gap, label = _compare(group).gap, _compare(group).label
+    if not group.annotations:
+        return gap, label
+    first, second, _ = _columns(group)
+    ranks = np.array(group.annotations)
+    chosen = (np.sign(ranks[:, second] - ranks[:, first]) + 1) / 2  # a lower rank is better
+    return np.tile(gap, len(ranks)), chosen.ravel()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """How little a scorer cares for what should not matter, and how two scorers agree about generators.
 
-HP&CC(r) (Li, Niu, Zhao, ECCV 2024, the authors' slides): an image is flipped horizontally and its centre cropped to
-the side ratio r, then the scorer's own preprocessing sees it; both images of a pair alike. Knows groups, run folders
-and scores; knows nothing of how a scorer works.
+HP&CC(r), see `sp_rerank.perturbation`: an image is flipped horizontally and its centre cropped to the side ratio r,
+then the scorer's own preprocessing sees it; both images of a pair alike. Knows groups, run folders and scores; knows
+nothing of how a scorer works.
 """
 
 from __future__ import annotations
@@ -23,19 +23,16 @@ from sp_rerank import agreement
 from sp_rerank.agreement import Estimate
 from sp_rerank.durable import storage_errors
 from sp_rerank.errors import UsageError
+from sp_rerank.perturbation import RATIOS, flip_and_crop
+from sp_rerank.report.results import new_figure, percent, table, to_svg
 from sp_rerank.run import CONFIG, RunDir
-from sp_rerank.train.batches import flip_and_crop
 from sp_rerank.train.evaluate import ScoredGroup, ask, check_usable, micro_accuracy, score_groups
 from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
-from sp_rerank.train.results import new_figure, percent, table, to_svg
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
 
 log = logging.getLogger(__name__)
-
-RATIOS = (1.0, 0.97, 0.95, 0.93, 0.9)
-"""Of the sides after the crop; 1 is the flip alone."""
 
 TOP_K = 4
 

@@ -92,6 +92,20 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """One bar: how many, how fast, how long."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = console()
+    with Progress(
+        MofNCompleteColumn(), TextColumn(what), BarColumn(), TimeRemainingColumn(),
+        console=screen, transient=True, disable=not screen.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
 def load_scorer(spec: str, model: str | None, device: str) -> Any:
     """A scorer in float32: half precision would reorder candidates that are close."""
     from sp_rerank import scorers

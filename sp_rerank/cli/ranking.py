@@ -14,7 +14,8 @@ from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, 
 from sp_rerank.errors import NothingUsableError, UsageError
 
 if TYPE_CHECKING:
-    from sp_rerank.existing import RankedFile
+    from sp_rerank.calibration import ScorerCalibration
+    from sp_rerank.existing import FileRanking, RankedFile
 
 
 def rank(
@@ -24,16 +25,22 @@ def rank(
         list[str], typer.Option(help="what ranks, as in generate; given again, more columns beside the first")
     ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
     top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]", min=1)] = None,
+    diverse: Annotated[
+        bool, typer.Option("--diverse", help="show --top-k that are no near-copies of each other")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV")] = False,
 ) -> None:
     """Rank images that exist already."""
     from sp_rerank import existing, models
+    from sp_rerank.calibration import calibration_of
     from sp_rerank.images import find_images
 
     if not prompt.strip():
         raise UsageError("the prompt is empty; expected words that say what the images should show")
+    if diverse and top_k is None:
+        raise UsageError("--diverse chooses some of the images; say how many with --top-k")
     nothing = NothingUsableError(
         f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
     )
@@ -43,7 +50,9 @@ def rank(
     with quiet():
         hardware = models.find_device(device)
         rankers = [load_scorer(spec, None, hardware) for spec in scorer]
-        ranked, unreadable = existing.rank_files(rankers, prompt, found, top_k)
+        ranking = existing.rank_files(rankers, prompt, found, top_k, diverse=diverse)
+        calibration = calibration_of(rankers[0])
+    ranked, unreadable = ranking.files, ranking.unreadable
     for error in unreadable:
         say(f"skipped: {error}")
     if unreadable:
@@ -55,6 +64,8 @@ def rank(
             "prompt": prompt,
             "scorer": next(iter(ranked[0].scores)),
             "scorers": list(ranked[0].scores),
+            "calibrated": calibration is not None,
+            "cost": ranking.cost,
             "skipped": [str(error) for error in unreadable],
             "ranking": [_rank_row(r) for r in ranked],
         })
@@ -62,13 +73,40 @@ def rank(
         _print_csv(ranked)
     else:
         _print_ranking(ranked)
+        say(_ties(ranked, calibration))
+    if diverse:
+        say(_cost(ranking))
+
+
+def _ties(ranked: list[RankedFile], calibration: ScorerCalibration | None) -> str:
+    """How many of those that are shown are as good as the best, as far as anybody can say."""
+    if calibration is None:
+        return "no calibration: ties unknown"
+    tied = sum(r.tie_group == ranked[0].tie_group for r in ranked)
+    people = "simulated people" if calibration.simulated else "people"
+    if tied == 1:
+        return f"the first is told apart from the others, as {people} would"
+    return f"the first {tied} are not told apart: {people} would differ about them"
+
+
+def _cost(ranking: FileRanking) -> str:
+    """What it cost that no near-copies are shown."""
+    ranks = ", ".join(str(file.rank) for file in ranking.files)
+    return f"no near-copies: ranks {ranks}; their mean score is {ranking.cost:.4f} lower than that of the best as many"
 
 
 def _rank_row(ranked: RankedFile) -> dict[str, Any]:
     """For JSON and CSV; "score" is the first scorer's, None where it is not finite."""
     scores = {name: score if math.isfinite(score) else None for name, score in ranked.scores.items()}
     first = next(iter(scores.values()))
-    return {"rank": ranked.rank, "score": first, "file": str(ranked.file), "scores": scores, "ranks": ranked.ranks}
+    return {
+        "rank": ranked.rank,
+        "tie_group": ranked.tie_group,
+        "score": first,
+        "file": str(ranked.file),
+        "scores": scores,
+        "ranks": ranked.ranks,
+    }
 
 
 def _print_csv(ranked: list[RankedFile]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, console, load_scorer, plain, print_json, quiet, say, tell
+from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
 from sp_rerank.errors import UsageError
 
 Scorers = Annotated[list[str], typer.Option("--scorer", help="as in rank; given again, more rows in the tables")]
@@ -36,13 +35,32 @@ def evaluate(
     seed: Seed = 0,
     device: Device = "auto",
     out: Out = None,
+    keep_calibration: Annotated[
+        bool, typer.Option("--keep-calibration", help="write calibration.json beside each scorer's weights")
+    ] = False,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="the people of --data are simulated; the calibration says so")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare scorers with what people preferred: accuracy, margins, ties, calibration."""
+    from sp_rerank import calibration
     from sp_rerank.train import evaluate as measure
 
+    if keep_calibration and len(data) > 1:
+        raise UsageError(f"--keep-calibration was given with {len(data)} --data; expected one, a scorer has one")
+    if simulated and not keep_calibration:
+        raise UsageError("--simulated says something about a calibration; expected it with --keep-calibration")
+
+    def measured(ranker: Any, groups: Any, **how: Any) -> Any:
+        result = measure.evaluate(ranker, groups, **how)
+        if keep_calibration:
+            file = calibration.keep(ranker, result.calibration, data=result.data, simulated=simulated)
+            say(f"written: {file}")
+        return result
+
     _prepare(out)
-    results = _measure(measure.evaluate, data, scorer, images, layout, batch_size, seed, device)
+    results = _measure(measured, data, scorer, images, layout, batch_size, seed, device)
     _report(results, as_json, out, "evaluation", measure.markdown(results), measure.reliability_plot)
 
 
@@ -85,7 +103,7 @@ def correlate(
     with quiet():
         hardware = models.find_device(device)
         first, second = (load_scorer(spec, None, hardware) for spec in scorer)
-        with _progress(2 * len(made), "scores") as progress:
+        with progress_bar(2 * len(made), "scores") as progress:
             result = measure.correlate((first, second), made, batch_size=batch_size, seed=seed, progress=progress)
     text = measure.correlation_markdown(result)
     _report(result, as_json, out, "correlation", text, measure.scatter_plot)
@@ -119,7 +137,7 @@ def _measure(
             ranker = load_scorer(spec, None, hardware)
             for one, size in zip(sets, sizes, strict=True):
                 groups = islice(read_preferences(*one, layout), len(size))  # up to its warnings, which were given
-                with _progress(sum(size), "images") as progress:
+                with progress_bar(sum(size), "images") as progress:
                     result = measure(
                         ranker, groups, data=str(one[0]), batch_size=batch_size, seed=seed, progress=progress
                     )
@@ -132,7 +150,7 @@ def _measure(
 def _prepare(out: Path | None) -> None:
     """Make the folder, and raise what would be a pity to learn after an hour of scoring."""
     from sp_rerank import durable
-    from sp_rerank.train.results import new_figure
+    from sp_rerank.report.results import new_figure
 
     if out:
         new_figure()
@@ -145,7 +163,7 @@ def _report(results: Any, as_json: bool, out: Path | None, name: str, text: str,
     import json
 
     from sp_rerank import durable
-    from sp_rerank.train.results import to_json
+    from sp_rerank.report.results import to_json
 
     record = to_json(results)
     if out:
@@ -160,17 +178,3 @@ def _report(results: Any, as_json: bool, out: Path | None, name: str, text: str,
     else:
         for line in text.splitlines():
             tell(plain(line))
-
-
-@contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
-    """One bar: how many, how fast, how long."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    screen = console()
-    with Progress(
-        MofNCompleteColumn(), TextColumn(what), BarColumn(), TimeRemainingColumn(),
-        console=screen, transient=True, disable=not screen.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -14,7 +14,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     import torch
+    from PIL import Image
+    from torch import Tensor
 
     from sp_rerank.types import Scorer
 
@@ -119,6 +121,31 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
         f"scorer: hps-v2.1, for no Stable Preference checkpoint belongs to {for_model or 'images of unknown origin'}; "
         f"{CHECKPOINT_VARIABLE} names one, --scorer chooses another"
     )
+
+
+def known_folders(name: str) -> list[Path]:
+    """Where the table keeps the weights of a scorer, by its name without the hash; none for one that it has not."""
+    if name == "clip-mini":
+        return [_CLIP_MINI]
+    return [PUBLISHED[name].folder] if name in PUBLISHED else []
+
+
+def embedder(scorer: Scorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
+    """What embeds images with a scorer's own network, for comparing them with each other.
+
+    Returns:
+        A function of n images, as for `Scorer.score`, that gives (n, d) floats on the CPU.
+
+    Raises:
+        UsageError: if the scorer has no embeddings of images.
+    """
+    embed = getattr(scorer, "embed", None)
+    if embed is None:
+        raise UsageError(
+            f"scorer {scorer.name} has no embeddings of images, by which near-copies are told; expected one that "
+            "compares an image with a text in one space, such as clip-l, hps-v2.1 or clip-mini"
+        )
+    return embed
 
 
 def _unknown(spec: str, names: list[str]) -> str:

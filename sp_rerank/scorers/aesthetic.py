@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, passes
+from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, embed, passes
 
 if TYPE_CHECKING:
     from sp_rerank.scorers.dual_encoder import DualEncoder
@@ -130,6 +130,10 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         """
         pixels = self.preprocess(images, device=self.device)
         return F.normalize(self.visual(pixels.to(self.dtype)).float(), dim=-1)
+
+    def embed(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """`encode_image` without a gradient, in parts that fit the memory: (n, d) float32 of L2 norm 1, on the CPU."""
+        return embed(self.encode_image, images)
 
     def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
         """Score as `score` does, but with a gradient to the weights and the result on the module's device."""

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, passes
+from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, embed, passes
 
 
 class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
@@ -102,6 +102,10 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         """
         pixels = self.preprocess(images, device=self.device)
         return F.normalize(self.clip.encode_image(pixels.to(self.dtype)).float(), dim=-1)
+
+    def embed(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
+        """`encode_image` without a gradient, in parts that fit the memory: (n, d) float32 of L2 norm 1, on the CPU."""
+        return embed(self.encode_image, images)
 
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Embed m prompts: (m, d) float32 of L2 norm 1, on the module's device, with a gradient to the weights."""

@@ -7,7 +7,7 @@ registry or of downloads.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +34,9 @@ class ScorerModel(ModelMixin, ConfigMixin):
     """
 
     _file_sha256: str | None = None
+
+    folder: Path | None = None
+    """Where the weights were loaded from, with what lies beside them; None for what is not loaded from a folder."""
 
     @property
     def name(self) -> str:
@@ -88,6 +91,7 @@ class ScorerModel(ModelMixin, ConfigMixin):
         model = super().from_pretrained(str(folder), **kwargs)
         with file.open("rb") as opened:
             model._file_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        model.folder = folder
         return model
 
     @classmethod
@@ -117,6 +121,20 @@ class ScorerModel(ModelMixin, ConfigMixin):
         """
         # Calling the module is what moves it to its device under diffusers' CPU offloading.
         return self(prompt, images).float().cpu()
+
+
+@torch.no_grad()
+def embed(encode: Callable[[Tensor | Sequence[Image.Image]], Tensor], images: Tensor | Sequence[Image.Image]) -> Tensor:
+    """Embeddings of images for comparing them with each other.
+
+    Args:
+        encode: a scorer's `encode_image`.
+        images: as for `ScorerModel.score`, at least one.
+
+    Returns:
+        (n, d) float32 of L2 norm 1, on the CPU.
+    """
+    return torch.cat([encode(images[part]) for part in passes(len(images))]).cpu()
 
 
 def distinct_prompts(prompt: str | Sequence[str], count: int) -> tuple[list[str], list[int]]:

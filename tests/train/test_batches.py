@@ -4,16 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from bright_world import make_encoder, make_groups
-from PIL import Image
 
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.scorers.dual_encoder import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Batch, Encoding, Loader, PairOrder, flip_and_crop
+from sp_rerank.train.batches import Batch, Encoding, Loader, PairOrder
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 
 
@@ -119,13 +117,6 @@ def test_augmentation_changes_the_images_themselves(groups: list[PreferenceGroup
     assert not torch.equal(plain.pixels, augmented.pixels)
     still = make_loader(groups, scorer, copies=False, augment=True, crop_from=1.0, flip_chance=0.0).load(0)
     assert torch.equal(still.pixels, plain.pixels)
-
-
-def test_a_flip_and_a_crop_by_hand():
-    pixels = np.arange(5 * 10 * 3, dtype=np.uint8).reshape(5, 10, 3)
-    cropped = np.asarray(flip_and_crop(Image.fromarray(pixels), 0.6))
-    assert np.array_equal(cropped, pixels[1:4, ::-1][:, 2:8])
-    assert flip_and_crop(Image.new("RGB", (1, 3)), 0.1).size == (1, 1)
 
 
 def test_processes_share_a_step_s_pairs_and_see_what_one_would(groups: list[PreferenceGroup], scorer: DualEncoder):

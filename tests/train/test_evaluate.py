@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
+from sp_rerank.calibration import ScorerCalibration, calibration_of
 from sp_rerank.cli import research
 from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.report.results import table, to_json
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.train import evaluate as measure
 from sp_rerank.train.evaluate import ScoredGroup, evaluate, score_groups
 from sp_rerank.train.preferences import ImageReader, ImageSource, Pair, PreferenceGroup
-from sp_rerank.train.results import table, to_json
 
 BRIGHTNESS = BrightnessScorer()
 
@@ -336,3 +337,47 @@ def test_human_rows_and_undefined_figures_in_the_tables():
     assert record["micro"]["value"] is None
     json.dumps(record, allow_nan=False)
     assert table(["a"], [["b"]]) == "| a |\n| --- |\n| b |\n"
+
+
+# The calibration
+
+
+def test_single_annotators_calibrate_where_they_are_known():
+    """One of three people disagrees with the order: P = 2/3 of a gap of 1, whatever the mean order says."""
+    group = scored([1, 2], [1, 0], annotations=((1.0, 2.0), (1.0, 2.0), (2.0, 1.0)))
+    found = measure.calibration([group])
+    assert found.temperature == pytest.approx(1 / math.log(2))
+    assert sum(one.n for one in found.bins) == 3
+    tied = measure.calibration([scored([1, 2], [1, 0], annotations=((1.0, 2.0), (1.5, 1.5)))])
+    assert [(one.observed, one.n) for one in tied.bins] == [(0.75, 2)]
+    both = measure.calibration([group, scored([2, 1], [0, 1], "y")])
+    assert sum(one.n for one in both.bins) == 4
+    assert measure.calibration([scored([1, 2], [1, 0])]).temperature == 0
+
+
+class FromFolder(BrightnessScorer):
+    """Brightness as if its weights had been loaded."""
+
+    name = "light@1"
+
+    def __init__(self, folder):
+        self.folder = folder
+
+
+def test_the_command_keeps_a_calibration_beside_the_weights(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data")
+    words = ["evaluate", "--data", data, "--keep-calibration"]
+    with pytest.raises(UsageError, match="loaded from a folder of weights"):
+        run(*words, "--scorer", "brightness")
+    monkeypatch.setattr(research, "load_scorer", lambda spec, model, device: FromFolder(tmp_path))
+    result = run(*words, "--scorer", "light", "--simulated", "--json")
+    (evaluation,) = json.loads(result.stdout)
+    kept = calibration_of(FromFolder(tmp_path))
+    assert kept == ScorerCalibration(
+        "light@1", evaluation["calibration"]["temperature"], str(data), 60, evaluation["calibration"]["error"], True
+    )
+    assert f"written: {tmp_path / 'calibration.json'}" in result.stderr
+    with pytest.raises(UsageError, match="expected one, a scorer has one"):
+        run(*words, "--data", tmp_path)
+    with pytest.raises(UsageError, match="expected it with --keep-calibration"):
+        run("evaluate", "--data", data, "--simulated")

@@ -20,7 +20,6 @@ from sp_rerank.images import encode
 from sp_rerank.manifest import Row
 from sp_rerank.run import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.train.batches import flip_and_crop
 from sp_rerank.train.preferences import ImageSource, PreferenceGroup
 from sp_rerank.train.robustness import (
     RATIOS,
@@ -62,15 +61,6 @@ def put(path, left, right):
 
 
 # HP&CC
-
-
-@pytest.mark.parametrize("ratio", [*RATIOS, 0.5, 0.001])
-def test_hp_cc_mirrors_and_keeps_the_middle(ratio):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 101, 3), dtype=np.uint8)
-    result = np.asarray(flip_and_crop(Image.fromarray(pixels), ratio))
-    height, width = max(1, round(40 * ratio)), max(1, round(101 * ratio))
-    top, left = (40 - height) // 2, (101 - width) // 2
-    assert np.array_equal(result, pixels[:, ::-1][top : top + height, left : left + width])
 
 
 def test_a_scorer_that_minds_the_flip_by_hand(tmp_path):

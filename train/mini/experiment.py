@@ -32,16 +32,15 @@ from sp_rerank.agreement import Estimate
 from sp_rerank.durable import write
 from sp_rerank.generation import to_images
 from sp_rerank.models import find_dtype
+from sp_rerank.perturbation import RATIOS, flip_and_crop
+from sp_rerank.report.results import percent, table, to_json
 from sp_rerank.train import loop
 from sp_rerank.train.base import load_base
-from sp_rerank.train.batches import flip_and_crop
 from sp_rerank.train.config import Recipe, changed, read_recipe
 from sp_rerank.train.evaluate import score_groups
 from sp_rerank.train.mini.annotators import draw_captions
 from sp_rerank.train.mini.judge import load_judge, make_images
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup, read_preferences
-from sp_rerank.train.results import percent, table, to_json
-from sp_rerank.train.robustness import RATIOS
 from sp_rerank.types import Scorer
 
 SEED = 9_000_000  # of the candidates; nothing else uses these
