@@ -306,8 +306,8 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
         """The best `chosen` candidates of one prompt, best first; of the others no more than a batch is held."""
         best: list[_Finished] = []
         score = partial(self.scorer.score, prompt)
-        for batch, scores in exhaustive(sampler, score, dict(enumerate(seeds)), top_k=chosen):
-            pool = best + _finished(batch, scores)
+        for one in exhaustive(sampler, score, dict(enumerate(seeds)), top_k=chosen, known={}):
+            pool = best + _finished(one.batch, one.scores)
             best = [pool[i] for i in order([candidate.score for candidate in pool])[:chosen]]
             if self.interrupt:
                 break

@@ -1,35 +1,42 @@
-"""Glue: sampler x search x scorer -> a ranking, kept in memory or in a run folder."""
+"""Glue: sampler x search x scorers -> a ranking, kept in memory or in a run folder."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank import images, models, prompts, ranking
-from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, UsageError
+from sp_rerank import diversity, images, ranking, stopping
+from sp_rerank.calibration import margin_of
+from sp_rerank.configuration import configure
+from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError
 from sp_rerank.existing import ranked
-from sp_rerank.manifest import Row, Status
-from sp_rerank.run import RunDir, RunWriter
+from sp_rerank.manifest import Row, Seen, Stage, Status
+from sp_rerank.run import RunWriter
+from sp_rerank.scorers import embedder
 from sp_rerank.types import Candidate, Ranked
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sp_rerank.sampling import Batch, Sampler
+    from sp_rerank.sampling import Sampler
+    from sp_rerank.search import Known, Scored
     from sp_rerank.types import Scorer
 
 log = logging.getLogger(__name__)
 
-NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
-MAX_SEED = 2**63 - 1
+NONFINITE_SHARE = 0.1  # of the finished candidates; above it the precision is to blame, not the seeds
 LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backend")
+
+
+Choice = Callable[[Sequence[Candidate], Sequence[float]], list[int]]
+"""Of candidates and their scores, the best first, the places to keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,14 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        done: candidates that the run holds.
+        stage: what a search is at, such as "draft, 8 steps"; None while candidates are finished.
+        done: candidates that this stage has seen.
         made: those of them that were made by this call.
-        total: candidates that it will hold.
-        best: the best usable score so far, NaN before there is one.
+        total: candidates that it will have seen.
+        best: the best usable score of a finished candidate so far, NaN before there is one.
     """
 
+    stage: str | None
     done: int
     made: int
     total: int
@@ -51,27 +60,65 @@ class Progress:
 
 @dataclass
 class _Tally:
-    """Statuses and scores of the candidates so far, by index, and the images that may still be among the best."""
+    """What is known of the candidates so far, by index, and the images that may still be among the best.
+
+    Attributes:
+        seen: what a search saw of each on the way.
+        status: of the finished ones, like the next two.
+        scores: by the scorer that selects.
+        evaluations: of the denoiser, those of the stages left out.
+        kept: images in memory.
+    """
 
     top_k: int
+    seen: dict[int, tuple[Stage, ...]] = field(default_factory=dict)
     status: dict[int, Status] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
+    evaluations: dict[int, int] = field(default_factory=dict)
     kept: dict[int, Candidate] = field(default_factory=dict)
 
-    def add(self, index: int, status: Status, score: float, candidate: Candidate | None = None) -> None:
-        self.status[index], self.scores[index] = status, score
+    def add(self, row: Row, scorer: str, candidate: Candidate | None = None) -> None:
+        score = row.scores.get(scorer)
+        self.status[row.index], self.scores[row.index] = row.status, math.nan if score is None else score
+        self.evaluations[row.index] = row.unet_evaluations - _spent(row.stages)
         if candidate:
-            self.kept[index] = candidate
+            self.kept[row.index] = candidate
 
     def best(self) -> list[int]:
+        return [i for i in self.order() if self.status[i] == "ok" and math.isfinite(self.scores[i])][: self.top_k]
+
+    def order(self) -> list[int]:
+        """Finished candidates from the best to the worst."""
         indices = sorted(self.scores)
         scores = [self.scores[i] for i in indices]
-        return [indices[place] for place in ranking.top(scores, self.top_k, [self.status[i] != "ok" for i in indices])]
+        return [indices[place] for place in ranking.order(scores, [self.status[i] != "ok" for i in indices])]
 
     def forget(self) -> None:
         """Let go of the images that are no longer among the best."""
         best = set(self.best())
         self.kept = {index: candidate for index, candidate in self.kept.items() if index in best}
+
+    def dropped(self) -> list[int]:
+        """What a search saw and did not finish: those that it kept longest first, among them the highest scores."""
+        left = [index for index in self.seen if index not in self.scores]
+        last = {index: self.seen[index][-1].score for index in left}
+        return sorted(left, key=lambda i: (-len(self.seen[i]), -(-math.inf if last[i] is None else last[i]), i))
+
+    def known(self) -> Known:
+        """What a search need not make or score again."""
+        known: dict[str | None, dict[int, float]] = {None: self.scores}
+        for index, stages in self.seen.items():
+            for stage in stages:
+                known.setdefault(stage.name, {})[index] = math.nan if stage.score is None else stage.score
+        return known
+
+    def spent(self) -> int:
+        """Evaluations of the denoiser, all stages included."""
+        return sum(self.evaluations.values()) + sum(map(_spent, self.seen.values()))
+
+
+def _spent(stages: Sequence[Stage]) -> int:
+    return sum(stage.unet_evaluations for stage in stages)
 
 
 def generate(
@@ -79,8 +126,10 @@ def generate(
     *,
     pipe: Any,
     scorer: Scorer,
+    also: Sequence[Scorer] = (),
     n: int = 100,
     top_k: int = 4,
+    diverse: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -93,14 +142,17 @@ def generate(
         prompt: what the images should show.
         pipe: a diffusers text-to-image pipeline, from `sp_rerank.load_pipeline` or your own.
         scorer: what ranks them, from `sp_rerank.load_scorer` or your own.
+        also: other scorers, whose scores of every finished candidate are kept beside; they choose nothing.
         n: number of candidates.
         top_k: how many to return, at most n; fewer come back where fewer are usable.
+        diverse: return `top_k` that are no near-copies of each other, by the scorer's embeddings, instead of the best;
+            see `sp_rerank.diversity`.
         out: the run folder, written as the run goes on; None keeps the best in memory only.
         resume: go on with a run folder that holds a part of this very run.
         progress: called after each batch.
         stop: asked after each batch; when it says True, the run ends with KeyboardInterrupt, nothing lost.
-        **settings: seed, batch_size, search, steps, guidance_scale, negative_prompt, height, width, strict: see
-            `configure`.
+        **settings: seed, batch_size, search, record, until, max_evaluations, max_seconds, steps, guidance_scale,
+            negative_prompt, height, width, strict: see `sp_rerank.configuration.configure`.
 
     Returns:
         The best usable candidates, the best first.
@@ -115,86 +167,11 @@ def generate(
         >>> best = generate("a lemon", pipe=load_pipeline("mini"), scorer=load_scorer("clip-mini"), n=20, top_k=1)
         >>> best[0].candidate.image.save("lemon.png")
     """
-    config = configure(prompt, pipe=pipe, scorer=scorer, n=n, **settings)
+    config = configure(prompt, pipe=pipe, scorer=scorer, also=also, n=n, top_k=top_k, **settings)
     return carry_out(
-        config, pipe=pipe, scorer=scorer, top_k=top_k, out=out, resume=resume, progress=progress, stop=stop
-    )
-
-
-def configure(
-    prompt: str,
-    *,
-    pipe: Any,
-    scorer: Scorer,
-    n: int = 100,
-    seed: int = 0,
-    batch_size: int | None = None,
-    search: str = "exhaustive",
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    negative_prompt: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    strict: bool = False,
-) -> dict[str, Any]:
-    """What makes a run this run and no other: run.json without its schema.
-
-    Device, precision, batch size and versions are part of it: with any of them changed the pixels change.
-
-    Args:
-        prompt: what the images should show.
-        pipe: makes them.
-        scorer: ranks them.
-        n: number of candidates.
-        seed: candidate i has the seed `seed + i`.
-        batch_size: images made at once; None, like the next two, takes what suits the model and the device.
-        search: how the budget is spent, a name of `sp_rerank.search.STRATEGIES`.
-        steps: of the scheduler.
-        guidance_scale: of classifier-free guidance.
-        negative_prompt: what the images should not show.
-        height: in pixels; None takes the model's own.
-        width: in pixels.
-        strict: refuse a prompt that the model or the scorer cannot read to its end, instead of a warning.
-
-    Raises:
-        UsageError: if an argument is out of its range, or the prompt is too long with `strict`.
-    """
-    check_arguments(
-        prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps, guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt, height=height, width=width,
+        config, pipe=pipe, scorer=scorer, also=also, top_k=top_k, diverse=diverse, out=out, resume=resume,
+        progress=progress, stop=stop,
     )  # fmt: skip
-    trained = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
-    if steps and trained and steps > trained:
-        raise UsageError(f"--steps is {steps}; expected at most {trained}, the steps that the model was trained with")
-    lost = [str(cut) for cut in prompts.truncations(pipe, scorer, prompt)]
-    if lost and strict:
-        raise UsageError(f"the prompt is too long: {'; '.join(lost)}")
-    for cut in lost:
-        log.warning("%s", cut)
-    suited_steps, suited_guidance, suited_batch = models.suited(pipe)
-    model, revision = models.origin_of(pipe)
-    return {
-        "prompt": prompt,
-        "negative_prompt": negative_prompt or "",
-        "truncated": lost,
-        "model": model,
-        "revision": revision,
-        "pipeline": type(pipe).__name__,
-        "safety_checker": getattr(pipe, "safety_checker", None) is not None,
-        "scorers": [scorer.name],
-        "search": search,
-        "steps": steps or suited_steps,
-        "guidance_scale": suited_guidance if guidance_scale is None else guidance_scale,
-        "scheduler": type(pipe.scheduler).__name__,
-        "height": height,
-        "width": width,
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "device": pipe.device.type,
-        "batch_size": min(n, batch_size or suited_batch),
-        "n": n,
-        "seed": seed,
-        "versions": {name: version(name) for name in ("sp-rerank", "torch", "diffusers", "transformers")},
-    }
 
 
 def carry_out(
@@ -202,36 +179,88 @@ def carry_out(
     *,
     pipe: Any,
     scorer: Scorer,
+    also: Sequence[Scorer] = (),
     top_k: int = 4,
+    diverse: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[Ranked]:
     """Do what `configure` laid down; arguments, result and errors as in `generate`."""
-    from sp_rerank.search import STRATEGIES
+    from sp_rerank.search.schedule import strategy_of
 
-    n, batch_size, seed = config["n"], config["batch_size"], config["seed"]
-    if not 1 <= top_k <= n:
-        raise UsageError(f"--top-k is {top_k}; expected 1 to {n}, the number of candidates")
-    sampler, strategy = sampler_of(config, pipe), STRATEGIES[config["search"]]
+    n, prompt = config["n"], config["prompt"]
+    choose = _unlike(embedder(scorer), top_k) if diverse else None  # a scorer that cannot tell says so before the work
+    sampler, strategy = sampler_of(config, pipe), strategy_of(config["search"])
     size = _image_bytes(pipe, config["height"], config["width"])
     with RunWriter.start(out, config, resume=resume, image_bytes=size) if out else nullcontext() as run:
-        tally = _Tally(top_k)
-        for row in run.rows.values() if run else ():
-            tally.add(row.index, row.status, _score_of(row.scores, scorer.name))
-        before = len(tally.scores)
-        seeds = {index: seed + index for index in _unfinished_batches(n, batch_size, run)}
-        score = _scored_by(scorer, config["prompt"])
-        for batch, scores in _guarded(strategy(sampler, score, seeds, top_k=top_k)):
-            _take(batch, scores, tally, run, config)
+        tally = _tally(n if diverse else top_k, scorer.name, run)
+        enough = _enough(config, tally, margin_of(scorer))
+        score, others = _scored_by(scorer, prompt), {one.name: _scored_by(one, prompt) for one in also}
+        seeds = {index: config["seed"] + index for index in range(n)}
+        made: dict[str | None, int] = {}
+        search = strategy(sampler, score, seeds, top_k=top_k, known=tally.known()) if not enough() else iter(())
+        for one in _guarded(search):
+            if one.stage:
+                _see(one, tally, run, config)
+            else:
+                _take(one, others, tally, run, config)
+            made[one.stage] = made.get(one.stage, 0) + len(one.batch.indices)
             if progress:
-                best = tally.best()
-                done = len(tally.scores)
-                progress(Progress(done, done - before, n, tally.scores[best[0]] if best else math.nan))
-            if stop and stop() and len(tally.scores) < n:
+                progress(_progress(one, tally, made[one.stage]))
+            if stop and stop() and not (one.stage is None and len(tally.scores) >= one.total):
                 raise KeyboardInterrupt
-        return _conclude(tally, run, scorer.name, seed)
+            if enough():
+                break
+        return _conclude(tally, run, config, choose, margin_of(scorer))
+
+
+def _tally(top_k: int, scorer: str, run: RunWriter | None) -> _Tally:
+    """What a run folder knows already."""
+    tally = _Tally(top_k)
+    if run:
+        tally.seen = dict(run.seen)
+        for row in run.rows.values():
+            if row.status != "dropped":
+                tally.add(row, scorer)
+    return tally
+
+
+def _progress(one: Scored, tally: _Tally, made: int) -> Progress:
+    best = tally.best()
+    seen = sum(any(stage.name == one.stage for stage in stages) for stages in tally.seen.values())
+    done = seen if one.stage else len(tally.scores)
+    return Progress(one.stage, done, made, one.total, tally.scores[best[0]] if best else math.nan)
+
+
+def _unlike(embed: Callable[[Sequence[Image.Image]], Tensor], k: int) -> Choice:
+    """What chooses, of candidates in order, the places of k that are no near-copies, the best first."""
+
+    def choose(candidates: Sequence[Candidate], scores: Sequence[float]) -> list[int]:
+        return sorted(diversity.diverse(scores, embed([one.image for one in candidates]).numpy(), k))
+
+    return choose
+
+
+def _enough(config: Mapping[str, Any], tally: _Tally, margin: float) -> Callable[[], bool]:
+    """Whether the run's rules end it here."""
+    rules, began = config.get("stop", {}), time.monotonic()
+
+    def enough() -> bool:
+        if not rules or not tally.scores:
+            return False
+        scores = [score if tally.status[index] == "ok" else math.nan for index, score in tally.scores.items()]
+        next_batch = config["batch_size"] * max(tally.evaluations.values())
+        why = stopping.reason_to_stop(
+            rules, scores, config["n"], margin=margin, spent=tally.spent(), next_batch=next_batch,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
+        if why:
+            log.info("%s", why)
+        return why is not None
+
+    return enough
 
 
 def sampler_of(config: Mapping[str, Any], pipe: Any, steps: int | None = None) -> Sampler:
@@ -250,68 +279,11 @@ def sampler_of(config: Mapping[str, Any], pipe: Any, steps: int | None = None) -
     )
 
 
-def check_arguments(
-    prompt: str,
-    *,
-    n: int,
-    seed: int,
-    batch_size: int | None,
-    search: str,
-    steps: int | None,
-    guidance_scale: float | None,
-    negative_prompt: str | None,
-    height: int | None,
-    width: int | None,
-) -> None:
-    """Refuse what cannot be meant, before anything is loaded.
-
-    Raises:
-        UsageError: naming the argument, what was expected and what came.
-    """
-    from sp_rerank.search import STRATEGIES
-
-    if not prompt.strip():
-        raise UsageError("the prompt is empty; expected words that say what the image should show")
-    for text in (prompt, negative_prompt or ""):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError("a prompt holds bytes that are no UTF-8; expected text") from error
-        if "\0" in text:
-            raise UsageError("a prompt holds a NUL character; expected text")
-    if n < 1:
-        raise UsageError(f"--n is {n}; expected at least 1 candidate")
-    if not 0 <= seed <= MAX_SEED - n:
-        raise UsageError(f"--seed is {seed}; expected 0 to {MAX_SEED - n}")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"--batch-size is {batch_size}; expected at least 1")
-    if steps is not None and steps < 1:
-        raise UsageError(f"--steps is {steps}; expected at least 1")
-    if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-        raise UsageError(f"--guidance-scale is {guidance_scale}; expected a number from 0")
-    for side, pixels in (("height", height), ("width", width)):
-        if pixels is not None and (pixels < 8 or pixels % 8):
-            raise UsageError(f"--{side} is {pixels}; expected a multiple of 8 pixels")
-    if search not in STRATEGIES:
-        raise UsageError(f"no search {search!r}; expected one of {', '.join(STRATEGIES)}")
-
-
 def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
     """About what one PNG takes: half of its raw pixels."""
     size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
     side = (size if isinstance(size, int) else max(size)) * getattr(pipe, "vae_scale_factor", 8)
     return (height or side) * (width or side) * 3 // 2
-
-
-def _score_of(scores: Mapping[str, float | None], name: str) -> float:
-    score = scores.get(name)
-    return math.nan if score is None else score
-
-
-def _unfinished_batches(n: int, batch_size: int, run: RunDir | None) -> list[int]:
-    """The indices of every batch of which a candidate is missing: a batch is made whole or not at all."""
-    missing = {index // batch_size for index in (run.missing if run else range(n))}
-    return [index for index in range(n) if index // batch_size in missing]
 
 
 def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
@@ -324,7 +296,7 @@ def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
     return score
 
 
-def _guarded(batches: Any) -> Any:
+def _guarded(batches: Iterator[Scored]) -> Iterator[Scored]:
     """The batches of a search; an accelerator that fails becomes an error that tells how to go on."""
     import torch
 
@@ -351,36 +323,63 @@ def to_images(batch: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _take(batch: Batch, scores: Tensor, tally: _Tally, run: RunWriter | None, config: Mapping[str, Any]) -> None:
-    """Commit a batch to the folder and to the tally."""
+def _see(one: Scored, tally: _Tally, run: RunWriter | None, config: Mapping[str, Any]) -> None:
+    """Keep what a search saw of candidates on the way; what is known from before stays as it was."""
+    assert one.stage
+    batch, lines = one.batch, []
+    for place, image in enumerate(to_images(batch.images)):
+        index, score = batch.indices[place], float(one.scores[place])
+        if any(stage.name == one.stage for stage in tally.seen.get(index, ())):
+            continue
+        sound = math.isfinite(score) and bool(batch.images[place].isfinite().all())
+        stage = Stage(one.stage, score if sound else None, batch.unet_evaluations)
+        tally.seen[index] = (*tally.seen.get(index, ()), stage)
+        if run:
+            candidate = Candidate(index, batch.seeds[place], image, batch.flagged[place])
+            lines.append((Seen(index, stage), to_png(candidate, config, {"stage": one.stage, "score": stage.score})))
+    if run and lines:
+        run.see(lines)
+
+
+def _take(
+    one: Scored,
+    others: Mapping[str, Callable[[Tensor], Tensor]],
+    tally: _Tally,
+    run: RunWriter | None,
+    config: Mapping[str, Any],
+) -> None:
+    """Commit finished candidates to the folder and to the tally."""
+    batch, selecting = one.batch, config["scorers"][0]
     sound = batch.images.flatten(1).isfinite().all(dim=1).tolist()
-    (scorer,) = config["scorers"]
-    candidates, rows = [], []
+    columns = {selecting: one.scores, **{name: score(batch.images) for name, score in others.items()}}
+    made = []
     for place, image in enumerate(to_images(batch.images)):
         candidate = Candidate(batch.indices[place], batch.seeds[place], image, batch.flagged[place])
-        score = float(scores[place])
-        finite = sound[place] and math.isfinite(score)
+        scores = {name: float(column[place]) for name, column in columns.items()}
+        finite = sound[place] and math.isfinite(scores[selecting])
         status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
-        candidates.append((candidate, status, score if status == "ok" else math.nan))
+        scores = scores if status == "ok" else dict.fromkeys(scores, math.nan)
+        stages = tally.seen.get(candidate.index, ())
+        finite_scores = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        png = to_png(candidate, config, {"scores": finite_scores})
+        row = Row.of(
+            png,
+            index=candidate.index,
+            seed=candidate.seed,
+            status=status,
+            scores=scores,
+            unet_evaluations=batch.unet_evaluations + _spent(stages),
+            batch_size=len(batch.indices),
+            stages=stages,
+        )
+        made.append((candidate, row, png))
     if run:
-        for candidate, status, score in candidates:
-            png = to_png(candidate, config, {"scores": {scorer: score if status == "ok" else None}})
-            row = Row.of(
-                png,
-                index=candidate.index,
-                seed=candidate.seed,
-                status=status,
-                scores={scorer: score},
-                unet_evaluations=batch.unet_evaluations,
-                batch_size=len(batch.indices),
-            )
-            rows.append((row, png))
         # what stands in the folder counts: a candidate made again may differ on another machine
-        for row in run.commit(rows):
-            tally.add(row.index, row.status, _score_of(row.scores, scorer))
+        for row in run.commit([(row, png) for _, row, png in made]):
+            tally.add(row, selecting)
     else:
-        for candidate, status, score in candidates:
-            tally.add(candidate.index, status, score, candidate)
+        for candidate, row, _ in made:
+            tally.add(row, selecting, candidate)
     tally.forget()
 
 
@@ -406,19 +405,30 @@ def to_png(candidate: Candidate, config: Mapping[str, Any], more: Mapping[str, A
     return images.encode(candidate.image, parameters=parameters, record={**record, **more})
 
 
-def _conclude(tally: _Tally, run: RunWriter | None, scorer: str, seed: int) -> list[Ranked]:
-    """The best of a complete run, its folder finished; complains only once everything is on the disk."""
-    best = tally.best()
+def _conclude(
+    tally: _Tally,
+    run: RunWriter | None,
+    config: Mapping[str, Any],
+    choose: Choice | None,
+    margin: float,
+) -> list[Ranked]:
+    """The best of a run that is over, its folder finished; complains only once everything is on the disk."""
+    best, dropped = tally.best(), tally.dropped()
     if run:
+        _commit_dropped(dropped, tally, run, config)
+        tally.kept = {i: Candidate(i, config["seed"] + i, images.open_image(run.image(i))) for i in best}
+    if choose and best:
+        best = [best[place] for place in choose([tally.kept[i] for i in best], [tally.scores[i] for i in best])]
+    if run:
+        from sp_rerank.report.gallery import write_gallery
         from sp_rerank.report.grid import contact_sheet
 
-        order = ranking.order([tally.scores[i] for i in range(run.n)], [tally.status[i] != "ok" for i in range(run.n)])
         run.finish(
             best,
-            grid=contact_sheet(run, order, len(best), scorer),
+            grid=contact_sheet(run, [*tally.order(), *dropped], len(best), config["scorers"][0]),
             amend=lambda png, rank: images.amend_record(png, {"rank": rank}),
         )
-        tally.kept = {i: Candidate(i, seed + i, images.open_image(run.image(i))) for i in best}
+        write_gallery(run)
     statuses = list(tally.status.values())
     broken = statuses.count("nonfinite")
     if broken > NONFINITE_SHARE * len(statuses):
@@ -430,4 +440,25 @@ def _conclude(tally: _Tally, run: RunWriter | None, scorer: str, seed: int) -> l
             f"none of {len(statuses)} images is usable: the safety checker replaced {statuses.count('flagged')}; "
             "try another prompt, other seeds, or --no-safety-checker if that is yours to decide"
         )
-    return ranked([tally.kept[i] for i in best], [tally.scores[i] for i in best])
+    return ranked([tally.kept[i] for i in best], [tally.scores[i] for i in best], margin)
+
+
+def _commit_dropped(dropped: Sequence[int], tally: _Tally, run: RunWriter, config: Mapping[str, Any]) -> None:
+    """Make the candidates that a search let fall part of the run, with the image that it saw last."""
+    rows = []
+    for index in dropped:
+        if index not in run.rows:
+            png = run.draft(index)
+            row = Row.of(
+                png,
+                index=index,
+                seed=config["seed"] + index,
+                status="dropped",
+                scores=dict.fromkeys(config["scorers"], math.nan),
+                unet_evaluations=_spent(tally.seen[index]),
+                batch_size=config["batch_size"],
+                stages=tally.seen[index],
+            )
+            rows.append((row, png))
+    if rows:
+        run.commit(rows)

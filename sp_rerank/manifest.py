@@ -1,4 +1,4 @@
-"""The text of a run folder: run.json, and one line of candidates.jsonl per candidate.
+"""The text of a run folder: run.json, one line of candidates.jsonl per candidate, one of stages.jsonl per stage.
 
 Knows the schema and what makes a text valid. Knows nothing of folders, locks or images.
 """
@@ -22,7 +22,41 @@ SCHEMA = 1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From a schema's number to the function that makes its run.json one of the next schema."""
 
-Status = Literal["ok", "flagged", "nonfinite"]
+DRAFT = "draft"
+"""How the name of a stage begins that made an image of its own."""
+
+Status = Literal["ok", "flagged", "nonfinite", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a search saw of a candidate before it was finished.
+
+    Attributes:
+        name: such as "draft, 8 steps" or "preview, 6 of 16 steps".
+        score: by the scorer that selects; None stands for one that is not finite.
+        unet_evaluations: spent on this candidate at this stage.
+
+    Raises:
+        ValueError: if a field has another type or range than that.
+    """
+
+    name: str
+    score: float | None
+    unet_evaluations: int
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a stage's name should be text, not {brief(self.name)}")
+        if not _is_score(self.score):
+            raise ValueError(f"a stage's score should be a finite number or null, not {brief(self.score)}")
+        if type(self.unet_evaluations) is not int or self.unet_evaluations < 0:
+            raise ValueError(f"unet_evaluations should be a whole number from 0 on, not {brief(self.unet_evaluations)}")
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether it began from the noise anew; a preview is a look at a trajectory that goes on."""
+        return self.name.startswith(DRAFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +66,13 @@ class Row:
     Attributes:
         index: 0..n-1, its place in the run.
         seed: of its initial noise.
-        status: "flagged" if the safety checker replaced it, "nonfinite" if its pixels or a score were not finite.
+        status: "flagged" if the safety checker replaced it, "nonfinite" if its pixels or a score were not finite,
+            "dropped" if a search let it fall before its last step: its image is what the search saw of it last.
         scores: by the scorer's name, higher is better; None stands for a score that is not finite, for JSON has none.
         sha256: of its image file, 64 lower-case hexadecimal digits.
-        unet_evaluations: spent on this candidate.
+        unet_evaluations: spent on this candidate, those of its stages included.
         batch_size: of the batch that it was made in; the same batch made again is the same bit for bit.
+        stages: what a search saw of it on the way, in order.
 
     Raises:
         ValueError: if a field has another type or range than that.
@@ -49,6 +85,7 @@ class Row:
     sha256: str
     unet_evaluations: int
     batch_size: int
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self):
         for name, lowest in (("index", 0), ("seed", -math.inf), ("unet_evaluations", 0), ("batch_size", 1)):
@@ -73,9 +110,17 @@ class Row:
         """Path of the image in the run folder, for example "images/00057.png"; only the index has a say in it."""
         return f"images/{self.index:05d}.png"
 
+    @property
+    def own_evaluations(self) -> int:
+        """Spent on the trajectory of its image, drafts left out."""
+        return self.unet_evaluations - sum(stage.unet_evaluations for stage in self.stages if stage.is_draft)
+
     def to_line(self) -> bytes:
         """The row as a line of candidates.jsonl, with its newline; equal rows give equal bytes."""
-        return json.dumps({**asdict(self), "file": self.file}, allow_nan=False).encode() + b"\n"
+        record = {**asdict(self), "file": self.file}
+        if not self.stages:
+            del record["stages"]
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Row:
@@ -85,13 +130,49 @@ class Row:
             ValueError: if the line is no JSON object of a row, or names a file other than its index's own.
         """
         record = _loads(line)
-        absent = [f.name for f in fields(cls) if f.name not in record]
+        stages = _stages(record.pop("stages", []))
+        absent = [f.name for f in fields(cls) if f.name not in record and f.name != "stages"]
         if absent:
             raise ValueError(f"{', '.join(absent)} not given")
-        row = cls(**{f.name: record[f.name] for f in fields(cls)})
+        row = cls(**{f.name: record[f.name] for f in fields(cls) if f.name != "stages"}, stages=stages)
         if record.get("file") != row.file:
             raise ValueError(f"file should be {row.file!r}, not {brief(record.get('file'))}")
         return row
+
+
+def _stages(records: Any) -> tuple[Stage, ...]:
+    names = [f.name for f in fields(Stage)]
+    if not isinstance(records, list) or not all(isinstance(one, dict) and one.keys() >= set(names) for one in records):
+        raise ValueError(f"stages should be a list of {', '.join(names)}, not {brief(records)}")
+    return tuple(Stage(**{name: one[name] for name in names}) for one in records)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A line of stages.jsonl: a candidate at a stage of a search that is not over yet."""
+
+    index: int
+    stage: Stage
+
+    def to_line(self) -> bytes:
+        """The line, with its newline."""
+        return json.dumps({"index": self.index, **asdict(self.stage)}, allow_nan=False).encode() + b"\n"
+
+
+def parse_seen(text: bytes, name: str) -> tuple[list[Seen], int]:
+    """The committed lines of stages.jsonl in their order, and their length in bytes; errors as in `parse_rows`."""
+    committed = text.rfind(b"\n") + 1
+    seen = []
+    for number, line in enumerate(text[:committed].split(b"\n")[:-1], start=1):
+        try:
+            record = _loads(line)
+            (stage,) = _stages([record])
+            if type(record.get("index")) is not int or record["index"] < 0:
+                raise ValueError(f"index should be a whole number from 0 on, not {brief(record.get('index'))}")
+        except ValueError as error:
+            raise StorageError(f"{name}: line {number} is damaged: {error}; delete the file to search anew") from error
+        seen.append(Seen(record["index"], stage))
+    return seen, committed
 
 
 def parse_rows(text: bytes, name: str) -> tuple[dict[int, Row], int]:

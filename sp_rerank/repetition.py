@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> I
         steps: other than the run's own.
 
     Raises:
-        UsageError: if the candidate is not in the run, or the run does not say how it was made.
+        UsageError: if the candidate is not in the run, the run does not say how it was made, or it was steered.
         TryAgainError: if memory does not suffice for the batch.
     """
     absent = sorted(NEEDED - run.config.keys())
@@ -43,7 +44,7 @@ def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> I
     if index not in run.rows:
         raise UsageError(f"no candidate {index} in {run.path}; it holds {len(run.rows)} of 0..{run.n - 1}")
     config = run.config
-    again = [index] if steps else batch_of(index, run.rows[index].batch_size, config["batch_size"], run.n)
+    again = [index] if steps else _together(run, index)
     sampler = sampler_of({**config, "batch_size": run.n}, pipe, steps)  # one batch, whatever indices it holds
     for batch in sampler.batches({i: config["seed"] + i for i in again}):
         if index in batch.indices:  # one batch, unless memory is scarcer now
@@ -55,7 +56,7 @@ def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | 
     """`replay` into a PNG file, which tells how it was made.
 
     Returns:
-        Whether every pixel is that of the run's image; None with other steps.
+        Whether every pixel is that of the run's image; None with other steps, or if a search dropped it unfinished.
 
     Raises:
         StorageError: if the file cannot be written.
@@ -66,23 +67,45 @@ def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | 
     with durable.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     durable.write(target, png)
-    return None if steps else image.tobytes() == images.open_image(run.image(index)).tobytes()
+    if steps or run.rows[index].status == "dropped":  # its file is a draft
+        return None
+    return image.tobytes() == images.open_image(run.image(index)).tobytes()
 
 
-def batch_of(index: int, made_with: int, batch_size: int, n: int) -> list[int]:
+def _together(run: RunDir, index: int) -> list[int]:
+    """The indices that a candidate was made together with, as its search made its batches."""
+    search, batch_size, made_with = run.config["search"], run.config["batch_size"], run.rows[index].batch_size
+    strategy = search["strategy"] if isinstance(search, dict) else search
+    if strategy == "screening":  # the finalists made batches of their own
+        finished = sorted(other for other, row in run.rows.items() if row.status != "dropped")
+        return batch_of(index, made_with, batch_size, finished)
+    if strategy == "steering":
+        raise UsageError(
+            f"{run.path} was steered: its images descend from others of their batch, so no seed alone makes one again; "
+            "expected a run of another search, or other --steps"
+        )
+    if strategy == "halving":  # cut on the way; it began whole
+        made_with = min(batch_size, run.n - index // batch_size * batch_size)
+    return batch_of(index, made_with, batch_size, range(run.n))
+
+
+def batch_of(index: int, made_with: int, batch_size: int, finished: Sequence[int]) -> list[int]:
     """The indices that were made together with one.
 
-    Blocks of `batch_size` start at its multiples. A block that memory split was cut into pieces of a power of two,
-    its rest into one smaller piece at the end.
+    Blocks are `batch_size` of the finished ones. A block that memory split was cut into pieces of a power of two, its
+    rest into one smaller piece at the end.
 
     Args:
         index: of the candidate.
         made_with: size of the batch that it was made in.
         batch_size: of the run.
-        n: candidates of the run.
+        finished: the indices that the run made with all steps, rising.
     """
-    first = index // batch_size * batch_size
-    length = min(batch_size, n - first)
+    if index not in finished:
+        return [index]
+    place = finished.index(index)
+    first = place // batch_size * batch_size
+    length = min(batch_size, len(finished) - first)
     power_of_two = made_with & (made_with - 1) == 0
-    start = (index - first) // made_with * made_with if power_of_two else length - made_with
-    return list(range(first + start, first + start + made_with))
+    start = (place - first) // made_with * made_with if power_of_two else length - made_with
+    return list(finished[first + start : first + start + made_with])

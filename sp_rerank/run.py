@@ -3,6 +3,8 @@
     run.json            schema and configuration, without times: a resumed run's files are those of an uninterrupted one
     candidates.jsonl    one line per candidate; the line is the commit
     images/00057.png    written before its line
+    stages.jsonl        while a search goes on: a line per candidate and stage
+    drafts/00057.png    likewise: what the search saw of it last
     top/01_seed57.png   copies of the best
     grid.png
 
@@ -14,12 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from sp_rerank import durable
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
-from sp_rerank.manifest import Row, encode_config, parse_config, parse_rows
+from sp_rerank.manifest import Row, Seen, Stage, encode_config, parse_config, parse_rows, parse_seen
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ MANIFEST = "candidates.jsonl"
 IMAGES = "images"
 TOP = "top"
 GRID = "grid.png"
+STAGES = "stages.jsonl"
+DRAFTS = "drafts"
 LOCK = ".lock"
 
 _BEFORE_CONFIG = {LOCK, CONFIG + durable.TEMPORARY_SUFFIX}
@@ -155,6 +161,12 @@ class RunWriter(RunDir):
     _end: int
     """Length in bytes of the committed part of the manifest."""
 
+    seen: dict[int, tuple[Stage, ...]]
+    """What a search saw of each candidate before it was finished, in order; of committed ones too."""
+
+    _seen_end: int
+    """Length in bytes of the committed part of stages.jsonl."""
+
     @classmethod
     @contextmanager
     def start(
@@ -195,7 +207,9 @@ class RunWriter(RunDir):
         if resume:
             run._give_up_damaged()
             rows = run.rows
-        if rows and run.missing and not resume:
+        run.seen, run._seen_end = _read_seen(path)
+        run.seen |= {index: row.stages for index, row in rows.items() if row.stages}
+        if (rows or run.seen) and run.missing and not resume:
             raise UsageError(
                 f"{path} holds {len(rows)} of {run.n} candidates of this run; "
                 "add --resume to go on, or choose another folder with --out"
@@ -215,6 +229,8 @@ class RunWriter(RunDir):
             manifest.touch()
             durable.sync_folder(self.path)
             durable.append(manifest, b"", at=self._end)
+            if _inside(self.path, STAGES).exists():
+                durable.append(_inside(self.path, STAGES), b"", at=self._seen_end)
             for path in _leftovers(self.path):
                 path.unlink()
             for path in self._uncommitted():
@@ -263,6 +279,35 @@ class RunWriter(RunDir):
         self.rows |= {index: row for index, (row, _) in new.items()}
         return kept
 
+    def see(self, batch: Sequence[tuple[Seen, bytes]]) -> None:
+        """Keep what a search saw of candidates on the way, so that a resumed search need not look again.
+
+        Args:
+            batch: the stage of each, and an image file of what was seen; it replaces that of an earlier stage.
+
+        Raises:
+            StorageError: if it cannot be written.
+        """
+        folder, journal = _inside(self.path, DRAFTS), _inside(self.path, STAGES)
+        with durable.storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            if not journal.exists():
+                durable.write(journal, b"")
+            durable.write_all({folder / _draft_name(one.index): png for one, png in batch})
+        self._seen_end = durable.append(journal, b"".join(one.to_line() for one, _ in batch), at=self._seen_end)
+        for one, _ in batch:
+            self.seen[one.index] = (*self.seen.get(one.index, ()), one.stage)
+
+    def draft(self, index: int) -> bytes:
+        """The image file of what the search saw last of a candidate.
+
+        Raises:
+            StorageError: if it cannot be read.
+        """
+        path = _inside(self.path, DRAFTS) / _draft_name(index)
+        with durable.storage_errors(path):
+            return path.read_bytes()
+
     def _kept(self, row: Row) -> Row:
         kept = self.rows[row.index]
         if kept.sha256 != row.sha256:
@@ -274,7 +319,8 @@ class RunWriter(RunDir):
     ) -> list[Path]:
         """Put copies of the best into top/ and the contact sheet beside it, in place of those of an earlier finish.
 
-        The manifest is put in the order of the indices, in whatever order the candidates were committed.
+        The manifest is put in the order of the indices, in whatever order the candidates were committed; the notes of
+        a search go, for the rows hold them now.
 
         Args:
             best: indices of committed candidates, the best first.
@@ -301,7 +347,17 @@ class RunWriter(RunDir):
             durable.write_all({top / name: png for name, png in copies.items()})
             _remove_stale(top, copies)
             self._write_grid(grid)
+        self._forget_drafts()
         return [top / name for name in copies]
+
+    def _forget_drafts(self) -> None:
+        folder = _inside(self.path, DRAFTS)
+        with durable.storage_errors(folder):
+            _inside(self.path, STAGES).unlink(missing_ok=True)
+            for path in _entries(self.path, DRAFTS):
+                path.unlink()
+            if folder.is_dir():
+                folder.rmdir()
 
     def _sort_manifest(self) -> None:
         if list(self.rows) != sorted(self.rows):
@@ -327,6 +383,39 @@ class RunWriter(RunDir):
             path.unlink(missing_ok=True)
         else:
             durable.write(path, grid)
+
+
+def add_scores(path: str | Path, scores: Mapping[str, Mapping[int, float]]) -> RunDir:
+    """Add what other scorers say to the rows of a run; its configuration goes on naming those that it was made with.
+
+    Args:
+        path: a run folder.
+        scores: by the scorer's full name and the candidate's index; one that is not finite is kept as such.
+
+    Returns:
+        The run as it is then.
+
+    Raises:
+        UsageError: if it is no run folder, or a candidate is not in it.
+        FolderBusyError, StorageError: see `RunWriter.start`.
+    """
+    config = RunDir.read(path).config
+    path = Path(path)
+    with _locked(path):
+        rows, end = _read_rows(path)
+        run = RunWriter(path, config, rows)
+        run._end = end
+        absent = sorted({index for one in scores.values() for index in one} - rows.keys())
+        if absent:
+            raise UsageError(f"{path} holds no candidate {absent[0]}; it holds {len(rows)} of {run.n}")
+        run._replace_rows({index: _scored(row, scores) for index, row in rows.items()})
+    return RunDir(path, config, run.rows)
+
+
+def _scored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> Row:
+    new = {name: float(one[row.index]) for name, one in scores.items() if row.index in one}
+    finite = {name: score if math.isfinite(score) else None for name, score in new.items()}
+    return replace(row, scores={**row.scores, **finite})
 
 
 @contextmanager
@@ -373,6 +462,22 @@ def _read_rows(path: Path) -> tuple[dict[int, Row], int]:
     with durable.storage_errors(manifest):
         text = manifest.read_bytes() if manifest.exists() else b""
     return parse_rows(text, str(manifest))
+
+
+def _read_seen(path: Path) -> tuple[dict[int, tuple[Stage, ...]], int]:
+    """What an unfinished search saw, by candidate, and the length of its text."""
+    journal = _inside(path, STAGES)
+    with durable.storage_errors(journal):
+        text = journal.read_bytes() if journal.exists() else b""
+    lines, end = parse_seen(text, str(journal))
+    seen: dict[int, tuple[Stage, ...]] = {}
+    for line in lines:
+        seen[line.index] = (*seen.get(line.index, ()), line.stage)
+    return seen, end
+
+
+def _draft_name(index: int) -> str:
+    return f"{index:05d}.png"
 
 
 def _check_same_run(path: Path, asked: dict[str, Any]) -> None:
@@ -424,7 +529,7 @@ def _entries(folder: Path, name: str = ".") -> list[Path]:
 
 def _leftovers(folder: Path) -> list[Path]:
     """Temporary files of writes that never ended."""
-    entries = [path for name in (".", IMAGES, TOP) for path in _entries(folder, name)]
+    entries = [path for name in (".", IMAGES, TOP, DRAFTS) for path in _entries(folder, name)]
     return [path for path in entries if path.name.endswith(durable.TEMPORARY_SUFFIX)]
 
 

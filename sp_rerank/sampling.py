@@ -1,7 +1,8 @@
 """Sampler: one diffusers text-to-image pipeline, driven in seeded batches.
 
-Knows steps, seeds, batches and memory; knows nothing of scores. Batches are fixed by index, because a batch is what
-a machine repeats bit for bit: the same indices always share a batch, so a resumed run makes the same pixels.
+Knows steps, seeds, batches and memory; knows nothing of scores. Batches are fixed by what is asked for, because a batch
+is what a machine repeats bit for bit: the same request is always cut the same way, so a resumed run makes the same
+pixels.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,20 +88,24 @@ class Sampler:
         self._prompt, self._negative_prompt = prompt, negative_prompt
         self._arguments = {**arguments, "guidance_scale": guidance_scale}
         self._text: dict[str, Any] | None = None
+        self._scheduler: Any = None
+        """Other than the pipeline's own."""
 
-    def batches(self, seeds: Mapping[int, int]) -> Iterator[Batch]:
-        """Make the images of `seeds` (index -> seed), in the order of their indices.
+    def batches(self, seeds: Mapping[int, int], done: Container[int] = ()) -> Iterator[Batch]:
+        """Make the images of `seeds` (index -> seed), in the order of their indices, `batch_size` at a time.
 
-        Indices of one block of `batch_size` share a batch. When the accelerator's memory runs out, the batch is
-        halved and made again, and the rest of the run stays at the smaller size.
+        When the accelerator's memory runs out, the batch is halved and made again, and the rest of the run stays at
+        the smaller size.
+
+        Args:
+            seeds: the whole request, also after an interruption.
+            done: indices that are there already; a batch is left out only if all of it is, for the pixels of another
+                batch would be others.
 
         Raises:
             TryAgainError: if memory does not suffice for a single image.
         """
-        blocks: dict[int, list[int]] = {}
-        for index in sorted(seeds):
-            blocks.setdefault(index // self.batch_size, []).append(index)
-        waiting = deque(blocks.values())
+        waiting = deque(block for block in self.blocks(seeds) if not all(index in done for index in block))
         while waiting:
             indices = waiting.popleft()
             if len(indices) > self._limit:
@@ -112,6 +118,28 @@ class Sampler:
                 waiting.appendleft(indices)
             else:
                 yield batch
+
+    def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
+        """The indices that share a batch."""
+        indices = sorted(seeds)
+        return [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+
+    def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
+        """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
+
+        Args:
+            steps: of the scheduler.
+            scheduler: class name of another scheduler; where the model cannot take it, its own stays.
+        """
+        if self._text is None:
+            with torch.no_grad():
+                self._text = self._encode_text()
+        other = copy(self)
+        other._arguments = {**self._arguments, "num_inference_steps": steps}
+        kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
+        if scheduler in kinds:
+            other._scheduler = kinds[scheduler].from_config(self.pipe.scheduler.config)
+        return other
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
@@ -137,7 +165,7 @@ class Sampler:
             self._text = self._encode_text()
         # one CPU generator per image: its noise depends neither on the batch nor on the device
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with counted(self.pipe) as evaluations:
+        with counted(self.pipe) as evaluations, _scheduled(self.pipe, self._scheduler):
             output = self._call(
                 **self._text,
                 **self._arguments,
@@ -176,6 +204,17 @@ class Sampler:
         if not names or not set(names) <= set(takes):
             return plain
         return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+
+
+@contextmanager
+def _scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """Lend a pipeline another scheduler; None lets it keep its own."""
+    own = pipe.scheduler
+    pipe.scheduler = scheduler or own
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
 
 
 @contextmanager

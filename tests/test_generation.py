@@ -167,7 +167,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path):
         ({"seed": -1}, "--seed is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"steps": 0}, "--steps is 0"),
-        ({"search": "magic"}, "no search 'magic'; expected one of exhaustive"),
+        ({"search": "magic"}, "no search 'magic': expected exhaustive, fast, steering, or a schedule"),
     ],
 )
 def test_wrong_arguments_write_nothing(tmp_path, wrong, message):
@@ -219,4 +219,4 @@ def test_a_batch_is_found_again_by_its_size(n, batch_size, limit):
 
     for batch in sample(SeededPipe(spoil), n, batch_size):
         for index in batch.indices:
-            assert batch_of(index, len(batch.indices), batch_size, n) == list(batch.indices)
+            assert batch_of(index, len(batch.indices), batch_size, range(n)) == list(batch.indices)

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from sp_rerank.cli import machine, ranking, research, runs, scorers, training
+from sp_rerank.cli import comparing, gallery, machine, planning, ranking, research, runs, scorers, training
 from sp_rerank.cli.console import say
 from sp_rerank.errors import SpRerankError, TryAgainError
 
@@ -23,6 +23,9 @@ app = typer.Typer(
 for command in (
     runs.generate,
     ranking.rank,
+    planning.plan,
+    comparing.compare,
+    gallery.gallery,
     runs.replay,
     runs.verify,
     training.train,
@@ -47,6 +50,7 @@ for name, command in (
     ("generate", machine.bench_generate),
     ("score", machine.bench_score),
     ("precision", machine.bench_precision),
+    ("search", machine.bench_search),
     ("train", machine.bench_train),
     ("step", machine.bench_step),
 ):

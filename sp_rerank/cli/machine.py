@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sp_rerank.cli.console import Json, print_json, quiet, say, tell
 from sp_rerank.errors import UsageError
+
+RECORDINGS = Path("build/mini/search")
 
 
 def doctor() -> None:
@@ -89,6 +92,29 @@ def bench_step(
     plan = read_recipe(recipe)
     with quiet():
         _report_bench(count_step(plan), as_json)
+
+
+def bench_search(
+    out: Annotated[Path, typer.Option(help="folder of the recordings, made where they are missing")] = RECORDINGS,
+    prompts: Annotated[int, typer.Option(help="to measure on", min=1)] = 100,
+    jobs: Annotated[int, typer.Option(help="processes that record, a core each", min=1)] = 2,
+    figure: Annotated[Path | None, typer.Option(help="SVG file of score against evaluations")] = None,
+    as_json: Json = False,
+) -> None:
+    """What a search keeps and spares against all hundred candidates, to clip-mini and to the judge; an hour."""
+    from sp_rerank.train.mini.searching import compare_search
+
+    with quiet():
+        result = compare_search(out, prompts, jobs, figure, say)
+    if as_json:
+        print_json(result)
+        return
+    for name, figures in result.items():
+        if isinstance(figures, dict):
+            tell(name)
+            _report_bench(figures, as_json)
+        else:
+            tell(f"{name:44} {figures}")
 
 
 def _report_bench(result: dict[str, Any], as_json: bool) -> None:

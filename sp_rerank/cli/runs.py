@@ -32,14 +32,22 @@ from sp_rerank.errors import UsageError
 if TYPE_CHECKING:
     from sp_rerank.generation import Progress
 
+Also = Annotated[list[str], typer.Option(help="another scorer whose scores are kept too; repeatable")]
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="what the image should show; after -- if it starts with a dash")],
     n: Annotated[int, typer.Option(help="candidates to make")] = 100,
     top_k: Annotated[int, typer.Option(help="how many of the best to keep in top/")] = 4,
+    diverse: Annotated[bool, typer.Option("--diverse", help="keep good ones that are no near-copies")] = False,
     model: Annotated[str, typer.Option(help="mini, sd-v1.4, a folder, a repository, or auto")] = "auto",
     scorer: ScorerOption = "sp",
-    search: Annotated[str, typer.Option(help="how the budget is spent")] = "exhaustive",
+    also: Also = [],  # noqa: B006  # typer reads it, and passes a new list
+    search: Annotated[str, typer.Option(help="exhaustive, fast, steering, or a file of plan")] = "exhaustive",
+    record: Annotated[bool, typer.Option("--record", help="score every draft and preview too, for plan")] = False,
+    until: Annotated[str | None, typer.Option(help='stop when it is so sure to have the best: "p>0.9"')] = None,
+    max_evaluations: Annotated[int | None, typer.Option(help="stop before the denoiser is called more often")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="stop with the batch in which they are over")] = None,
     steps: Annotated[int | None, typer.Option(help="of the scheduler  [default: what suits the model]")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="  [default: what suits the model]")] = None,
     scheduler: Annotated[str | None, typer.Option(help="another scheduler of diffusers, such as DDIM")] = None,
@@ -57,23 +65,20 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
-    from sp_rerank import generation, models
+    from sp_rerank import configuration, generation, models
     from sp_rerank.run import run_folder_name
 
-    generation.check_arguments(
-        prompt, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps, guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt, height=height, width=width,
-    )  # fmt: skip
-    if not 1 <= top_k <= n:
-        raise UsageError(f"--top-k is {top_k}; expected 1 to {n}, the number of candidates")
+    settings: dict[str, Any] = {
+        "n": n, "top_k": top_k, "seed": seed, "batch_size": batch_size, "search": search, "record": record,
+        "until": until, "max_evaluations": max_evaluations, "max_seconds": max_seconds, "steps": steps,
+        "guidance_scale": guidance_scale, "negative_prompt": negative_prompt, "height": height, "width": width,
+    }  # fmt: skip
+    configuration.check_arguments(prompt, **settings)
     began = time.monotonic()
     with quiet():
         pipe = _load_pipeline(model, device, dtype, scheduler, safety_checker)
-        ranker = load_scorer(scorer, models.model_of(pipe), str(pipe.device))
-        config = generation.configure(
-            prompt, pipe=pipe, scorer=ranker, n=n, seed=seed, batch_size=batch_size, search=search, steps=steps,
-            guidance_scale=guidance_scale, negative_prompt=negative_prompt, height=height, width=width, strict=strict,
-        )  # fmt: skip
+        ranker, *others = (load_scorer(name, models.model_of(pipe), str(pipe.device)) for name in [scorer, *also])
+        config = configuration.configure(prompt, pipe=pipe, scorer=ranker, also=others, strict=strict, **settings)
         folder = out or Path("runs") / run_folder_name(config)
         with _progress(n) as progress, stop_on_interrupt() as stop:
             try:
@@ -81,7 +86,9 @@ def generate(
                     config,
                     pipe=pipe,
                     scorer=ranker,
+                    also=others,
                     top_k=top_k,
+                    diverse=diverse,
                     out=folder,
                     resume=resume,
                     progress=progress,
@@ -90,29 +97,67 @@ def generate(
             except KeyboardInterrupt:
                 say(f"stopped; what is done is kept. Go on with: {_resume_command()}")
                 raise
-    _report(best, folder, ranker.name, time.monotonic() - began, as_json)
+    _report(best, folder, ranker, time.monotonic() - began, as_json)
 
 
-def _report(best: list[Any], folder: Path, scorer: str, seconds: float, as_json: bool) -> None:
+def _report(best: list[Any], folder: Path, scorer: Any, seconds: float, as_json: bool) -> None:
     from sp_rerank.run import RunDir
 
     run = RunDir.read(folder)
     statuses = [row.status for row in run.rows.values()]
-    lost = {status: statuses.count(status) for status in ("flagged", "nonfinite")}
+    lost = {status: statuses.count(status) for status in ("flagged", "nonfinite", "dropped")}
     files = [folder / "top" / f"{r.rank:02d}_seed{r.candidate.seed}.png" for r in best]
     if as_json:
         rows = [
-            {"rank": r.rank, "index": r.candidate.index, "seed": r.candidate.seed, "score": r.score, "file": str(file)}
+            {"rank": r.rank, "index": r.candidate.index, "seed": r.candidate.seed, "score": r.score,
+             "tie_group": r.tie_group, "file": str(file)}
             for r, file in zip(best, files, strict=True)
-        ]
-        prompt = run.config["prompt"]
-        print_json({"run": str(folder), "prompt": prompt, "scorer": scorer, "n": run.n, **lost, "best": rows})
+        ]  # fmt: skip
+        spent = sum(row.unet_evaluations for row in run.rows.values())
+        print_json({
+            "run": str(folder), "prompt": run.config["prompt"], "scorer": scorer.name, "n": run.n,
+            "made": len(run.rows), "unet_evaluations": spent, **lost, "best": rows,
+        })  # fmt: skip
         return
     for r, file in zip(best, files, strict=True):
         tell(f"{r.rank:3d}  {r.score:8.4f}  seed {r.candidate.seed:<6d} {file}")
-    if any(lost.values()):
+    for remark in _remarks(run, best, scorer, seconds):
+        say(remark)
+    if lost["flagged"] or lost["nonfinite"]:
         say(f"left out: {lost['flagged']} replaced by the safety checker, {lost['nonfinite']} not finite")
-    say(f"{run.n} candidates in {seconds:.1f} s; all of them, in order: {folder / 'grid.png'}")
+    say(f"{len(run.rows)} candidates in {seconds:.1f} s; look at all of them: {folder / 'index.html'}")
+
+
+def _remarks(run: Any, best: list[Any], scorer: Any, seconds: float) -> Iterator[str]:
+    """What is worth knowing of the result: who is not told apart, what a search spared, why a run ended early."""
+    from sp_rerank import diversity, stopping
+    from sp_rerank.calibration import calibration_of
+
+    known = calibration_of(scorer)
+    tied = sum(r.tie_group == best[0].tie_group for r in best)
+    if known is None:
+        yield f"{scorer.name.split('@')[0]} has no calibration: how sure this order is, is not known"
+    elif tied > 1:
+        simulated = " (calibrated on simulated people)" if known.simulated else ""
+        yield f"the first {tied} are not told apart{simulated}"
+    finished = {index: row for index, row in run.rows.items() if row.status != "dropped"}
+    scores = [math.nan if (score := row.scores[scorer.name]) is None else score for row in finished.values()]
+    cost = diversity.score_cost(scores, [list(finished).index(r.candidate.index) for r in best])
+    if cost > 0:
+        yield f"chosen to differ; on average they score {cost:.4f} less than the best {len(best)}"
+    own = max(row.own_evaluations for row in finished.values())
+    spent = sum(row.unet_evaluations for row in run.rows.values())
+    if len(finished) < len(run.rows):
+        yield (
+            f"{spent:,} evaluations of the denoiser instead of {own * run.n:,}, {own * run.n / spent:.1f}x fewer: "
+            f"{len(run.rows) - len(finished)} candidates were dropped on the way"
+        )
+    if run.missing:
+        why = stopping.reason_to_stop(
+            run.config["stop"], scores, run.n, margin=known.margin if known else 0.0, spent=spent,
+            next_batch=own * run.config["batch_size"], seconds=seconds,
+        )  # fmt: skip
+        yield f"ended after {len(run.rows)} of {run.n}: {why}"
 
 
 def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:
@@ -197,7 +242,7 @@ def _progress(n: int) -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             rate = progress.made / (time.monotonic() - began)
-            best = "" if math.isnan(progress.best) else f"best {progress.best:.4f}"
-            bar.update(task, completed=progress.done, rate=f"{rate:.1f} images/s", best=best)
+            best = progress.stage or ("" if math.isnan(progress.best) else f"best {progress.best:.4f}")
+            bar.update(task, completed=progress.done, total=progress.total, rate=f"{rate:.1f} images/s", best=best)
 
         yield show
