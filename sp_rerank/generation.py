@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,18 +201,19 @@ def carry_out(
         seeds = {index: config["seed"] + index for index in range(n)}
         made: dict[str | None, int] = {}
         search = strategy(sampler, score, seeds, top_k=top_k, known=tally.known()) if not enough() else iter(())
-        for one in _guarded(search):
-            if one.stage:
-                _see(one, tally, run, config)
-            else:
-                _take(one, others, tally, run, config)
-            made[one.stage] = made.get(one.stage, 0) + len(one.batch.indices)
-            if progress:
-                progress(_progress(one, tally, made[one.stage]))
-            if stop and stop() and not (one.stage is None and len(tally.scores) >= one.total):
-                raise KeyboardInterrupt
-            if enough():
-                break
+        with closing(_guarded(search)) as found:
+            for one in found:
+                if one.stage:
+                    _see(one, tally, run, config)
+                else:
+                    _take(one, others, tally, run, config)
+                made[one.stage] = made.get(one.stage, 0) + len(one.batch.indices)
+                if progress:
+                    progress(_progress(one, tally, made[one.stage]))
+                if stop and stop() and not (one.stage is None and len(tally.scores) >= one.total):
+                    raise KeyboardInterrupt
+                if enough():
+                    break
         return _conclude(tally, run, config, choose, margin_of(scorer))
 
 
@@ -296,7 +297,7 @@ def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
     return score
 
 
-def _guarded(batches: Iterator[Scored]) -> Iterator[Scored]:
+def _guarded(batches: Iterator[Scored]) -> Generator[Scored]:
     """The batches of a search; an accelerator that fails becomes an error that tells how to go on."""
     import torch
 

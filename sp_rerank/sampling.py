@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# what encode_prompt of Stable Diffusion 1/2, and of SDXL and Stable Diffusion 3, returns
+# what encode_prompt of Stable Diffusion 1/2, and of SDXL, returns
 EMBEDDINGS = {
     2: ("prompt_embeds", "negative_prompt_embeds"),
     4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
@@ -83,7 +83,7 @@ class Sampler:
     ) -> None:
         self.pipe = pipe
         self.batch_size = batch_size
-        self._call = call or pipe
+        self.call = call or pipe
         self._limit = batch_size
         self._prompt, self._negative_prompt = prompt, negative_prompt
         self._arguments = {**arguments, "guidance_scale": guidance_scale}
@@ -114,15 +114,50 @@ class Sampler:
                 continue
             batch = self._attempt(indices, [seeds[index] for index in indices])
             if batch is None:
-                self._shrink(len(indices))
+                self.shrink(len(indices))
                 waiting.appendleft(indices)
             else:
                 yield batch
 
+    @property
+    def steps(self) -> int:
+        """The scheduler steps that the pipeline is asked for."""
+        for name in ("timesteps", "sigmas"):
+            if self._arguments.get(name) is not None:
+                return len(self._arguments[name])
+        default = inspect.signature(type(self.pipe).__call__).parameters["num_inference_steps"].default
+        return self._arguments.get("num_inference_steps", default)
+
+    @property
+    def size(self) -> dict[str, int | None]:
+        """Height and width in pixels, as far as they were asked for."""
+        return {side: self._arguments.get(side) for side in ("height", "width")}
+
+    @property
+    def scheduler(self) -> Any:
+        """That of the pipeline, or the one that stands in for it."""
+        return self._scheduler or self.pipe.scheduler
+
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
-        """The indices that share a batch."""
+        """The indices that share a batch, at the size that is known to fit into memory."""
         indices = sorted(seeds)
-        return [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        whole = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        return [block[i : i + self._limit] for block in whole for i in range(0, len(block), self._limit)]
+
+    def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
+        if self._text is None:
+            with torch.no_grad():
+                self._text = self._encode_text()
+        return {
+            **self._text,
+            **self._arguments,
+            "num_images_per_prompt": len(seeds),
+            # one CPU generator per image: its noise depends neither on the batch nor on the device
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "output_type": "pt",
+            "return_dict": True,
+        }
 
     def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
         """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
@@ -131,9 +166,7 @@ class Sampler:
             steps: of the scheduler.
             scheduler: class name of another scheduler; where the model cannot take it, its own stays.
         """
-        if self._text is None:
-            with torch.no_grad():
-                self._text = self._encode_text()
+        self.call_arguments([])  # encodes the text, once for both
         other = copy(self)
         other._arguments = {**self._arguments, "num_inference_steps": steps}
         kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
@@ -148,7 +181,12 @@ class Sampler:
         except torch.OutOfMemoryError:
             return None
 
-    def _shrink(self, failed: int) -> None:
+    def shrink(self, failed: int) -> None:
+        """Make smaller batches from here on, for memory did not suffice for one of `failed`.
+
+        Raises:
+            TryAgainError: if that was a single image.
+        """
         if failed == 1:
             raise TryAgainError(
                 "memory does not suffice for a single image: free some and go on with --resume, or start anew in half "
@@ -161,19 +199,8 @@ class Sampler:
 
     @torch.no_grad()
     def _make(self, indices: list[int], seeds: list[int]) -> Batch:
-        if self._text is None:
-            self._text = self._encode_text()
-        # one CPU generator per image: its noise depends neither on the batch nor on the device
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         with counted(self.pipe) as evaluations, _scheduled(self.pipe, self._scheduler):
-            output = self._call(
-                **self._text,
-                **self._arguments,
-                num_images_per_prompt=len(seeds),
-                generator=generators,
-                output_type="pt",
-                return_dict=True,
-            )
+            output = self.call(**self.call_arguments(seeds))
         flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(seeds)
         return Batch(tuple(indices), tuple(seeds), output.images, tuple(map(bool, flagged)), evaluations[0])
 
@@ -189,12 +216,14 @@ class Sampler:
         if encode is None or changed or "prompt_attention_mask" in takes:
             return plain
         accepted = inspect.signature(encode).parameters
+        if "prompt_3" in accepted:  # Stable Diffusion 3 does not repeat embeddings that it is given
+            return plain
         if not {"num_images_per_prompt", "do_classifier_free_guidance", "device"} <= set(accepted):
             return plain
         guided = self._arguments["guidance_scale"] > 1
         wanted = {
             **plain,
-            **{name: None for name in ("prompt_2", "prompt_3") if name in accepted},
+            **({"prompt_2": None} if "prompt_2" in accepted else {}),
             "device": self.pipe._execution_device,
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": guided,

@@ -62,7 +62,7 @@ def contact_sheet(run: RunDir, order: Sequence[int], best: int, scorer: str) -> 
         draw.text((x, y + THUMBNAIL + 5), f"{place + 1}", GOLD if place < best else FAINT, _font(12))
         draw.text((x + 26, y + THUMBNAIL + 5), _label(run, index, scorer, short=True), FAINT, _font(12))
     file = io.BytesIO()
-    sheet.save(file, "PNG")
+    sheet.save(file, "PNG", compress_level=3)  # half of the time for a tenth more bytes
     return file.getvalue()
 
 

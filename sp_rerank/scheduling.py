@@ -1,0 +1,145 @@
+"""What diffusers' schedulers keep to themselves: the x_0 that a model predicts, the history of a batch, its noise.
+
+Knows one scheduler at one step; knows nothing of loops, batches or threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sp_rerank.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCREEN = "or take screening (--search fast), which works with every pipeline"
+
+
+def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    """The finished latents that a model predicts, after `output = scheduler.step(model_output, timestep, sample)`.
+
+    The scheduler's own word where its output has one; else from the noise level of x_t = alpha x_0 + sigma e, by what
+    the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), or the flow's
+    velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
+
+    Returns:
+        Like `sample`, in its dtype.
+
+    Raises:
+        UsageError: if the scheduler is of no known kind.
+    """
+    reported = getattr(output, "pred_original_sample", None)
+    if reported is not None:
+        return reported.to(sample.dtype)
+    kind = "flow_prediction" if hasattr(scheduler, "scale_noise") else scheduler.config.get("prediction_type")
+    prediction, noisy = model_output.float(), sample.float()
+    if hasattr(scheduler, "precondition_outputs"):  # EDM's multistep solver
+        x0 = scheduler.precondition_outputs(noisy, prediction, _sigma_before(scheduler))
+    else:
+        alpha, sigma = noise_level(scheduler, timestep)
+        if kind == "epsilon":
+            x0 = (noisy - sigma * prediction) / alpha
+        elif kind == "sample":
+            x0 = prediction
+        elif kind == "v_prediction":
+            x0 = alpha * noisy - sigma * prediction
+        elif kind == "flow_prediction":
+            x0 = noisy - sigma * prediction
+        else:
+            raise UsageError(_unreadable(scheduler, f"predicts {kind!r}"))
+    return x0.to(sample.dtype)
+
+
+def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    """alpha and sigma of x_t = alpha x_0 + sigma e as they were when a scheduler that reports no x_0 was last stepped.
+
+    Raises:
+        UsageError: if the scheduler is of no known kind.
+    """
+    if hasattr(scheduler, "scale_noise"):  # flow matching, Euler and Heun
+        sigma = _sigma_before(scheduler)
+        return 1 - sigma, sigma
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, UniPC, DEIS, SA-Solver
+        alpha, sigma = scheduler._sigma_to_alpha_sigma_t(torch.tensor(_sigma_before(scheduler), dtype=torch.float64))
+        return float(alpha), float(sigma)
+    if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):  # PNDM, LCM, TCD
+        kept = float(scheduler.alphas_cumprod[int(timestep)])
+        return kept**0.5, (1 - kept) ** 0.5
+    raise UsageError(_unreadable(scheduler, "does not tell its noise level"))
+
+
+def _sigma_before(scheduler: Any) -> float:
+    return float(scheduler.sigmas[scheduler.step_index - 1])
+
+
+def _unreadable(scheduler: Any, fault: str) -> str:
+    return (
+        f"{type(scheduler).__name__} {fault}, so no preview can be made of it; expected one of Stable Diffusion or "
+        f"flow matching such as DPMSolverMultistep, {SCREEN}"
+    )
+
+
+def cut_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
+    """Leave only these places of the batch in what stepping has left behind in a scheduler.
+
+    Everything of the latents' own shape is such a thing, be it called ets, model_outputs, derivatives or cur_sample;
+    tables of noise levels have another.
+
+    Args:
+        scheduler: any of diffusers, between two steps.
+        shape: of the latents.
+        places: in the batch; one may be repeated.
+
+    Raises:
+        UsageError: if a place is repeated and the scheduler's noise cannot branch.
+    """
+    _cut_brownian_noise(scheduler, places)
+    for name, value in vars(scheduler).items():
+        vars(scheduler)[name] = _cut_history(value, shape, places)
+
+
+def _cut_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value[places.to(value.device)] if value.shape == shape else value
+    if type(value) in {list, tuple}:
+        return type(value)(_cut_history(one, shape, places) for one in value)
+    return value
+
+
+def _cut_brownian_noise(scheduler: Any, places: Tensor) -> None:
+    """Let a sampler of noise for the whole batch (DPMSolverSDE's Brownian tree) go on for a part of it.
+
+    Raises:
+        UsageError: if a place is repeated, for its copies would draw the same noise.
+    """
+    draw = getattr(scheduler, "noise_sampler", None)
+    if draw is None:
+        return
+    if len(set(places.tolist())) < len(places):
+        raise UsageError(
+            f"the Brownian noise of {type(scheduler).__name__} cannot branch; expected a scheduler that takes "
+            "generators, such as DPMSolverMultistep with algorithm_type sde-dpmsolver++ or EulerAncestralDiscrete"
+        )
+    scheduler.noise_sampler = lambda *times: draw(*times)[places]
+
+
+def continued(generators: Sequence[torch.Generator], kept: Sequence[int], step: int) -> list[torch.Generator]:
+    """The generators of the kept places: the first copy goes on with its own, each further one gets a new one.
+
+    The seed of a new one follows from its ancestor's seed, the step and the number of the copy.
+    """
+    copies = dict.fromkeys(kept, 0)
+    result = []
+    for place in kept:
+        generator = generators[place]
+        if copies[place]:
+            origin = f"{generator.initial_seed()} {step} {copies[place]}"
+            seed = int.from_bytes(hashlib.sha256(origin.encode()).digest()[:8]) >> 1
+            generator = torch.Generator(generator.device).manual_seed(seed)
+        copies[place] += 1
+        result.append(generator)
+    return result

@@ -1,0 +1,51 @@
+"""Screening: finished drafts of few steps from every candidate's own noise, more steps for those that look best.
+
+A few-step solver follows the same ordinary differential equation from the same noise, so its image is a coarse version
+of the one that all steps would make; a preview of x0 on the way is a blur by comparison. The finalists are made by the
+run's own scheduler with the run's own steps from their seeds, so they are the images of an exhaustive search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sp_rerank.manifest import DRAFT
+from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps, finish, finite_scores, scored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sp_rerank.sampling import Sampler
+
+SOLVER = "DPMSolverMultistepScheduler"
+"""Of the drafts: DPM-Solver++ of second order (Lu et al. 2022, arXiv 2211.01095), good from few steps on."""
+
+
+def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
+    """The strategy with these rounds.
+
+    Args:
+        rounds: steps of the drafts, and how many candidates go on from there, one a round.
+    """
+
+    def search(
+        sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
+    ) -> Iterator[Scored]:
+        check_keeps([keep for _, keep in rounds], top_k, len(seeds))
+        left = dict(seeds)
+        for steps, keep in rounds:
+            stage = draft_name(steps)
+            scores = {index: value for index, value in known.get(stage, {}).items() if index in left}
+            for one in scored(sampler.with_steps(steps, SOLVER), score, left, stage, known):
+                scores = {**finite_scores([one]), **scores}
+                yield one
+            left = {index: seeds[index] for index in best_of(scores, keep)}
+        yield from finish(sampler, score, left, known)
+
+    return search
+
+
+def draft_name(steps: int) -> str:
+    """The stage of drafts of so many steps."""
+    return f"{DRAFT}, {steps} steps"

@@ -1,0 +1,180 @@
+"""Screening: drafts choose who is finished; what is dropped, resumed, stopped and replayed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from doubles import SeededPipe
+from test_generation import files
+
+from sp_rerank.errors import UsageError
+from sp_rerank.generation import generate
+from sp_rerank.repetition import replay_to
+from sp_rerank.run import RunDir
+from sp_rerank.sampling import Sampler
+from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.search import screening
+from sp_rerank.search.schedule import plan_for, read_schedule, strategy_of, to_toml
+
+SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
+
+
+class BlurredPipe(SeededPipe):
+    """A draft of few steps is the finished image with a brightness that is off by noise of its own."""
+
+    def __call__(self, prompt, num_inference_steps=5, guidance_scale=1.0, generator=None, **others):
+        output = super().__call__(prompt, num_inference_steps, guidance_scale, generator=generator, **others)
+        for image, one in zip(output.images, generator, strict=True):
+            noise = torch.Generator().manual_seed(one.initial_seed() * 100 + num_inference_steps)
+            off = 0.02 * (5 - num_inference_steps) * torch.randn(1, generator=noise)
+            image.copy_((image * 0.5 + 0.25 + off).clamp(0, 1))
+        return output
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(SCHEDULE)
+    return path
+
+
+def run(pipe, folder=None, prompt="a lemon", **arguments):
+    arguments = {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5, **arguments}
+    return generate(prompt, pipe=pipe, scorer=BrightnessScorer(), out=folder, **arguments)
+
+
+def test_the_finalists_are_those_of_the_drafts_and_made_as_ever(tmp_path, schedule):
+    full = run(BlurredPipe(), tmp_path / "full")
+    best = run(BlurredPipe(), tmp_path / "fast", search=schedule)
+    all_rows, rows = (RunDir.read(tmp_path / name).rows for name in ("full", "fast"))
+    assert RunDir.read(tmp_path / "fast").verify() == []
+    statuses = [row.status for row in rows.values()]
+    assert (len(rows), statuses.count("ok"), statuses.count("dropped")) == (40, 6, 34)
+    finished = [row for row in rows.values() if row.status == "ok"]
+    assert all(row.sha256 == all_rows[row.index].sha256 for row in finished)
+    assert [stage.name for stage in finished[0].stages] == ["draft, 2 steps", "draft, 3 steps"]
+    assert {row.unet_evaluations for row in finished} == {2 + 3 + 5}
+    spent = sum(row.unet_evaluations for row in rows.values())
+    assert spent == 40 * 2 + 16 * 3 + 6 * 5
+    first = {row.index: row.stages[0].score for row in rows.values()}
+    second = {row.index: row.stages[1].score for row in rows.values() if len(row.stages) == 2}
+    assert sorted(second) == sorted(sorted(first, key=lambda i: -first[i])[:16])
+    assert sorted(row.index for row in finished) == sorted(sorted(second, key=lambda i: -second[i])[:6])
+    assert best[0].score <= full[0].score
+    assert not (tmp_path / "fast" / "drafts").exists() and not (tmp_path / "fast" / "stages.jsonl").exists()
+    print(f"screening: {spent} of 200 evaluations; the pick is {best[0].score:.4f} of {full[0].score:.4f}")
+
+
+@pytest.mark.parametrize("after", [1, 5, 6, 7])
+def test_stopped_between_stages_and_resumed(tmp_path, schedule, after):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == after
+
+    scored = []
+
+    class Counting(BrightnessScorer):
+        def score(self, prompt, images):
+            scored.append(len(images))
+            return super().score(prompt, images)
+
+    def go(folder, **arguments):
+        pipe, settings = BlurredPipe(), {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5}
+        return generate(
+            "a lemon", pipe=pipe, scorer=Counting(), out=folder, search=schedule, **settings, **arguments
+        )
+
+    go(tmp_path / "whole")
+    at_once, scored[:] = sum(scored), []
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "run", stop=stop)
+    with pytest.raises(UsageError, match="add --resume"):
+        go(tmp_path / "run")
+    go(tmp_path / "run", resume=True)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert sum(scored) == at_once == 40 + 16 + 6, "nothing is scored twice"
+
+
+def test_a_complete_run_is_left_alone_and_a_lost_image_is_made_again(tmp_path, schedule):
+    run(BlurredPipe(), tmp_path / "run", search=schedule)
+    before = files(tmp_path / "run")
+    pipe = BlurredPipe()
+    run(pipe, tmp_path / "run", search=schedule)
+    assert not pipe.made and files(tmp_path / "run") == before
+    (tmp_path / "run" / "images" / "00000.png").unlink()
+    run(pipe, tmp_path / "run", search=schedule, resume=True)
+    assert pipe.made and files(tmp_path / "run") == before
+
+
+def test_a_broken_draft_is_dropped(schedule):
+    def spoil(seeds, images):
+        images[[seed == 5 for seed in seeds]] = math.nan
+
+    best = run(BlurredPipe(spoil), search=schedule)
+    assert 5 not in [one.candidate.index for one in best]
+
+
+def test_a_stage_must_keep_enough(schedule):
+    with pytest.raises(UsageError, match="stage 2 of the search keeps 6, fewer than --top-k 7"):
+        run(BlurredPipe(), search=schedule, top_k=7)
+    sampler = Sampler(BlurredPipe(), "a lemon", batch_size=8, guidance_scale=1.0)
+    with pytest.raises(UsageError, match="stage 2 of the search keeps 9 of 8"):
+        list(screening([(2, 8), (3, 9)])(sampler, None, dict.fromkeys(range(20), 0), top_k=1, known={}))
+
+
+def test_a_dropped_candidate_is_replayed_whole(tmp_path, schedule):
+    run(BlurredPipe(), tmp_path / "run", search=schedule)
+    folder = RunDir.read(tmp_path / "run")
+    dropped = next(row.index for row in folder.rows.values() if row.status == "dropped")
+    finished = next(row.index for row in folder.rows.values() if row.status == "ok")
+    assert replay_to(folder, dropped, tmp_path / "a.png", pipe=BlurredPipe()) is None
+    assert replay_to(folder, finished, tmp_path / "b.png", pipe=BlurredPipe()) is True
+
+
+RUN = {"n": 100, "top_k": 4, "steps": 20, "model": "mini", "scorer": "clip-mini@abc"}
+
+
+def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
+    path = tmp_path / "plan.toml"
+    made_for = {key: RUN[key] for key in ("n", "steps", "model", "scorer")}
+    path.write_text(SCHEDULE)
+    text = to_toml(read_schedule(path).__class__("screening", ((8, 12),), made_for), ["a remark"])
+    path.write_text(text)
+    assert plan_for(path, **RUN) == {"strategy": "screening", "rounds": [[8, 12]]}
+    for key, other in (("n", 50), ("steps", 16), ("model", "sd-v1.4"), ("scorer", "hps-v2.1@def")):
+        with pytest.raises(UsageError, match=rf"made for {key} .*plan again"):
+            plan_for(path, **{**RUN, key: other})
+
+
+def test_the_fast_schedule_fits_any_run():
+    for n, top_k, steps in ((100, 4, 20), (10, 4, 50), (1000, 1, 50)):
+        plan = plan_for("fast", **{**RUN, "n": n, "top_k": top_k, "steps": steps})
+        strategy_of(plan)
+        assert all(top_k <= keep < n and at < steps for at, keep in plan["rounds"])
+    assert plan_for("fast", **{**RUN, "n": 4}) == "exhaustive"
+    assert json.dumps(plan_for("fast", **RUN))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("strategy = 'screening'", "there are no rounds"),
+        ("strategy = 'magic'", "expected one of screening, halving"),
+        ("rounds = 1", "strategy is None"),
+        ("strategy = 'screening'\nrounds = [{steps = 0, keep = 3}]", "steps is 0"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 1.5}]", "keep is 1.5"),
+        ("strategy = 'screening'\nrounds = [{steps = 4}]", "keep"),
+        ("strategy = 'screening'\nspeed = 9", "unknown key 'speed'"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9}]\nmade_for = {dtype = 'x'}", "unknown key 'dtype'"),
+        ("not toml", "is no schedule"),
+    ],
+)
+def test_a_bad_schedule_is_refused(tmp_path, text, complaint):
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(UsageError, match=complaint):
+        plan_for(tmp_path / "plan.toml", **RUN)

@@ -1,0 +1,127 @@
+"""Steering: resampling that is fair, images that are repeatable, and schedulers that cannot branch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from loops import build_sd, other_threads, sampler_of, seeds_of
+
+from sp_rerank.errors import UsageError
+from sp_rerank.search.exhaustive import exhaustive
+from sp_rerank.search.steering import resampled, steering
+from sp_rerank.trajectory import side_by_side
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' Euler
+
+SHARES = (1 / 3, 2 / 3)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = build_sd()
+    pipe.scheduler = EulerAncestralDiscreteScheduler(beta_schedule="scaled_linear")
+    return pipe
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not other_threads()
+
+
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    return images.float().mean(dim=(1, 2, 3))
+
+
+def made(strategy: Any, pipe: Any, known: Any = None, score: Any = brightness) -> list[Any]:
+    return list(strategy(sampler_of(pipe, 4), score, seeds_of(8), top_k=2, known=known or {}))
+
+
+def finished(seen: list[Any]) -> torch.Tensor:
+    return torch.cat([one.batch.images for one in seen if one.stage is None])
+
+
+def test_it_is_drawn_towards_the_score_and_repeatable(pipe):
+    plain, steered, again = (made(one, pipe) for one in (exhaustive, *[steering(SHARES, strength=8.0)] * 2))
+    stages = ["preview, 2 of 6 steps", "preview, 4 of 6 steps", None]
+    assert [one.stage for one in steered] == stages * 2
+    assert all(one.total == 8 for one in steered)
+    assert torch.equal(finished(steered), finished(again))
+    assert not torch.equal(finished(steered), finished(plain))
+    before, after = (brightness(finished(one)).mean().item() for one in (plain, steered))
+    print(f"mean brightness {before:.4f} by seeds alone, {after:.4f} steered")
+    assert after > before
+    images = finished(steered)
+    assert len({image.sum().item() for image in images}) == len(images)  # copies went different ways
+
+
+def test_without_strength_it_makes_the_images_of_the_seeds(pipe):
+    assert torch.equal(finished(made(steering(SHARES, strength=0.0), pipe)), finished(made(exhaustive, pipe)))
+
+
+def test_an_interrupted_search_makes_the_same_and_scores_nothing_twice(pipe):
+    whole = made(steering(SHARES), pipe)
+    known: dict[Any, dict[int, float]] = {}
+    for one in whole[:4]:  # the first batch, and the first previews of the second
+        known.setdefault(one.stage, {}).update(zip(one.batch.indices, one.scores.tolist(), strict=True))
+    scored = []
+
+    def count(images: torch.Tensor) -> torch.Tensor:
+        scored.append(len(images))
+        return brightness(images)
+
+    rest = made(steering(SHARES), pipe, known=known, score=count)
+    assert [one.batch.indices for one in rest] == [(4, 5, 6, 7)] * 3
+    assert torch.equal(finished(rest), finished(whole)[4:])
+    assert sum(scored) == 8
+
+
+def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe):
+    answers = iter([[0.0, 0.0, 0.0, 9.0], [9.0] * 4, [9.0] * 4])
+    sampler = sampler_of(pipe, 4)
+    search = steering(SHARES, strength=50.0)(
+        sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, known={}
+    )
+    with side_by_side(sampler, seeds_of(4), (2, 4)) as (trajectory,):
+        trajectory.resample(0, [3, 3, 3, 3])  # and never again: nobody has gained since
+        assert torch.equal(finished(list(search)), trajectory.finish().images)
+
+
+def test_scores_that_are_not_finite_have_no_weight(pipe):
+    def spoiled(images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images),), math.nan)
+
+    assert torch.equal(finished(made(steering(SHARES), pipe, score=spoiled)), finished(made(exhaustive, pipe)))
+
+
+def test_a_scheduler_without_noise_is_refused():
+    pipe = build_sd()
+    assert isinstance(pipe.scheduler, PNDMScheduler)
+    with pytest.raises(UsageError, match=r"PNDMScheduler .* draws no noise.*EulerAncestralDiscrete"):
+        made(steering(SHARES), pipe)
+    with pytest.raises(UsageError, match="strength is -1"):
+        steering(strength=-1.0)
+
+
+@given(
+    st.lists(st.floats(-20, 20) | st.sampled_from([math.nan, math.inf, -math.inf]), min_size=1, max_size=20),
+    st.floats(0, 0.99),
+)
+def test_every_place_is_taken_as_often_as_its_weight_says(log_weights, offset):
+    ancestors = resampled(log_weights, offset)
+    finite = [weight for weight in log_weights if math.isfinite(weight)]
+    if not finite:
+        assert ancestors == list(range(len(log_weights)))
+        return
+    weights = [math.exp(weight) if math.isfinite(weight) else 0.0 for weight in log_weights]
+    for place, weight in enumerate(weights):
+        expected = len(weights) * weight / sum(weights)
+        assert abs(ancestors.count(place) - expected) < 1 + 1e-6
+        if ancestors.count(place):
+            assert ancestors[place] == place
