@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -26,10 +27,11 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from sp_rerank.errors import UsageError
-from sp_rerank.models import suited
+from sp_rerank.models import model_of, suited
 from sp_rerank.ranking import order
 from sp_rerank.sampling import Batch, Sampler
-from sp_rerank.search import exhaustive
+from sp_rerank.search import Strategy
+from sp_rerank.search.schedule import EXHAUSTIVE, plan_for, strategy_of
 from sp_rerank.types import Scorer
 
 # arguments that the sampler sets itself, from the text and the seeds
@@ -168,6 +170,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
         seed: int | None = None,
         return_all: bool = False,
         candidate_batch_size: int | None = None,
+        search: str | PathLike = EXHAUSTIVE,
         **kwargs: Any,
     ) -> BestOfNPipelineOutput | tuple[Any, ...]:
         """Make candidates for each prompt and return the best of them.
@@ -189,6 +192,8 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
                 than a batch and the best.
             candidate_batch_size: how many are made at once, by default as many as suit the model and device. The same
                 batches give the same bits; other batches the same noise, but last digits may differ.
+            search: how the steps are spent: "exhaustive" finishes every candidate, "fast" only those whose drafts look
+                best; or a schedule file of `sp-rerank plan`.
             **kwargs: Stable Diffusion's deprecated arguments.
 
         Returns:
@@ -230,8 +235,9 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             output = self._one_candidate(arguments, chosen, seed)
         else:
             self._check_search(arguments, num_candidates)
+            strategy = self._strategy(search, arguments, num_candidates, chosen)
             seeds = _candidate_seeds(seed, generator, num_candidates)
-            output = self._best_of(arguments, chosen, seeds, _batch_size(candidate_batch_size, self))
+            output = self._best_of(arguments, chosen, seeds, _batch_size(candidate_batch_size, self), strategy)
         return output if return_dict else output.to_tuple()
 
     def _one_candidate(self, arguments: dict[str, Any], per_prompt: int, seed: int | None) -> BestOfNPipelineOutput:
@@ -273,8 +279,29 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
                 "which cannot be scored"
             )
 
+    def _strategy(
+        self, search: str | PathLike, arguments: dict[str, Any], num_candidates: int, chosen: int
+    ) -> Strategy:
+        """How the candidates of a prompt are found."""
+        if search == EXHAUSTIVE:
+            return strategy_of(EXHAUSTIVE)
+        for name in ("timesteps", "sigmas"):
+            if arguments[name] is not None:
+                raise UsageError(f"{name}: expected None with search={str(search)!r}, because drafts take other steps")
+        if chosen == num_candidates:
+            raise UsageError(
+                f"search={str(search)!r}: expected fewer images returned than num_candidates={num_candidates}, because "
+                f"a search does not finish all of them; use search={EXHAUSTIVE!r}"
+            )
+        steps, model = arguments["num_inference_steps"], model_of(self)
+        plan = plan_for(
+            search if isinstance(search, str) else Path(search),
+            n=num_candidates, top_k=chosen, steps=steps, model=model, scorer=self.scorer.name,
+        )  # fmt: skip
+        return strategy_of(plan)
+
     def _best_of(
-        self, arguments: dict[str, Any], chosen: int, seeds: list[int], batch_size: int
+        self, arguments: dict[str, Any], chosen: int, seeds: list[int], batch_size: int, strategy: Strategy
     ) -> BestOfNPipelineOutput:
         """Search for each prompt in turn, and convert what was found."""
         prompts = [arguments["prompt"]] if isinstance(arguments["prompt"], str) else arguments["prompt"]
@@ -285,7 +312,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             sampler = Sampler(
                 self, prompt, batch_size=batch_size, negative_prompt=negative, call=super().__call__, **passed
             )
-            found += self._search(sampler, prompt, seeds, chosen)
+            found += self._search(sampler, prompt, seeds, chosen, strategy)
             if self.interrupt:
                 break
         self.maybe_free_model_hooks()
@@ -302,15 +329,19 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             indices=[candidate.index for candidate in found],
         )
 
-    def _search(self, sampler: Sampler, prompt: str, seeds: list[int], chosen: int) -> list[_Finished]:
+    def _search(
+        self, sampler: Sampler, prompt: str, seeds: list[int], chosen: int, strategy: Strategy
+    ) -> list[_Finished]:
         """The best `chosen` candidates of one prompt, best first; of the others no more than a batch is held."""
         best: list[_Finished] = []
         score = partial(self.scorer.score, prompt)
-        for one in exhaustive(sampler, score, dict(enumerate(seeds)), top_k=chosen, known={}):
-            pool = best + _finished(one.batch, one.scores)
-            best = [pool[i] for i in order([candidate.score for candidate in pool])[:chosen]]
-            if self.interrupt:
-                break
+        with closing(strategy(sampler, score, dict(enumerate(seeds)), top_k=chosen, known={})) as seen:
+            for one in seen:
+                if one.stage is None:
+                    pool = best + _finished(one.batch, one.scores)
+                    best = [pool[i] for i in order([candidate.score for candidate in pool])[:chosen]]
+                if self.interrupt:
+                    break
         return best
 
     @classmethod

@@ -101,8 +101,12 @@ class _Tally:
     def dropped(self) -> list[int]:
         """What a search saw and did not finish: those that it kept longest first, among them the highest scores."""
         left = [index for index in self.seen if index not in self.scores]
-        last = {index: self.seen[index][-1].score for index in left}
-        return sorted(left, key=lambda i: (-len(self.seen[i]), -(-math.inf if last[i] is None else last[i]), i))
+
+        def place(index: int) -> tuple[int, float, int]:
+            score = self.seen[index][-1].score
+            return -len(self.seen[index]), math.inf if score is None else -score, index
+
+        return sorted(left, key=place)
 
     def known(self) -> Known:
         """What a search need not make or score again."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from sp_rerank import agreement, ranking
 from sp_rerank.agreement import Estimate
 from sp_rerank.errors import UsageError
 from sp_rerank.run import RunDir
-from sp_rerank.search.schedule import Schedule
+from sp_rerank.search.schedule import WHEN, Schedule
 from sp_rerank.search.strategy import best_of
 
 Array = NDArray[np.float64]
@@ -142,9 +143,8 @@ def act_out(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
     n = len(recording.finished)
     left, evaluations, decodes, gone = list(range(n)), 0, 0, 0
     for when, keep in schedule.rounds:
-        stages: Mapping[float, tuple[Array, int]] = (
-            recording.drafts if schedule.strategy == "screening" else recording.previews
-        )
+        stages: Mapping[Any, tuple[Array, int]]
+        stages = recording.drafts if schedule.strategy == "screening" else recording.previews
         if when not in stages:
             raise UsageError(f"the recording of {recording.prompt!r} holds no stage {when:g}; it holds {list(stages)}")
         scores, cost = stages[when]
@@ -198,9 +198,10 @@ def promise(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> 
     return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, len(recordings))
 
 
-def schedules(recordings: Sequence[Recording]) -> Iterator[Schedule]:
+def schedules(recordings: Sequence[Recording], strategies: Sequence[str] = tuple(WHEN)) -> Iterator[Schedule]:
     """Every schedule of one or two rounds that the recordings can act out."""
-    for strategy, places in (("screening", sorted(recordings[0].drafts)), ("halving", sorted(recordings[0].previews))):
+    for strategy in strategies:
+        places = sorted(recordings[0].drafts if strategy == "screening" else recordings[0].previews)
         for place, keep in product(places, KEEPS):
             yield Schedule(strategy, ((place, keep),))
         for first, second in product(places, places):
@@ -210,14 +211,21 @@ def schedules(recordings: Sequence[Recording]) -> Iterator[Schedule]:
                         yield Schedule(strategy, ((first, many), (second, few)))
 
 
-def cheapest(recordings: Sequence[Recording], top_k: int, *, gain: float, top_gain: float) -> Schedule:
+def cheapest(
+    recordings: Sequence[Recording],
+    top_k: int,
+    *,
+    gain: float,
+    top_gain: float,
+    strategies: Sequence[str] = tuple(WHEN),
+) -> Schedule:
     """The schedule with the fewest evaluations whose mean gains over the recordings reach the goals.
 
     Raises:
         UsageError: if none does.
     """
     best, fewest = None, math.inf
-    for schedule in schedules(recordings):
+    for schedule in schedules(recordings, strategies):
         outcomes = [act_out(schedule, one, top_k) for one in recordings]
         spent = sum(outcome.evaluations for outcome in outcomes)
         if spent >= fewest:
@@ -233,7 +241,13 @@ def cheapest(recordings: Sequence[Recording], top_k: int, *, gain: float, top_ga
 
 
 def plan(
-    recordings: Sequence[Recording], *, top_k: int = 4, gain: float = 0.99, top_gain: float = 0.97, seed: int = 0
+    recordings: Sequence[Recording],
+    *,
+    top_k: int = 4,
+    gain: float = 0.99,
+    top_gain: float = 0.97,
+    strategies: Sequence[str] = tuple(WHEN),
+    seed: int = 0,
 ) -> tuple[Schedule, Promise]:
     """The cheapest schedule on one half of the prompts, and what it does to the other half.
 
@@ -242,6 +256,7 @@ def plan(
         top_k: how many images are wanted.
         gain: of the pick, in (0, 1]: what must be kept on the half that chooses.
         top_gain: of the best `top_k`, likewise.
+        strategies: of `sp_rerank.search.schedule.WHEN`, to choose among.
         seed: of the halves.
 
     Raises:
@@ -259,6 +274,12 @@ def plan(
                 )
     random.Random(seed).shuffle(prompts)
     choosing = set(prompts[: len(prompts) // 2])
-    chosen = cheapest([one for one in recordings if one.prompt in choosing], top_k, gain=gain, top_gain=top_gain)
+    chosen = cheapest(
+        [one for one in recordings if one.prompt in choosing],
+        top_k,
+        gain=gain,
+        top_gain=top_gain,
+        strategies=strategies,
+    )
     found = Schedule(chosen.strategy, chosen.rounds, dict(first.made_with))
     return found, promise(found, [one for one in recordings if one.prompt not in choosing], top_k)

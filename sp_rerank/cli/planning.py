@@ -14,6 +14,7 @@ def plan(
     recordings: Annotated[list[Path], typer.Argument(help="run folders made with generate --record")],
     gain: Annotated[float, typer.Option(help="of the pick: the share that must be kept of the way to the best")] = 0.99,
     top_gain: Annotated[float, typer.Option(help="of the best k, likewise")] = 0.97,
+    strategy: Annotated[list[str], typer.Option(help="screening or halving  [default: whichever is cheaper]")] = [],  # noqa: B006
     top_k: Annotated[int, typer.Option(help="how many images are wanted", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="of the halves: one chooses, the other reports", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="the schedule, for generate --search")] = Path("plan.toml"),
@@ -24,13 +25,18 @@ def plan(
     from sp_rerank.errors import UsageError
     from sp_rerank.report.results import percent, to_json
     from sp_rerank.run import RunDir
-    from sp_rerank.search.schedule import to_toml
+    from sp_rerank.search.schedule import WHEN, to_toml
 
     for name, share in (("--gain", gain), ("--top-gain", top_gain)):
         if not 0 < share <= 1:
             raise UsageError(f"{name} is {share}; expected a number above 0, at most 1")
+    for name in strategy:
+        if name not in WHEN:
+            raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
     read = [planning.read_recording(RunDir.read(folder)) for folder in recordings]
-    schedule, promise = planning.plan(read, top_k=top_k, gain=gain, top_gain=top_gain, seed=seed)
+    schedule, promise = planning.plan(
+        read, top_k=top_k, gain=gain, top_gain=top_gain, strategies=strategy or list(WHEN), seed=seed
+    )
     lines = [
         f"gain of the pick            {percent(promise.gain)} %",
         f"gain of the best {top_k:<3}        {percent(promise.top_gain)} %",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING
 
 from sp_rerank.search.strategy import Known, Scored, finish
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 def exhaustive(
     sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-) -> Iterator[Scored]:
+) -> Generator[Scored]:
     """Make and score all of `seeds`, a batch at a time; `top_k` does not matter here. See `Strategy`."""
     yield from finish(sampler, score, seeds, known)

@@ -7,7 +7,7 @@ exhaustive search makes of the same seeds, up to what a machine rounds otherwise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank import ranking
@@ -41,7 +41,7 @@ def halving(rounds: Sequence[tuple[float, int]], *, decoder: Any = None, buckets
 
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-    ) -> Iterator[Scored]:
+    ) -> Generator[Scored]:
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
         steps, watched = sampler.steps, watched_steps(sampler, [share for share, _ in rounds])
         previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)

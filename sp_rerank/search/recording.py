@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.search.halving import halving
@@ -25,7 +25,7 @@ def recording(drafts: Sequence[int], previews: Sequence[float]) -> Strategy:
 
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-    ) -> Iterator[Scored]:
+    ) -> Generator[Scored]:
         for steps in drafts:
             yield from scored(sampler.with_steps(steps, SOLVER), score, seeds, draft_name(steps), known)
         everybody = [(share, len(seeds)) for share in previews]

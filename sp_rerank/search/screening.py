@@ -7,7 +7,7 @@ run's own scheduler with the run's own steps from their seeds, so they are the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.manifest import DRAFT
@@ -31,7 +31,7 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
 
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-    ) -> Iterator[Scored]:
+    ) -> Generator[Scored]:
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
         left = dict(seeds)
         for steps, keep in rounds:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
@@ -52,7 +52,7 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
 
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-    ) -> Iterator[Scored]:
+    ) -> Generator[Scored]:
         steps, watched = sampler.steps, watched_steps(sampler, shares)
         previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)
         seen = Seen(score, known)

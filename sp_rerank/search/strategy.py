@@ -9,7 +9,7 @@ done: `known` tells what need not be made or scored again. A candidate that neve
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,8 +47,8 @@ class Strategy(Protocol):
 
     def __call__(
         self, sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
-    ) -> Iterator[Scored]:
-        """Make and score candidates.
+    ) -> Generator[Scored]:
+        """Make and score candidates; closed early, it leaves nothing running.
 
         Args:
             sampler: makes the images.

@@ -1,4 +1,4 @@
-"""python deaths.py FOLDER: a run dies at its 1st, 2nd, ... file operation, each time in a folder of its own.
+"""python deaths.py FOLDER run|search: a run dies at its 1st, 2nd, ... file operation, each time in a folder of its own.
 
 It dies before an operation that names a file, and in the middle of what fsync was to make durable. Every folder is then
 resumed and left for inspection: FOLDER/whole is an uninterrupted run, FOLDER/died-1 and so on are those that died and
@@ -47,12 +47,12 @@ class Mortal:
         return self.left == 0
 
 
-def died(folder, operation):
+def died(write, folder, operation):
     """Write the run in a child that dies at that operation; False if it had no more than that many."""
     child = os.fork()
     if child == 0:
         Mortal(folder, operation)
-        writer.write_run(folder, n=N)
+        write(folder, n=N)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, 9), code
@@ -68,14 +68,14 @@ def unsound(folder):
 
 def main():
     os.fsync = lambda descriptor: None
-    folder = Path(sys.argv[1])
-    writer.write_run(folder / "whole", n=N)
+    folder, write = Path(sys.argv[1]), {"run": writer.write_run, "search": writer.write_search}[sys.argv[2]]
+    write(folder / "whole", n=N)
     operation, problems, dies = 0, 0, True
     while dies:
         operation += 1
-        dies = died(folder / f"died-{operation}", operation)
+        dies = died(write, folder / f"died-{operation}", operation)
         problems += len(unsound(folder / f"died-{operation}"))
-        writer.write_run(folder / f"died-{operation}", n=N, resume=True)
+        write(folder / f"died-{operation}", n=N, resume=True)
     print(problems)
 
 

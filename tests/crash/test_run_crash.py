@@ -85,9 +85,10 @@ def test_fifteen_kills_lose_nothing(tmp_path, whole):
     assert corrupt == 0
 
 
-def test_death_at_every_file_operation(tmp_path):
+@pytest.mark.parametrize("way", ["run", "search"])
+def test_death_at_every_file_operation(tmp_path, way):
     done = subprocess.run(
-        [sys.executable, str(HERE / "deaths.py"), str(tmp_path)],
+        [sys.executable, str(HERE / "deaths.py"), str(tmp_path), way],
         capture_output=True,
         text=True,
         timeout=110,
@@ -95,7 +96,7 @@ def test_death_at_every_file_operation(tmp_path):
     )
     resumed = sorted(tmp_path.glob("died-*"))
     expected = tree(tmp_path / "whole")
-    print(f"\n{len(resumed) - 1} deaths, one at each file operation: {done.stdout.strip()} unsound folders")
+    print(f"\n{way}: {len(resumed) - 1} deaths, one at each file operation: {done.stdout.strip()} unsound folders")
     assert len(resumed) > 50
     assert done.stdout.strip() == "0"
     assert [folder.name for folder in resumed if tree(folder) != expected] == []

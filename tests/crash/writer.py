@@ -5,16 +5,18 @@ error, its message on stderr. Prints "ready" before the folder is opened and "op
 """
 
 import argparse
+import hashlib
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from sp_rerank import images
 from sp_rerank.errors import SpRerankError
-from sp_rerank.manifest import Row
+from sp_rerank.manifest import Row, Seen, Stage
 from sp_rerank.run import RunWriter
 
 BATCH = 8
@@ -53,6 +55,29 @@ def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, open
             run.commit([row_of(index, seed) for index in batch])
             time.sleep(pause)
         run.finish([index for index in (7, 3, 1) if index < n], grid=candidate(0)[0])
+
+
+def write_search(folder, *, n, resume=False):
+    """Write a run as a search does: drafts of all, the even ones finished, the others dropped with their draft."""
+    config = {"prompt": "a lemon", "n": n, "seed": 0}
+    with RunWriter.start(folder, config, resume=resume) as run:
+        for first in range(0, n, BATCH):
+            new = [index for index in range(first, min(first + BATCH, n)) if index not in run.seen]
+            stages = {index: Stage("draft, 2 steps", index / n, 2) for index in new}
+            if new:
+                run.see([(Seen(index, stages[index]), candidate(index)[0]) for index in new])
+        finished, dropped = ([index for index in run.missing if index % 2 == odd] for odd in (0, 1))
+        for indices in filter(None, (finished, dropped)):
+            run.commit([searched_row(run, index, dropped=index % 2 == 1) for index in indices])
+        run.finish([2, 4])
+
+
+def searched_row(run, index, *, dropped):
+    row, png = row_of(index, 0)
+    if dropped:
+        png = run.draft(index)
+        row = replace(row, status="dropped", sha256=hashlib.sha256(png).hexdigest())
+    return replace(row, stages=run.seen[index]), png
 
 
 def main():

@@ -367,3 +367,38 @@ def test_a_model_can_be_the_scorer(components, quiet, encoder):
 def test_a_bare_torch_module_is_refused_as_a_scorer(components):
     with pytest.raises(UsageError, match="scorer: diffusers asks a torch module for its device"):
         StableDiffusionBestOfNPipeline(**components, scorer=nn.Identity())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' solver
+def test_a_search_finishes_fewer_and_returns_their_images(pipe, tmp_path):
+    schedule = tmp_path / "plan.toml"
+    schedule.write_text('strategy = "screening"\nrounds = [{steps = 2, keep = 3}]\n')
+    halved = tmp_path / "halved.toml"
+    halved.write_text('strategy = "halving"\nrounds = [{share = 0.5, keep = 3}]\n')
+    call = {**CALL, "num_candidates": 8, "top_k": 2, "seed": 0, "candidate_batch_size": 4, "num_inference_steps": 4}
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    everything = pipe(PROMPT, **{**call, "top_k": None}, return_all=True)
+    full = len(calls)
+    for file in (schedule, halved):
+        calls.clear()
+        out = pipe(PROMPT, search=file, **call)
+        assert len(out.images) == 2 and len(calls) < full
+        for image, index, score in zip(out.images, out.indices, out.scores, strict=True):
+            place = everything.indices.index(index)
+            assert torch.allclose(image, everything.images[place], atol=1e-4)
+            assert score == pytest.approx(everything.scores[place], abs=1e-4)
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"search": "magic"}, "no search 'magic'"),
+        ({"search": "fast", "timesteps": [900, 500]}, "timesteps: expected None with search='fast'"),
+        ({"search": "fast", "return_all": True}, "expected fewer images returned"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(pipe, arguments, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        pipe(PROMPT, num_candidates=8, seed=0, **CALL, **arguments)
