@@ -15,7 +15,7 @@ import writer
 
 from sp_rerank.run import RunDir
 
-N = 10  # a batch and a quarter
+SIZES = {"run": 10, "search": 4}  # a batch and a quarter; two that are finished and two that are dropped
 HARMLESS = ("left by an interrupted write", "not in candidates.jsonl")  # what the next --resume removes
 
 
@@ -47,12 +47,12 @@ class Mortal:
         return self.left == 0
 
 
-def died(write, folder, operation):
+def died(write, folder, n, operation):
     """Write the run in a child that dies at that operation; False if it had no more than that many."""
     child = os.fork()
     if child == 0:
         Mortal(folder, operation)
-        write(folder, n=N)
+        write(folder, n=n)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, 9), code
@@ -69,13 +69,14 @@ def unsound(folder):
 def main():
     os.fsync = lambda descriptor: None
     folder, write = Path(sys.argv[1]), {"run": writer.write_run, "search": writer.write_search}[sys.argv[2]]
-    write(folder / "whole", n=N)
+    n = SIZES[sys.argv[2]]
+    write(folder / "whole", n=n)
     operation, problems, dies = 0, 0, True
     while dies:
         operation += 1
-        dies = died(write, folder / f"died-{operation}", operation)
+        dies = died(write, folder / f"died-{operation}", n, operation)
         problems += len(unsound(folder / f"died-{operation}"))
-        write(folder / f"died-{operation}", n=N, resume=True)
+        write(folder / f"died-{operation}", n=n, resume=True)
     print(problems)
 
 
