@@ -31,7 +31,7 @@ from sp_rerank.models import model_of, suited
 from sp_rerank.ranking import order
 from sp_rerank.sampling import Batch, Sampler
 from sp_rerank.search import Strategy
-from sp_rerank.search.schedule import EXHAUSTIVE, plan_for, strategy_of
+from sp_rerank.search.schedule import EXHAUSTIVE, STEERING, plan_for, strategy_of
 from sp_rerank.types import Scorer
 
 # arguments that the sampler sets itself, from the text and the seeds
@@ -201,7 +201,8 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             usable than asked for, those that the safety checker replaced or that are not finite fill the last places.
 
         Raises:
-            UsageError: (a ValueError) if the arguments contradict each other, or there is nothing to choose with.
+            UsageError: (a ValueError) if the arguments contradict each other, there is nothing to choose with, or a
+                callback interrupts before a candidate is finished.
             TryAgainError: if memory does not suffice for a single image.
         """
         chosen = _count_returned(num_candidates, num_images_per_prompt, top_k, return_all)
@@ -294,10 +295,16 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
                 f"a search does not finish all of them; use search={EXHAUSTIVE!r}"
             )
         steps, model = arguments["num_inference_steps"], model_of(self)
+        if search == STEERING:
+            raise UsageError(f"search={STEERING!r}: its images have no seed of their own; use sp_rerank.generate")
         plan = plan_for(
             search if isinstance(search, str) else Path(search),
             n=num_candidates, top_k=chosen, steps=steps, model=model, scorer=self.scorer.name,
         )  # fmt: skip
+        if arguments["callback_on_step_end"] is not None and plan != EXHAUSTIVE and plan["strategy"] != "screening":
+            raise UsageError(
+                f"callback_on_step_end: expected None with search={str(search)!r}, which takes that place itself"
+            )
         return strategy_of(plan)
 
     def _best_of(
@@ -316,6 +323,8 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             if self.interrupt:
                 break
         self.maybe_free_model_hooks()
+        if not found:
+            raise UsageError("interrupted while drafts were made, before a candidate was finished; nothing to return")
         images: Any = self.image_processor.postprocess(
             torch.stack([candidate.pixels for candidate in found]),
             output_type=arguments["output_type"] or "pil",

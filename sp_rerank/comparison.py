@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from sp_rerank import agreement, ranking
 from sp_rerank.agreement import Estimate
 from sp_rerank.calibration import ScorerCalibration, calibration_of
-from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.perturbation import RATIOS
-from sp_rerank.rescoring import ScoredRun, named, score_run
+from sp_rerank.rescoring import ScoredRun, is_chance_sample, named, score_run
 from sp_rerank.run import RunDir
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Opinion:
         tie_groups: of the candidates in `order`; None without a calibration.
         stands: the rank of its favourite by every scorer's name, 1 by its own; None where that one has no score for it.
         best_of_n: by every scorer's name what this one's pick of n = 1, 2, ... candidates is worth to it, in its scale.
+            None, like the next two, of a search's finalists; see `sp_rerank.rescoring.is_chance_sample`.
         gain: by every scorer's name the way from its mean candidate to its best that this one's pick has gone: 1 by its
             own, 0 what chance would do, NaN where all are worth the same.
         enough: how many candidates reach `agreement.ENOUGH` of its own gain.
@@ -69,9 +70,9 @@ class Opinion:
     calibration: ScorerCalibration | None
     tie_groups: tuple[int, ...] | None
     stands: dict[str, int | None]
-    best_of_n: dict[str, tuple[float, ...]]
-    gain: dict[str, float]
-    enough: int
+    best_of_n: dict[str, tuple[float, ...]] | None
+    gain: dict[str, float] | None
+    enough: int | None
     steadiness: tuple[Steadiness, ...]
 
     @property
@@ -107,6 +108,7 @@ class RunComparison:
         run: path of the folder.
         prompt: of the run.
         n: candidates that the run is to have.
+        chance_sample: whether those that are compared are; False of a search's finalists.
         seeds: by the index of each candidate that is compared.
         scores: by scorer, then by index; None where there is no finite one.
         opinions: one a scorer.
@@ -118,6 +120,7 @@ class RunComparison:
     run: str
     prompt: str
     n: int
+    chance_sample: bool
     seeds: dict[int, int]
     scores: dict[str, dict[int, float | None]]
     opinions: tuple[Opinion, ...]
@@ -175,7 +178,7 @@ class Comparison:
     Attributes:
         scorers: full names, in the order in which they were found.
         prompts: different ones.
-        runs: each by itself.
+        runs: each by itself, as far as it can be compared.
         pairs: averages, of any two scorers that share a run; empty for one run.
         steadiness: averages; likewise.
     """
@@ -195,6 +198,7 @@ def compare(
     keep: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    failed: Callable[[SpRerankError], None] | None = None,
 ) -> Comparison:
     """Compare what scorers make of runs: those whose scores a run holds, and these.
 
@@ -208,6 +212,8 @@ def compare(
         keep: write the new scores into the run folders; where that fails it is one of the problems.
         seed: of the bootstrap.
         progress: told how many candidates are done.
+        failed: told why a run cannot be compared, for every such one, and the others are compared; where there is no
+            other the result has no runs. None raises the first such error.
 
     Raises:
         UsageError: if a run or a scorer is given twice, a run holds no scores and no scorer is given, or `steady` has
@@ -225,10 +231,15 @@ def compare(
 
     compared = []
     for run in runs:
-        seen = score_run(run, scorers, ratios=RATIOS if steady else (), told=told)
-        if keep:
-            seen.keep()
-        compared.append(_compare(seen, scorers, seed))
+        try:
+            seen = score_run(run, scorers, ratios=RATIOS if steady else (), told=told)
+            if keep:
+                seen.keep()
+            compared.append(_compare(seen, scorers, seed))
+        except SpRerankError as error:
+            if not failed:
+                raise
+            failed(error)
     names = tuple(dict.fromkeys(opinion.scorer for one in compared for opinion in one.opinions))
     several = len(compared) > 1
     return Comparison(
@@ -275,6 +286,7 @@ def _compare(seen: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunCompar
         run=str(run.path),
         prompt=run.config["prompt"],
         n=run.n,
+        chance_sample=is_chance_sample(run),
         seeds={index: run.rows[index].seed for index in indices},
         scores={
             name: {i: score if math.isfinite(score) else None for i, score in zip(indices, column, strict=True)}
@@ -292,7 +304,9 @@ def _opinion(name: str, columns: Mapping[str, list[float]], seen: ScoredRun, sco
     places = ranking.top(column, len(column))
     calibration = calibration_of(scorer)
     groups = ranking.tie_groups([column[place] for place in places], calibration.margin) if calibration else None
-    curves = {other: tuple(agreement.best_of_n(column, columns[other]).tolist()) for other in columns}
+    curves = None
+    if is_chance_sample(seen.run):
+        curves = {other: tuple(agreement.best_of_n(column, columns[other]).tolist()) for other in columns}
     order = [seen.indices[place] for place in places]
     return Opinion(
         scorer=name,
@@ -301,8 +315,8 @@ def _opinion(name: str, columns: Mapping[str, list[float]], seen: ScoredRun, sco
         tie_groups=None if groups is None else tuple(groups),
         stands={other: _rank(columns[other], places[0]) for other in columns},
         best_of_n=curves,
-        gain={other: _gain(column, columns[other], curves[other]) for other in columns},
-        enough=agreement.enough(curves[name]),
+        gain={other: _gain(column, columns[other], curves[other]) for other in columns} if curves else None,
+        enough=agreement.enough(curves[name]) if curves else None,
         steadiness=tuple(
             _steadiness(order, ratio, scores) for (of, ratio), scores in seen.perturbed.items() if of == name
         ),
@@ -366,7 +380,7 @@ def _mean_pair(
         spearman=mean(lambda _, pair: pair.spearman.value),
         overlap={k: mean(lambda _, pair, k=k: pair.overlap.get(k)) for k in TOP},
         stands=each_to_the_other(lambda opinion, other: opinion.stands[other]),
-        gain=each_to_the_other(lambda opinion, other: opinion.gain[other]),
+        gain=each_to_the_other(lambda opinion, other: opinion.gain[other] if opinion.gain else None),
     )
 
 

@@ -64,8 +64,9 @@ def configure(
         record: make and score every candidate at every draft and preview too, for `sp-rerank plan`.
         until: end an exhaustive search when no other candidate is expected to win, such as "p>0.9"; see
             `sp_rerank.stopping.confidence`.
-        max_evaluations: end an exhaustive search before it spends more evaluations of the denoiser.
-        max_seconds: end an exhaustive search with the batch in which they are over.
+        max_evaluations: end an exhaustive search before it spends more evaluations of the denoiser; batches are cut to
+            the budget, and the first is made in any case.
+        max_seconds: end an exhaustive search with the batch in which they are over, counted by each call anew.
         steps: of the scheduler.
         guidance_scale: of classifier-free guidance.
         negative_prompt: what the images should not show.
@@ -85,17 +86,19 @@ def configure(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"the scorer {twice[0]} is given twice; expected other scorers with --also")
+    suited_steps, suited_guidance, suited_batch = models.suited(pipe)
+    steps = steps or suited_steps
+    if max_evaluations is not None and max_evaluations < steps:
+        raise UsageError(f"--max-evaluations is {max_evaluations}; expected at least {steps}, for one candidate")
     trained = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
-    if steps and trained and steps > trained:
+    if trained and steps > trained:
         raise UsageError(f"--steps is {steps}; expected at most {trained}, the steps that the model was trained with")
     lost = [str(cut) for cut in prompts.truncations(pipe, scorer, prompt)]
     if lost and strict:
         raise UsageError(f"the prompt is too long: {'; '.join(lost)}")
     for cut in lost:
         log.warning("%s", cut)
-    suited_steps, suited_guidance, suited_batch = models.suited(pipe)
     model, revision = models.origin_of(pipe)
-    steps = steps or suited_steps
     rules = {
         "until": until and stopping.parse_until(until),
         "max_evaluations": max_evaluations,
@@ -121,7 +124,7 @@ def configure(
         "width": width,
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "device": pipe.device.type,
-        "batch_size": min(n, batch_size or suited_batch),
+        "batch_size": min(n, batch_size or suited_batch, max(1, (max_evaluations or MAX_SEED) // steps)),
         "n": n,
         "seed": seed,
         "versions": {name: version(name) for name in ("sp-rerank", "torch", "diffusers", "transformers")},

@@ -16,7 +16,7 @@ from sp_rerank.calibration import margin_of
 from sp_rerank.configuration import configure
 from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError
 from sp_rerank.existing import ranked
-from sp_rerank.manifest import Row, Seen, Stage, Status
+from sp_rerank.manifest import Row, Stage, Status
 from sp_rerank.run import RunWriter
 from sp_rerank.scorers import embedder
 from sp_rerank.types import Candidate, Ranked
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NONFINITE_SHARE = 0.1  # of the finished candidates; above it the precision is to blame, not the seeds
+NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
 LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backend")
 
 
@@ -256,7 +256,7 @@ def _enough(config: Mapping[str, Any], tally: _Tally, margin: float) -> Callable
         if not rules or not tally.scores:
             return False
         scores = [score if tally.status[index] == "ok" else math.nan for index, score in tally.scores.items()]
-        next_batch = config["batch_size"] * max(tally.evaluations.values())
+        next_batch = min(config["batch_size"], config["n"] - len(scores)) * max(tally.evaluations.values())
         why = stopping.reason_to_stop(
             rules, scores, config["n"], margin=margin, spent=tally.spent(), next_batch=next_batch,
             seconds=time.monotonic() - began,
@@ -293,7 +293,15 @@ def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
 
 def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
     def score(batch: Tensor) -> Tensor:
-        scores = scorer.score(prompt, batch)
+        try:
+            scores = scorer.score(prompt, batch)
+        except (SpRerankError, RuntimeError):  # an accelerator's errors are RuntimeErrors, and are told apart later
+            raise
+        except Exception as error:
+            raise SpRerankError(
+                f"the scorer {scorer.name} failed: {type(error).__name__}: {error}; what is done is kept, mend it and "
+                "go on with --resume"
+            ) from error
         if tuple(scores.shape) != (len(batch),):
             raise SpRerankError(f"{scorer.name} gave scores of shape {tuple(scores.shape)} for {len(batch)} images")
         return scores
@@ -336,12 +344,13 @@ def _see(one: Scored, tally: _Tally, run: RunWriter | None, config: Mapping[str,
         index, score = batch.indices[place], float(one.scores[place])
         if any(stage.name == one.stage for stage in tally.seen.get(index, ())):
             continue
-        sound = math.isfinite(score) and bool(batch.images[place].isfinite().all())
-        stage = Stage(one.stage, score if sound else None, batch.unet_evaluations)
+        flagged = batch.flagged[place]
+        sound = math.isfinite(score) and bool(batch.images[place].isfinite().all()) and not flagged
+        stage = Stage(one.stage, score if sound else None, batch.unet_evaluations, flagged)
         tally.seen[index] = (*tally.seen.get(index, ()), stage)
         if run:
-            candidate = Candidate(index, batch.seeds[place], image, batch.flagged[place])
-            lines.append((Seen(index, stage), to_png(candidate, config, {"stage": one.stage, "score": stage.score})))
+            candidate = Candidate(index, batch.seeds[place], image, flagged)
+            lines.append((index, stage, _draft_png(candidate, config, stage)))
     if run and lines:
         run.see(lines)
 
@@ -410,6 +419,13 @@ def to_png(candidate: Candidate, config: Mapping[str, Any], more: Mapping[str, A
     return images.encode(candidate.image, parameters=parameters, record={**record, **more})
 
 
+def _draft_png(candidate: Candidate, config: Mapping[str, Any], stage: Stage) -> bytes:
+    """What a search saw as a PNG file; other tools get the prompt alone, for the run's own steps did not make it."""
+    record = {"prompt": config["prompt"], "model": config["model"], "index": candidate.index, "seed": candidate.seed}
+    more = {"stage": stage.name, "score": stage.score}
+    return images.encode(candidate.image, parameters=config["prompt"], record={**record, **more})
+
+
 def _conclude(
     tally: _Tally,
     run: RunWriter | None,
@@ -430,15 +446,16 @@ def _conclude(
 
         run.finish(
             best,
-            grid=contact_sheet(run, [*tally.order(), *dropped], len(best), config["scorers"][0]),
+            grid=contact_sheet(run, [*tally.order(), *dropped], best, config["scorers"][0]),
             amend=lambda png, rank: images.amend_record(png, {"rank": rank}),
         )
         write_gallery(run)
     statuses = list(tally.status.values())
-    broken = statuses.count("nonfinite")
-    if broken > NONFINITE_SHARE * len(statuses):
+    unseen = [tally.seen[index][-1] for index in dropped]
+    broken = statuses.count("nonfinite") + sum(stage.score is None and not stage.flagged for stage in unseen)
+    if broken > NONFINITE_SHARE * (len(statuses) + len(dropped)):
         raise NothingUsableError(
-            f"{broken} of {len(statuses)} images or scores are not finite; run anew with --dtype float32"
+            f"{broken} of {len(statuses) + len(dropped)} images or scores are not finite; run anew with --dtype float32"
         )
     if not best:
         raise NothingUsableError(

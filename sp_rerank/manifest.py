@@ -34,8 +34,9 @@ class Stage:
 
     Attributes:
         name: such as "draft, 8 steps" or "preview, 6 of 16 steps".
-        score: by the scorer that selects; None stands for one that is not finite.
+        score: by the scorer that selects; None stands for one that is not finite, and for a flagged image.
         unet_evaluations: spent on this candidate at this stage.
+        flagged: whether the safety checker replaced what was to be seen.
 
     Raises:
         ValueError: if a field has another type or range than that.
@@ -44,6 +45,7 @@ class Stage:
     name: str
     score: float | None
     unet_evaluations: int
+    flagged: bool = False
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
@@ -141,22 +143,30 @@ class Row:
 
 
 def _stages(records: Any) -> tuple[Stage, ...]:
-    names = [f.name for f in fields(Stage)]
+    names = ["name", "score", "unet_evaluations"]
     if not isinstance(records, list) or not all(isinstance(one, dict) and one.keys() >= set(names) for one in records):
         raise ValueError(f"stages should be a list of {', '.join(names)}, not {brief(records)}")
-    return tuple(Stage(**{name: one[name] for name in names}) for one in records)
+    return tuple(Stage(**{name: one[name] for name in names}, flagged=one.get("flagged") is True) for one in records)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A line of stages.jsonl: a candidate at a stage of a search that is not over yet."""
+    """A line of stages.jsonl: a candidate at a stage of a search that is not over yet.
+
+    Attributes:
+        index: of the candidate.
+        stage: what was seen.
+        sha256: of the image file of it.
+    """
 
     index: int
     stage: Stage
+    sha256: str
 
     def to_line(self) -> bytes:
         """The line, with its newline."""
-        return json.dumps({"index": self.index, **asdict(self.stage)}, allow_nan=False).encode() + b"\n"
+        record = {"index": self.index, **asdict(self.stage), "sha256": self.sha256}
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def parse_seen(text: bytes, name: str) -> tuple[list[Seen], int]:
@@ -171,7 +181,7 @@ def parse_seen(text: bytes, name: str) -> tuple[list[Seen], int]:
                 raise ValueError(f"index should be a whole number from 0 on, not {brief(record.get('index'))}")
         except ValueError as error:
             raise StorageError(f"{name}: line {number} is damaged: {error}; delete the file to search anew") from error
-        seen.append(Seen(record["index"], stage))
+        seen.append(Seen(record["index"], stage, str(record.get("sha256"))))
     return seen, committed
 
 

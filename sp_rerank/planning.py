@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 
 KEEPS = (0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
 """Shares of the candidates that a round may keep; never less than the best k."""
+
+ROUNDS = 3  # at most
 
 FEWEST = 4  # prompts: two to choose by and two to report on
 
@@ -83,6 +85,7 @@ class Promise:
         worth: of the pick to the scorer that did not select, above the mean candidate, over what the pick of all is
             worth to it; both summed over prompts, for the pick of all may be worth nothing.
         saving: evaluations of an exhaustive search over those of this one.
+        decodes: images and previews that are decoded and scored, over those of an exhaustive search.
         prompts: that these are means over.
     """
 
@@ -92,6 +95,7 @@ class Promise:
     overlap: Estimate
     worth: Estimate
     saving: float
+    decodes: float
     prompts: int
 
 
@@ -123,6 +127,8 @@ def read_recording(run: RunDir, worth: str | None = None) -> Recording:
         else:
             spent += stage.unet_evaluations
             previews[search["previews"][len(previews)]] = (scores, spent)
+    if not any(row.status == "ok" for row in rows):
+        raise UsageError(f"{run.path} holds no usable candidate; leave it out")
     usable = [row.scores.get(scorer) if row.status == "ok" else None for row in rows]
     finished = _array(usable)
     made_with = {"n": run.n, "steps": run.config["steps"], "model": run.config["model"], "scorer": scorer}
@@ -162,6 +168,8 @@ def gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[f
     The gains are NaN where all candidates score the same.
     """
     scores = recording.finished
+    if not _picks(recording, finalists):
+        return 0.0, 0.0, 0.0, 0.0
     everybody, left = _picks(recording, range(len(scores))), _picks(recording, finalists)
     mean = float(np.nanmean(scores))
 
@@ -176,8 +184,8 @@ def gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[f
 def _worth(recording: Recording, finalists: Sequence[int]) -> tuple[float, float]:
     """What the pick of the finalists, and the pick of all, are worth above the mean candidate."""
     worth, mean = recording.worth, float(np.nanmean(recording.worth))
-    picks = _picks(recording, finalists)[0], _picks(recording, range(len(worth)))[0]
-    return float(worth[picks[0]]) - mean, float(worth[picks[1]]) - mean
+    kept, everybody = _picks(recording, finalists), _picks(recording, range(len(worth)))
+    return float(worth[kept[0]]) - mean if kept else 0.0, float(worth[everybody[0]]) - mean
 
 
 def _picks(recording: Recording, indices: Sequence[int]) -> list[int]:
@@ -195,20 +203,17 @@ def promise(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> 
     worth = agreement.ratio(*zip(*(_worth(one, outcome.finalists) for one, outcome in pairs), strict=True))
     exhaustive = sum(len(one.finished) * one.evaluations for one in recordings)
     spent = sum(outcome.evaluations for outcome in outcomes)
-    return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, len(recordings))
+    decodes = sum(outcome.decodes for outcome in outcomes) / sum(len(one.finished) for one in recordings)
+    return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, decodes, len(recordings))
 
 
 def schedules(recordings: Sequence[Recording], strategies: Sequence[str] = tuple(WHEN)) -> Iterator[Schedule]:
-    """Every schedule of one or two rounds that the recordings can act out."""
+    """Every schedule of up to ROUNDS rounds that the recordings can act out."""
     for strategy in strategies:
         places = sorted(recordings[0].drafts if strategy == "screening" else recordings[0].previews)
-        for place, keep in product(places, KEEPS):
-            yield Schedule(strategy, ((place, keep),))
-        for first, second in product(places, places):
-            if first < second:
-                for many, few in product(KEEPS, KEEPS):
-                    if few < many:
-                        yield Schedule(strategy, ((first, many), (second, few)))
+        for rounds in range(1, ROUNDS + 1):
+            for whens, keeps in product(combinations(places, rounds), combinations(reversed(KEEPS), rounds)):
+                yield Schedule(strategy, tuple(zip(whens, keeps, strict=True)))
 
 
 def cheapest(

@@ -74,7 +74,7 @@ def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | 
 
 def _together(run: RunDir, index: int) -> list[int]:
     """The indices that a candidate was made together with, as its search made its batches."""
-    search, batch_size, made_with = run.config["search"], run.config["batch_size"], run.rows[index].batch_size
+    search, batch_size, made_with = run.config.get("search"), run.config["batch_size"], run.rows[index].batch_size
     strategy = search["strategy"] if isinstance(search, dict) else search
     if strategy == "screening":  # the finalists made batches of their own
         finished = sorted(other for other, row in run.rows.items() if row.status != "dropped")

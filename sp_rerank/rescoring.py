@@ -101,10 +101,21 @@ def score_run(
     return seen
 
 
+def is_chance_sample(run: RunDir) -> bool:
+    """Whether the finished candidates are such as any seeds would be; a search that drops some leaves the promising.
+
+    Of its finalists neither the best of n candidates nor the mean one can be told. While it goes on no row says yet who
+    was dropped, but its configuration has rounds.
+    """
+    search = run.config.get("search")
+    goes_on = bool(run.missing) and isinstance(search, dict) and bool(search.get("rounds"))
+    return not goes_on and all(row.status != "dropped" for row in run.rows.values())
+
+
 def _left_out(run: RunDir) -> list[str]:
     count = Counter(row.status for row in run.rows.values() if row.status != "ok")
     lines = [f"{number} candidates are left out: {status}" for status, number in sorted(count.items())]
-    return lines + ([f"{len(run.missing)} of {run.n} candidates are not made yet"] if run.missing else [])
+    return lines + ([f"{len(run.missing)} of {run.n} candidates are not made"] if run.missing else [])
 
 
 _Picture = Callable[[], "Image.Image"]

@@ -207,7 +207,7 @@ class RunWriter(RunDir):
         if resume:
             run._give_up_damaged()
             rows = run.rows
-        run.seen, run._seen_end = _read_seen(path)
+        run._read_seen(resume)
         run.seen |= {index: row.stages for index, row in rows.items() if row.stages}
         if (rows or run.seen) and run.missing and not resume:
             raise UsageError(
@@ -245,6 +245,28 @@ class RunWriter(RunDir):
         if problems:
             self._replace_rows({index: row for index, row in self.rows.items() if index not in problems})
 
+    def _read_seen(self, resume: bool) -> None:
+        """What an unfinished search saw; with `resume`, candidates whose draft is gone or changed are forgotten."""
+        journal = _inside(self.path, STAGES)
+        lines, self._seen_end = parse_seen(_bytes_of(journal), str(journal))
+        if resume and (lost := self._lost_drafts(lines)):
+            lines = [line for line in lines if line.index not in lost]
+            text = b"".join(line.to_line() for line in lines)
+            durable.write(journal, text)
+            self._seen_end = len(text)
+        self.seen = {}
+        for line in lines:
+            self.seen[line.index] = (*self.seen.get(line.index, ()), line.stage)
+
+    def _lost_drafts(self, lines: Sequence[Seen]) -> set[int]:
+        """Candidates that are not committed and whose draft is not the one that was noted last."""
+        noted = {line.index: line.sha256 for line in lines if line.index not in self.rows}
+        drafts = {index: _bytes_of(_inside(self.path, DRAFTS) / _draft_name(index)) for index in noted}
+        lost = {index for index, png in drafts.items() if hashlib.sha256(png).hexdigest() != noted[index]}
+        for index in sorted(lost):
+            log.warning("the draft of candidate %d is gone or changed; it is made again", index)
+        return lost
+
     def commit(self, batch: Sequence[tuple[Row, bytes]]) -> list[Row]:
         """Make candidates part of the run: their images, then their lines, all on the disk when this returns.
 
@@ -279,11 +301,11 @@ class RunWriter(RunDir):
         self.rows |= {index: row for index, (row, _) in new.items()}
         return kept
 
-    def see(self, batch: Sequence[tuple[Seen, bytes]]) -> None:
+    def see(self, batch: Sequence[tuple[int, Stage, bytes]]) -> None:
         """Keep what a search saw of candidates on the way, so that a resumed search need not look again.
 
         Args:
-            batch: the stage of each, and an image file of what was seen; it replaces that of an earlier stage.
+            batch: index and stage of each, and an image file of what was seen; it replaces that of an earlier stage.
 
         Raises:
             StorageError: if it cannot be written.
@@ -293,10 +315,11 @@ class RunWriter(RunDir):
             folder.mkdir(exist_ok=True)
             if not journal.exists():
                 durable.write(journal, b"")
-            durable.write_all({folder / _draft_name(one.index): png for one, png in batch})
-        self._seen_end = durable.append(journal, b"".join(one.to_line() for one, _ in batch), at=self._seen_end)
-        for one, _ in batch:
-            self.seen[one.index] = (*self.seen.get(one.index, ()), one.stage)
+            durable.write_all({folder / _draft_name(index): png for index, _, png in batch})
+        lines = [Seen(index, stage, hashlib.sha256(png).hexdigest()).to_line() for index, stage, png in batch]
+        self._seen_end = durable.append(journal, b"".join(lines), at=self._seen_end)
+        for index, stage, _ in batch:
+            self.seen[index] = (*self.seen.get(index, ()), stage)
 
     def draft(self, index: int) -> bytes:
         """The image file of what the search saw last of a candidate.
@@ -459,21 +482,13 @@ def _read_config(path: Path) -> dict[str, Any] | None:
 def _read_rows(path: Path) -> tuple[dict[int, Row], int]:
     """The committed rows and the length of their text; none where the run was killed before the first."""
     manifest = _inside(path, MANIFEST)
-    with durable.storage_errors(manifest):
-        text = manifest.read_bytes() if manifest.exists() else b""
-    return parse_rows(text, str(manifest))
+    return parse_rows(_bytes_of(manifest), str(manifest))
 
 
-def _read_seen(path: Path) -> tuple[dict[int, tuple[Stage, ...]], int]:
-    """What an unfinished search saw, by candidate, and the length of its text."""
-    journal = _inside(path, STAGES)
-    with durable.storage_errors(journal):
-        text = journal.read_bytes() if journal.exists() else b""
-    lines, end = parse_seen(text, str(journal))
-    seen: dict[int, tuple[Stage, ...]] = {}
-    for line in lines:
-        seen[line.index] = (*seen.get(line.index, ()), line.stage)
-    return seen, end
+def _bytes_of(path: Path) -> bytes:
+    """What is in a file; nothing where there is none."""
+    with durable.storage_errors(path):
+        return path.read_bytes() if path.is_file() else b""
 
 
 def _draft_name(index: int) -> str:

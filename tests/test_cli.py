@@ -110,16 +110,16 @@ def test_generate_verify_replay_rank(sp_rerank, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' solver
 def test_search_also_diverse_compare_gallery(sp_rerank):
-    Path("plan.toml").write_text('strategy = "screening"\nrounds = [{steps = 2, keep = 4}]\n')
+    Path("plan.toml").write_text('strategy = "screening"\nrounds = [{steps = 2, keep = 3}]\n')
     words = ["--model", "mini", "--steps", "3", "--n", "8", "--top-k", "2", "--out", "run"]
     words += ["--search", "plan.toml", "--also", "brightness", "--diverse"]
     code, out, err = sp_rerank("generate", PROMPT, *words)
     assert code == 0, err
-    assert "evaluations of the denoiser instead of" in err and "4 candidates were dropped on the way" in err
+    assert "evaluations of the denoiser instead of" in err and "5 candidates were dropped on the way" in err
     code, out, _ = sp_rerank("generate", PROMPT, *words, "--json")  # it is complete: nothing is made again
     result = json.loads(out)
-    assert (code, result["made"], result["dropped"], len(result["best"])) == (0, 8, 4, 2)
-    assert result["unet_evaluations"] == 8 * 2 + 4 * 4  # PNDM calls the denoiser once more than it has steps
+    assert (code, result["made"], result["dropped"], len(result["best"])) == (0, 8, 5, 2)
+    assert result["unet_evaluations"] == 8 * 2 + 3 * 4  # PNDM calls the denoiser once more than it has steps
 
     code, out, err = sp_rerank("compare", "run", "--no-keep")
     assert code == 0, err
@@ -133,10 +133,10 @@ def test_search_also_diverse_compare_gallery(sp_rerank):
 
 
 def test_an_end_is_explained(sp_rerank):
-    words = ["--model", "mini", "--steps", "1", "--n", "6", "--top-k", "1", "--batch-size", "2", "--out", "run"]
-    code, _, err = sp_rerank("generate", PROMPT, *words, "--max-evaluations", "3")
+    words = ["--model", "mini", "--steps", "2", "--n", "6", "--top-k", "1", "--batch-size", "2", "--out", "run"]
+    code, _, err = sp_rerank("generate", PROMPT, *words, "--max-evaluations", "7")
     assert code == 0, err
-    assert re.search(r"ended after 2 of 6: \d evaluations are spent, another batch would pass 3", err)
+    assert "ended after 2 of 6: 6 evaluations are spent, another batch would pass 7" in err
 
 
 @pytest.fixture

@@ -40,11 +40,11 @@ def png(level, side=8):
     return file.getvalue()
 
 
-def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None):
+def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None, **config):
     """A run whose candidate i is as light as `levels` say, and holds the scores."""
     count = len(next(iter(scores.values()))) if scores else len(levels)
     levels = levels or [10 * i for i in range(count)]
-    with RunWriter.start(folder, {"prompt": prompt, "n": n or count, "seed": 40}) as run:
+    with RunWriter.start(folder, {"prompt": prompt, "n": n or count, "seed": 40, **config}) as run:
         for i in range(count):
             status = dict(statuses).get(i, "ok")
             row = Row.of(
@@ -176,7 +176,7 @@ def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path
     text = "\n".join(found.problems)
     for line in (
         "1 candidates are left out: flagged",
-        "2 of 7 candidates are not made yet",
+        "2 of 7 candidates are not made",
         "images/00000.png: missing",
         "images/00001.png: changed since it was committed (sha256 differs)",
         "scorer b: the score of candidate 4 is not finite",
@@ -235,6 +235,42 @@ def test_runs_that_cannot_be_compared(tmp_path):
     (run.path / "run.json").write_text(text)
     with pytest.raises(UsageError, match="newer sp-rerank: schema 99"):
         RunDir.read(run.path)
+
+
+def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
+    rounds = {"strategy": "screening", "rounds": [[4, 3]]}
+    run = make(tmp_path / "run", {"a": A, "b": B}, statuses=[(0, "dropped"), (4, "dropped")], search=rounds)
+    found = compare([run])
+    assert [(one.best_of_n, one.gain, one.enough) for one in found.runs[0].opinions] == [(None, None, None)] * 2
+    assert found.runs[0].opinions[0].stands == {"a": 1, "b": 3}
+    text = report.markdown(found)
+    assert "the finalists of a search, no chance sample: neither what the best of n is worth nor the way" in text
+    assert "| a | 1 | ? | ? | 1st | 3rd |" in text
+    assert "mean candidate to the best\n" not in text  # no column has it
+    assert to_json(found)["runs"][0]["chance_sample"] is False
+    assert report.plot(found).startswith(b"<?xml")
+    whole = make(tmp_path / "whole", {"a": A, "b": B}, prompt="a cat")
+    mean = compare([run, whole]).pairs[0]
+    assert [one.n for one in (mean.kendall, *mean.gain)] == [2, 1, 1]
+    other = make(tmp_path / "other", {"a": A, "b": B}, statuses=[(1, "dropped")])
+    assert math.isnan(compare([run, other]).pairs[0].gain[0].value)
+
+
+def test_a_search_that_goes_on_has_dropped_what_it_does_not_say_yet(tmp_path):
+    run = make(tmp_path / "run", {"a": A}, search={"strategy": "halving", "rounds": [[0.4, 5]]}, n=9)
+    assert compare([run]).runs[0].opinions[0].enough is None
+    steered = make(tmp_path / "steered", {"a": A}, search={"strategy": "steering"})
+    assert compare([steered]).runs[0].opinions[0].enough == agreement.enough(agreement.best_of_n(A))
+
+
+def test_the_plot_of_one_scorer_has_no_empty_half(tmp_path):
+    one, two = make(tmp_path / "one", {"a@1": A}), make(tmp_path / "two", {"b@1": B}, prompt="a cat")
+    text = report.plot(compare([one])).decode()  # a warning of matplotlib fails the test
+    assert "worth of a's pick: from mean to best" in text
+    assert "Kendall" not in text
+    assert (
+        "worth of the pick of each run's first scorer: from mean to best" in report.plot(compare([one, two])).decode()
+    )
 
 
 def test_one_candidate_and_constant_scores_have_figures_where_there_are_any(tmp_path):
@@ -315,6 +351,47 @@ def test_the_command_compares_and_draws(tmp_path):
     assert record["runs"][0]["pairs"][0]["overlap"] == {"1": 0.0, "4": 0.75}
     with pytest.raises(UsageError, match="is not a folder"):
         run_command(one.path, "--plot", tmp_path / "none" / "plot.svg")
+
+
+def test_a_run_that_cannot_be_compared_is_named_and_the_others_are_shown(tmp_path):
+    good, lost, bare, newer = (tmp_path / name for name in ("good", "lost", "bare", "v99"))
+    make(good, {"a": A, "b": B})
+    shutil.rmtree(make(lost, {"a": A}).path / "images")
+    make(bare, {}, levels=[1, 2])
+    make(newer, {"a": A})
+    (newer / "run.json").write_text((newer / "run.json").read_text().replace('"schema": 1', '"schema": 99'))
+    result = run_command(newer, lost, good, bare, tmp_path / "none")
+    assert result.exit_code == 0
+    assert "a would have chosen candidate 1" in result.stdout
+    assert "## " + str(lost) not in result.stdout
+    told = [line.removeprefix("not compared: ") for line in result.stderr.splitlines()]
+    assert len(told) == 4
+    assert "newer sp-rerank: schema 99" in told[0]
+    assert told[1].startswith(f"{tmp_path / 'none'} is not a run folder")
+    assert told[2].startswith(f"{lost}: no candidate can be compared: images/00000.png: missing")
+    assert told[3] == f"{bare} holds no scores; name a scorer with --scorer"
+
+
+def test_the_first_error_ends_the_command_where_no_run_is_left(tmp_path, capsys):
+    shutil.rmtree(make(tmp_path / "lost", {"a": A}).path / "images")
+    make(tmp_path / "bare", {}, levels=[1, 2])
+    with pytest.raises(NothingUsableError, match="lost: no candidate can be compared"):
+        comparing.compare([tmp_path / "lost", tmp_path / "bare"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"not compared: {tmp_path / 'bare'} holds no scores; name a scorer with --scorer\n"
+    with pytest.raises(UsageError, match="none is not a run folder"):
+        comparing.compare([tmp_path / "none"], scorer=["no such scorer"])
+
+
+def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
+    good = make(tmp_path / "good", {"a": A})
+    make(tmp_path / "v99", {"a": A})
+    config = tmp_path / "v99" / "run.json"
+    config.write_text(config.read_text().replace('"schema": 1', '"schema": 99'))
+    result = run_command(config.parent, good.path, "--scorer", "brightness")
+    assert "brightness would have chosen candidate 4" in result.stdout
+    assert "brightness" in (good.path / "index.html").read_text(encoding="utf-8")
 
 
 def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_path, clock):

@@ -68,6 +68,15 @@ def test_a_run_ends_before_it_spends_more(tmp_path):
     assert len(RunDir.read(tmp_path / "time").rows) == 5
 
 
+def test_the_last_batch_may_be_smaller_and_a_batch_is_cut_to_the_budget(tmp_path):
+    run(tmp_path / "all", n=8, batch_size=5, max_evaluations=40)
+    assert len(RunDir.read(tmp_path / "all").rows) == 8
+    run(tmp_path / "few", max_evaluations=12, top_k=1)
+    assert sum(row.unet_evaluations for row in RunDir.read(tmp_path / "few").rows.values()) == 10
+    with pytest.raises(UsageError, match="expected at least 5, for one candidate"):
+        run(max_evaluations=4)
+
+
 def test_wrong_rules_are_refused():
     assert parse_until(" p > .95 ") == 0.95
     for text in ("p<0.9", "0.9", "p>1.5", "p>0", "sure"):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from sp_rerank.run import RunDir
 
 
 def compare(
@@ -30,24 +34,29 @@ def compare(
     from sp_rerank import comparison, durable, models
     from sp_rerank.report import comparison as report
     from sp_rerank.report.results import new_figure, to_json
-    from sp_rerank.run import RunDir
 
     if plot:
         new_figure()  # what would be a pity to learn after the scoring
         if not plot.parent.is_dir():
             raise UsageError(f"--plot: {plot.parent} is not a folder; expected the name of a file in one that is there")
-    folders = [RunDir.read(run) for run in runs]
+    lost: list[SpRerankError] = []
+    folders = list(_readable(runs, lost.append))
+    if not folders:
+        _say_lost(lost, left=0)
     if scorer:
         with quiet():
             hardware = models.find_device(device)
             rankers = [load_scorer(spec, None, hardware) for spec in scorer]
             candidates = sum(row.status == "ok" for run in folders for row in run.rows.values())
             with progress_bar(candidates, "candidates") as progress:
-                found = comparison.compare(folders, rankers, steady=steady, keep=keep, seed=seed, progress=progress)
+                found = comparison.compare(
+                    folders, rankers, steady=steady, keep=keep, seed=seed, progress=progress, failed=lost.append
+                )
     else:
-        found = comparison.compare(folders, steady=steady, seed=seed)
+        found = comparison.compare(folders, steady=steady, seed=seed, failed=lost.append)
+    _say_lost(lost, left=len(found.runs))
     if scorer and keep:
-        _show_new_scores(runs)
+        _show_new_scores(folders)
     if plot:
         durable.write(plot, report.plot(found))
         say(f"written: {plot}")
@@ -58,11 +67,29 @@ def compare(
             tell(plain(line))
 
 
-def _show_new_scores(runs: list[Path]) -> None:
+def _readable(runs: Sequence[Path], failed: Callable[[SpRerankError], None]) -> Iterator[RunDir]:
+    from sp_rerank.run import RunDir
+
+    for run in runs:
+        try:
+            yield RunDir.read(run)
+        except SpRerankError as error:
+            failed(error)
+
+
+def _say_lost(lost: Sequence[SpRerankError], *, left: int) -> None:
+    """Name the runs that cannot be compared; where none is left, the first of their errors ends the command."""
+    for error in lost if left else lost[1:]:
+        say(f"not compared: {error}")
+    if not left:
+        raise lost[0]
+
+
+def _show_new_scores(runs: Sequence[RunDir]) -> None:
     """Write the galleries anew, for now they know more; a folder that cannot be written was named already."""
     from sp_rerank.report.gallery import write_gallery
     from sp_rerank.run import RunDir
 
     for run in runs:
         with suppress(StorageError):
-            write_gallery(RunDir.read(run))
+            write_gallery(RunDir.read(run.path))

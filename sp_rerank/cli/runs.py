@@ -113,10 +113,11 @@ def _report(best: list[Any], folder: Path, scorer: Any, seconds: float, as_json:
              "tie_group": r.tie_group, "file": str(file)}
             for r, file in zip(best, files, strict=True)
         ]  # fmt: skip
-        spent = sum(row.unet_evaluations for row in run.rows.values())
+        spent, all_of_them = _evaluations(run)
         print_json({
             "run": str(folder), "prompt": run.config["prompt"], "scorer": scorer.name, "n": run.n,
-            "made": len(run.rows), "unet_evaluations": spent, **lost, "best": rows,
+            "made": len(run.rows), "unet_evaluations": spent, "unet_evaluations_exhaustive": all_of_them,
+            **lost, "best": rows,
         })  # fmt: skip
         return
     for r, file in zip(best, files, strict=True):
@@ -145,19 +146,29 @@ def _remarks(run: Any, best: list[Any], scorer: Any, seconds: float) -> Iterator
     cost = diversity.score_cost(scores, [list(finished).index(r.candidate.index) for r in best])
     if cost > 0:
         yield f"chosen to differ; on average they score {cost:.4f} less than the best {len(best)}"
-    own = max(row.own_evaluations for row in finished.values())
-    spent = sum(row.unet_evaluations for row in run.rows.values())
-    if len(finished) < len(run.rows):
+    search, (spent, all_of_them) = run.config.get("search"), _evaluations(run)
+    if spent < all_of_them:
+        dropped = len(run.rows) - len(finished)
         yield (
-            f"{spent:,} evaluations of the denoiser instead of {own * run.n:,}, {own * run.n / spent:.1f}x fewer: "
-            f"{len(run.rows) - len(finished)} candidates were dropped on the way"
+            f"{spent:,} evaluations of the denoiser instead of {all_of_them:,}, {all_of_them / spent:.1f}x fewer"
+            + (f": {dropped} candidates were dropped on the way" if dropped else "")
         )
+    else:
+        yield f"{spent:,} evaluations of the denoiser"
+    if isinstance(search, dict) and search["strategy"] == "steering":
+        yield "steered: these images descend from others of their batch, and no seed alone makes one again"
     if run.missing:
         why = stopping.reason_to_stop(
             run.config["stop"], scores, run.n, margin=known.margin if known else 0.0, spent=spent,
-            next_batch=own * run.config["batch_size"], seconds=seconds,
+            next_batch=min(run.config["batch_size"], len(run.missing)) * all_of_them // run.n, seconds=seconds,
         )  # fmt: skip
         yield f"ended after {len(run.rows)} of {run.n}: {why}"
+
+
+def _evaluations(run: Any) -> tuple[int, int]:
+    """What a run spent of the denoiser, and what finishing all of its candidates would have taken."""
+    own = max(row.own_evaluations for row in run.rows.values() if row.status != "dropped")
+    return sum(row.unet_evaluations for row in run.rows.values()), own * run.n
 
 
 def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:

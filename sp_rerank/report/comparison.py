@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sp_rerank.agreement import ENOUGH, Estimate
-from sp_rerank.comparison import Comparison, Opinion, RunComparison, Steadiness
+from sp_rerank.comparison import Comparison, MeanAgreement, Opinion, PairAgreement, RunComparison, Steadiness
 from sp_rerank.report.results import new_figure, percent, table, to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 UNKNOWN_TIES = "no calibration: ties unknown"
 SHOWN = 6  # candidates of a tie group that a sentence names
@@ -50,6 +54,11 @@ def _sentences(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
             f"{names[opinion.scorer]} {_ordinal(opinion.order.index(best) + 1)}" for opinion in run.opinions
         )
         yield f"by the mean of all ranks it is candidate {best} (seed {run.seeds[best]}): {stands}"
+    if not run.chance_sample:
+        yield (
+            "these are the finalists of a search, no chance sample: neither what the best of n is worth nor the way "
+            "from the mean candidate to the best can be told"
+        )
 
 
 def _ties(run: RunComparison, opinion: Opinion) -> str:
@@ -80,14 +89,17 @@ def _picks(run: RunComparison, names: dict[str, str]) -> str:
     rows = []
     for opinion in run.opinions:
         tied = "?" if opinion.tied_first is None else str(len(opinion.tied_first))
-        cells = [names[opinion.scorer], str(opinion.order[0]), tied, str(opinion.enough)]
+        enough = "?" if opinion.enough is None else str(opinion.enough)
+        cells = [names[opinion.scorer], str(opinion.order[0]), tied, enough]
         rows.append([*cells, *(_standing(opinion, other.scorer) for other in run.opinions)])
-    title = "The picks, and what each is to the others: its rank, and its way from the mean candidate to the best"
+    title = "The picks, and what each is to the others: its rank"
+    if run.chance_sample:
+        title += ", and its way from the mean candidate to the best"
     return f"{title}\n\n{table(head, rows)}"
 
 
 def _standing(opinion: Opinion, other: str) -> str:
-    stands, gain = opinion.stands[other], opinion.gain[other]
+    stands, gain = opinion.stands[other], opinion.gain[other] if opinion.gain else math.nan
     return "" if stands is None else _ordinal(stands) + ("" if math.isnan(gain) else f", {gain:.0%}")
 
 
@@ -175,50 +187,63 @@ def _interval(estimate: Estimate, digits: int = 2) -> str:
 
 
 def plot(comparison: Comparison) -> bytes:
-    """How far any two scorers agree, and what the pick of n is worth to each, as SVG.
+    """How far any two scorers agree, and what the pick of n is worth to each, as SVG; of one scorer the latter alone.
 
     Right, a line a run and scorer: what the pick of the run's first scorer out of n is worth, as a share of the way
     from that scorer's mean candidate to its best; where a line falls, choosing from more candidates picks worse ones.
+    A run of which that cannot be told has no line.
 
     Raises:
         UsageError: if matplotlib is not installed.
     """
     names = short_names(comparison.scorers)
+    pairs = comparison.pairs or comparison.runs[0].pairs
     figure = new_figure()
-    figure.set_size_inches(11, 5)
-    left, right = figure.subplots(1, 2)
-    several = comparison.pairs or comparison.runs[0].pairs
-    for place, pair in enumerate(several):
+    figure.set_size_inches(11 if pairs else 5.5, 5)
+    *left, right = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
+    if left:
+        _draw_agreements(left[0], pairs, names, "prompts" if comparison.pairs else "candidates")
+    _draw_worth(right, comparison, names)
+    return to_svg(figure)
+
+
+def _draw_agreements(
+    axes: Axes, pairs: Sequence[PairAgreement | MeanAgreement], names: dict[str, str], over: str
+) -> None:
+    for place, pair in enumerate(pairs):
         tau = pair.kendall
-        left.plot([tau.low, tau.high], [place, place], color="0.6")
-        left.plot([tau.value], [place], marker="o", color="black")
-    over = "prompts" if comparison.pairs else "candidates"
-    left.set_yticks(range(len(several)), ["\n".join(names[one] for one in pair.scorers) for pair in several])
-    left.set(xlabel=f"Kendall tau-b, 95 % interval over {over}", xlim=(-1.05, 1.05), ylim=(len(several) - 0.5, -0.5))
-    left.axvline(0, color="0.8", zorder=0)
+        axes.plot([tau.low, tau.high], [place, place], color="0.6")
+        axes.plot([tau.value], [place], marker="o", color="black")
+    axes.set_yticks(range(len(pairs)), ["\n".join(names[one] for one in pair.scorers) for pair in pairs])
+    axes.set(xlabel=f"Kendall tau-b, 95 % interval over {over}", xlim=(-1.05, 1.05), ylim=(len(pairs) - 0.5, -0.5))
+    axes.axvline(0, color="0.8", zorder=0)
+
+
+def _draw_worth(axes: Axes, comparison: Comparison, names: dict[str, str]) -> None:
     colours = {name: f"C{place % 10}" for place, name in enumerate(comparison.scorers)}
     labelled: set[str] = set()
     for run in comparison.runs:
         for judge, curve in _shares(run):
             label = None if judge in labelled else names[judge]
             labelled.add(judge)
-            right.plot(
+            axes.plot(
                 range(1, len(curve) + 1), curve, color=colours[judge], label=label,
                 alpha=1 if len(comparison.runs) == 1 else 0.4,
             )  # fmt: skip
-    right.axhline(0, color="0.8", zorder=0)
-    picker = names[comparison.scorers[0]]
-    right.set(xscale="log", xlabel="n candidates", ylabel=f"worth of {picker}'s pick: from mean to best")
-    right.legend(title="to")
-    return to_svg(figure)
+    axes.axhline(0, color="0.8", zorder=0)
+    pickers = {run.opinions[0].scorer for run in comparison.runs}
+    whose = f"{names[pickers.pop()]}'s pick" if len(pickers) == 1 else "the pick of each run's first scorer"
+    axes.set(xscale="log", xlabel="n candidates", ylabel=f"worth of {whose}: from mean to best")
+    if labelled:
+        axes.legend(title="to")
 
 
 def _shares(run: RunComparison) -> Iterator[tuple[str, list[float]]]:
     """By scorer, what the first one's pick of n is worth to it: 0 its mean candidate, 1 its best."""
     first = run.opinions[0]
-    own = run.scores[first.scorer]
-    for judge, curve in first.best_of_n.items():
-        if not math.isnan(first.gain[judge]):
+    own, gain = run.scores[first.scorer], first.gain or {}
+    for judge, curve in (first.best_of_n or {}).items():
+        if not math.isnan(gain[judge]):
             worth = run.scores[judge]
             best = max(value for i, value in worth.items() if value is not None and own[i] is not None)
             yield judge, [(value - curve[0]) / (best - curve[0]) for value in curve]

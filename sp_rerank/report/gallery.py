@@ -23,7 +23,8 @@ from sp_rerank.errors import StorageError
 from sp_rerank.manifest import Row
 from sp_rerank.report import charts
 from sp_rerank.report.page import page
-from sp_rerank.run import RunDir
+from sp_rerank.rescoring import is_chance_sample
+from sp_rerank.run import TOP, RunDir
 
 FILE = "index.html"
 SMALL = 128  # pixels; images up to this side are shown large with hard edges
@@ -138,8 +139,9 @@ def gallery(run: RunDir) -> bytes:
         median=statistics.median,
         histograms=[charts.histogram(list(one.scores.values())) for one in orderings],
         pairs=_pairs(orderings),
-        curves=[] if _searched(run) else [curve for one in orderings if (curve := _curve(one, orderings))],
+        curves=[curve for one in orderings if (curve := _curve(one, orderings))] if is_chance_sample(run) else [],
         frame=charts,
+        steered=_strategy(run) == "steering",
         budget=_budget(run),
         data=_data(run, pictures, orderings, first),
     )
@@ -251,10 +253,31 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def ended_by_rule(run: RunDir) -> bool:
+    """Whether a rule such as --until ended the run before its last candidate: it is complete as it is.
+
+    A run that was cut short has not got its best copies yet, whatever its rules.
+    """
+    return bool(run.config.get("stop")) and bool(run.missing) and bool(run.rows) and (run.path / TOP).is_dir()
+
+
+def _last(run: RunDir) -> int:
+    """Index of the last candidate that the run has, or is to have."""
+    return max(run.rows) if ended_by_rule(run) else run.n - 1
+
+
+def _strategy(run: RunDir) -> str:
+    """The name of the run's search; empty where run.json does not tell."""
+    search = run.config.get("search")
+    name = search.get("strategy") if isinstance(search, dict) else search
+    return name if isinstance(name, str) else ""
+
+
 def _facts(run: RunDir) -> list[str]:
     """How the images were made, as far as run.json tells; an older or edited one may not."""
-    config = run.config
-    facts = [f"{run.n} candidates" if run.n != 1 else "1 candidate"]
+    config, last = run.config, _last(run)
+    count = len(run.rows) if ended_by_rule(run) else run.n
+    facts = [f"{count} candidates" if count != 1 else "1 candidate"]
     if isinstance(config.get("model"), str):
         facts.append(f"by {config['model']}")
     if isinstance(config.get("steps"), int):
@@ -264,17 +287,21 @@ def _facts(run: RunDir) -> list[str]:
     if isinstance(config.get("guidance_scale"), int | float):
         facts.append(f"guidance {config['guidance_scale']:g}")
     if isinstance(config.get("seed"), int):
-        facts.append(f"seeds {config['seed']}–{config['seed'] + run.n - 1}" if run.n > 1 else f"seed {config['seed']}")
-    if isinstance(config.get("search"), str) and config["search"] != "exhaustive":
-        facts.append(f"{config['search']} search")
+        facts.append(f"seeds {config['seed']}–{config['seed'] + last}" if last else f"seed {config['seed']}")
+    if _strategy(run) not in ("", "exhaustive"):
+        facts.append(f"{_strategy(run)} search")
     return facts
 
 
 def _notes(run: RunDir, pictures: Mapping[int, Picture], orderings: Sequence[Ordering]) -> list[str]:
     """What a person should know before believing the page."""
     notes = []
-    if run.missing:
+    if ended_by_rule(run):
+        notes.append(f"A rule ended the run after {len(run.rows)} of {run.n} candidates.")
+    elif run.missing:
         notes.append(f"{len(run.rows)} of {run.n} candidates so far; --resume goes on with the run.")
+    if _strategy(run) == "steering":
+        notes.append("Steered: the images descend from others of their batch, and no seed alone makes one again.")
     if run.rows and not orderings:
         notes.append("No candidate has a score: they are shown in the order in which they were made.")
     shown = {one.name for one in orderings}
@@ -351,11 +378,6 @@ def _curve(picking: Ordering, orderings: Sequence[Ordering]) -> dict[str, Any] |
     }
 
 
-def _searched(run: RunDir) -> bool:
-    """Whether candidates were dropped: the finalists are no chance sample, of which the best of n could be told."""
-    return any(row.status == "dropped" for row in run.rows.values())
-
-
 def _share(curve: agreement.Array, own: agreement.Array) -> list[float]:
     """A curve as percent of the way from a scorer's mean candidate to its best one."""
     return [float(value) for value in (curve - own[0]) / (own[-1] - own[0]) * 100]
@@ -387,7 +409,7 @@ def _data(
 ) -> dict[str, Any]:
     """What run.js needs beside the page's own text."""
     return {
-        "n": run.n,
+        "last": _last(run),
         "prompt": prompt_of(run),
         "negative": str(run.config.get("negative_prompt") or ""),
         "scorers": [

@@ -21,45 +21,46 @@ CAPTION = 30  # pixels below a thumbnail
 BEST = 320  # the most pixels of a side of the best ones
 PAPER, INK, FAINT, GOLD = (250, 249, 246), (32, 32, 36), (130, 130, 138), (196, 138, 20)
 MOST = 400  # candidates on a sheet: of a larger run the best ones, so that the sheet stays a picture
-LOST = {"flagged": "replaced", "nonfinite": "broken"}
+LOST = {"flagged": "replaced", "nonfinite": "broken", "dropped": "dropped"}
 
 
-def contact_sheet(run: RunDir, order: Sequence[int], best: int, scorer: str) -> bytes:
+def contact_sheet(run: RunDir, order: Sequence[int], best: Sequence[int], scorer: str) -> bytes:
     """Draw the sheet as a PNG file.
 
     Args:
         run: a complete run folder; its images are opened one at a time.
         order: all indices, the best first.
-        best: how many of them are drawn large.
+        best: those that are drawn large.
         scorer: the name under which the rows hold the score of the order.
     """
+    ranks, chosen = {index: rank for rank, index in enumerate(order, start=1)}, set(best)
     order = order[:MOST]
     rows_of_all = math.ceil(len(order) / COLUMNS)
     width = 2 * MARGIN + COLUMNS * (THUMBNAIL + GAP) - GAP
-    per_row = min(max(best, 1), 4)
+    per_row = min(max(len(best), 1), 4)
     large = min(BEST, (width - 2 * MARGIN - (per_row - 1) * 2 * GAP) // per_row)
     title = textwrap.wrap(run.config["prompt"], 74)[:3] or [""]
     head = MARGIN + 34 * len(title) + 34
-    best_rows = math.ceil(best / per_row)
+    best_rows = math.ceil(len(best) / per_row)
     below = head + best_rows * (large + CAPTION + 2 * GAP)
     sheet = Image.new("RGB", (width, below + rows_of_all * (THUMBNAIL + CAPTION + GAP) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
     for line, words in enumerate(title):
         draw.text((MARGIN, MARGIN - 6 + 34 * line), words, INK, _font(28))
     draw.text((MARGIN, head - 32), _subtitle(run, scorer), FAINT, _font(16))
-    for place, index in enumerate(order[:best]):
+    for place, index in enumerate(best):
         x = MARGIN + place % per_row * (large + 2 * GAP)
         y = head + place // per_row * (large + CAPTION + 2 * GAP)
         _put(sheet, run, index, (x, y), large)
-        draw.text((x, y + large + 6), f"{place + 1}", GOLD, _font(20))
+        draw.text((x, y + large + 6), f"{ranks[index]}", GOLD, _font(20))
         draw.text((x + 28, y + large + 9), _label(run, index, scorer), INK, _font(16))
     for place, index in enumerate(order):
         x = MARGIN + place % COLUMNS * (THUMBNAIL + GAP)
         y = below + place // COLUMNS * (THUMBNAIL + CAPTION + GAP)
         _put(sheet, run, index, (x, y), THUMBNAIL)
-        if place < best:
+        if index in chosen:
             draw.rectangle((x - 3, y - 3, x + THUMBNAIL + 2, y + THUMBNAIL + 2), outline=GOLD, width=3)
-        draw.text((x, y + THUMBNAIL + 5), f"{place + 1}", GOLD if place < best else FAINT, _font(12))
+        draw.text((x, y + THUMBNAIL + 5), f"{place + 1}", GOLD if index in chosen else FAINT, _font(12))
         draw.text((x + 26, y + THUMBNAIL + 5), _label(run, index, scorer, short=True), FAINT, _font(12))
     file = io.BytesIO()
     sheet.save(file, "PNG", compress_level=3)  # half of the time for a tenth more bytes
@@ -73,9 +74,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _subtitle(run: RunDir, scorer: str) -> str:
     config = run.config
     name = scorer.split("@")[0]
-    shown = f"the best {MOST} of " if run.n > MOST else ""
+    made = len(run.rows)
+    shown = f"the best {MOST} of " if made > MOST else ""
     return (
-        f"{shown}{run.n} candidates by {config['model']}, {config['steps']} steps of "
+        f"{shown}{made} candidates by {config['model']}, {config['steps']} steps of "
         f"{config['scheduler'].removesuffix('Scheduler')}, guidance {config['guidance_scale']:g}, ranked by {name}"
     )
 

@@ -49,6 +49,7 @@ class Entry:
         prompt: of the run.
         made: how many candidates it has.
         n: how many it is to have.
+        ended: whether a rule ended it with those that it has.
         picks: by the full name of a scorer.
     """
 
@@ -56,6 +57,7 @@ class Entry:
     prompt: str
     made: int
     n: int
+    ended: bool
     picks: dict[str, Pick]
 
 
@@ -95,7 +97,7 @@ def overview(runs: Mapping[str, RunDir], errors: Mapping[str, str]) -> bytes:
     runs_of = Counter(one.name for several in orderings.values() for one in several)
     labels = gallery.labels_of([name for name, _ in runs_of.most_common()])
     entries = [_entry(name, run, orderings[name]) for name, run in runs.items()]
-    sizes = {entry.n for entry in entries}
+    sizes = {entry.made if entry.ended else entry.n for entry in entries}
     return page(
         "overview.html",
         styles=("page.css", "overview.css"),
@@ -143,7 +145,8 @@ def _entry(name: str, run: RunDir, orderings: Sequence[gallery.Ordering]) -> Ent
             tuple((rank, other.label) for other in orderings if other is not one and (rank := other.rank(index))),
         )
     # "./" first: a folder may be called "javascript:x"
-    return Entry(f"./{quote(name)}/", gallery.prompt_of(run), len(run.rows), run.n, picks)
+    ended = gallery.ended_by_rule(run)
+    return Entry(f"./{quote(name)}/", gallery.prompt_of(run), len(run.rows), run.n, ended, picks)
 
 
 def _same_picks(entries: Sequence[Entry], labels: Mapping[str, str]) -> list[str]:

@@ -257,11 +257,12 @@
     find("ties").textContent = ties(index);
     fill(find("stages"), one.stages.map(([name, score, spent]) => [name, shown(0, score), spent]));
     find("seed").textContent = one.seed;
-    find("index").textContent = `${index} of 0–${data.n - 1}`;
+    find("index").textContent = `${index} of 0–${data.last}`;
     find("evaluations").textContent = one.evaluations;
     find("file").textContent = one.file ?? "none";
     if (one.file) find("file").href = one.file;
     else find("file").removeAttribute("href");
+    if (!find("replay")) return; // a steered image: no command makes it again
     find("replay").textContent = command(index);
     find("copy").textContent = "Copy";
   };
@@ -348,7 +349,7 @@
     if (button) go(Number(button.dataset.go));
     else if (event.target === zoom) zoom.close();
   });
-  find("copy").addEventListener("click", copy);
+  find("copy")?.addEventListener("click", copy);
   find("ask").addEventListener("click", () => keys.showModal());
   columns?.addEventListener("pointerover", (event) => {
     const index = indexOf(event.target);
@@ -378,7 +379,7 @@
     if (zoom.open) {
       if (key === "ArrowLeft") go(-1);
       else if (key === "ArrowRight") go(1);
-      else if (key === "c") copy();
+      else if (key === "c" && find("copy")) copy();
       return;
     }
     if (event.target.matches?.("input") && key !== "Escape") return;

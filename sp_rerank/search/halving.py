@@ -14,7 +14,7 @@ from sp_rerank import ranking
 from sp_rerank.previews import Previews, find_decoder
 from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps
 from sp_rerank.search.watching import Seen, preview, preview_name, watched_steps, within_memory
-from sp_rerank.trajectory import side_by_side
+from sp_rerank.trajectory import check_watchable, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,7 @@ def halving(rounds: Sequence[tuple[float, int]], *, decoder: Any = None, buckets
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
     ) -> Generator[Scored]:
+        check_watchable(sampler)
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
         steps, watched = sampler.steps, watched_steps(sampler, [share for share, _ in rounds])
         previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sp_rerank.errors import UsageError
 from sp_rerank.search.halving import halving
 from sp_rerank.search.screening import SOLVER, draft_name
-from sp_rerank.search.strategy import Known, Scored, Strategy, scored
+from sp_rerank.search.strategy import Known, Scored, Strategy, finish, scored
+from sp_rerank.trajectory import check_watchable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sp_rerank.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 
 def recording(drafts: Sequence[int], previews: Sequence[float]) -> Strategy:
@@ -26,9 +31,17 @@ def recording(drafts: Sequence[int], previews: Sequence[float]) -> Strategy:
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
     ) -> Generator[Scored]:
+        rounds = [(share, len(seeds)) for share in previews]
+        try:
+            check_watchable(sampler)
+        except UsageError as error:
+            log.warning("only drafts are recorded: %s", error)
+            rounds = []
         for steps in drafts:
             yield from scored(sampler.with_steps(steps, SOLVER), score, seeds, draft_name(steps), known)
-        everybody = [(share, len(seeds)) for share in previews]
-        yield from halving(everybody)(sampler, score, seeds, top_k=top_k, known=known)
+        if rounds:
+            yield from halving(rounds)(sampler, score, seeds, top_k=top_k, known=known)
+        else:
+            yield from finish(sampler, score, seeds, known)
 
     return search

@@ -4,6 +4,7 @@
     rounds = [                    # a round's steps (of halving: share of the steps), and how many go on
         {steps = 8, keep = 12},
     ]
+    buckets = [1, 2, 4, 8, 16]    # of halving, optional: the survivors of a batch are rounded up, for compiled models
     [made_for]                    # optional; a run that differs is refused
     n = 100
     steps = 20
@@ -15,11 +16,13 @@ A `keep` below 1 is a share of the candidates. The schedule called "fast" ships 
 
 from __future__ import annotations
 
+import logging
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from sp_rerank import durable
 from sp_rerank.errors import UsageError
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.strategy import Strategy
+
+log = logging.getLogger(__name__)
 
 EXHAUSTIVE, FAST, STEERING = "exhaustive", "fast", "steering"
 NAMES = (EXHAUSTIVE, FAST, STEERING)
@@ -48,12 +53,14 @@ class Schedule:
     Attributes:
         strategy: a name of WHEN.
         rounds: steps of the drafts or share of the steps, and how many candidates go on, below 1 a share of them.
+        buckets: of halving, sizes to which the survivors of a batch are rounded up.
         made_for: n, steps, model and scorer of the runs that it was made for; empty if it is for any.
     """
 
     strategy: str
     rounds: tuple[tuple[float, float], ...]
     made_for: Mapping[str, Any] = field(default_factory=dict)
+    buckets: tuple[int, ...] = ()
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -81,12 +88,15 @@ def shipped() -> Path:
 
 
 def _parsed(record: dict[str, Any]) -> Schedule:
-    unknown = sorted(record.keys() - {"strategy", "rounds", "made_for"})
+    known = {"strategy", "rounds", "made_for"} | ({"buckets"} if record.get("strategy") == "halving" else set())
+    unknown = sorted(record.keys() - known)
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}")
     strategy, made_for = record.get("strategy"), record.get("made_for", {})
     if strategy not in WHEN:
         raise ValueError(f"strategy is {strategy!r}, expected one of {', '.join(WHEN)}")
+    if not isinstance(made_for, dict):
+        raise ValueError("made_for is no table")
     unknown = sorted(made_for.keys() - set(MADE_FOR))
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r} in made_for")
@@ -98,7 +108,15 @@ def _parsed(record: dict[str, Any]) -> Schedule:
             raise ValueError(f"{WHEN[strategy]} is {when!r}")
         if not ((type(keep) is int and keep >= 1) or (type(keep) is float and 0 < keep < 1)):
             raise ValueError(f"keep is {keep!r}, expected a number of candidates or a share of them below 1")
-    return Schedule(strategy, rounds, made_for)
+    whens, keeps = zip(*rounds, strict=True)
+    if any(later <= earlier for earlier, later in pairwise(whens)):
+        raise ValueError(f"the rounds' {WHEN[strategy]} are {', '.join(map(str, whens))}, expected rising ones")
+    if any(type(later) is type(earlier) and later > earlier for earlier, later in pairwise(keeps)):
+        raise ValueError(f"the rounds keep {', '.join(map(str, keeps))}, expected falling numbers")
+    buckets = record.get("buckets", [])
+    if not isinstance(buckets, list) or any(type(size) is not int or size < 1 for size in buckets):
+        raise ValueError(f"buckets are {buckets!r}, expected whole numbers from 1 on")
+    return Schedule(strategy, rounds, made_for, tuple(buckets))
 
 
 def to_toml(schedule: Schedule, remarks: Sequence[str] = ()) -> str:
@@ -153,9 +171,15 @@ def plan_for(spec: str | Path, *, n: int, top_k: int, steps: int, model: str, sc
     rounds = []
     for when, keep in schedule.rounds:
         kept = max(top_k, math.ceil(keep * n)) if isinstance(keep, float) else keep
+        if not top_k <= kept <= n:
+            raise UsageError(f"{path} keeps {kept} of {n} candidates; expected from {top_k}, --top-k, to {n}")
         if kept < n and not (schedule.strategy == "screening" and when >= steps):
             rounds.append([when, kept])
-    return {"strategy": schedule.strategy, "rounds": rounds} if rounds else EXHAUSTIVE
+    if not rounds:
+        log.warning("%s spares nothing of %d candidates with %d steps: all of them are finished", path.name, n, steps)
+        return EXHAUSTIVE
+    buckets = {"buckets": list(schedule.buckets)} if schedule.buckets else {}
+    return {"strategy": schedule.strategy, "rounds": rounds, **buckets}
 
 
 def recording(steps: int) -> dict[str, Any]:

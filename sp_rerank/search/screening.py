@@ -7,8 +7,9 @@ run's own scheduler with the run's own steps from their seeds, so they are the i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sp_rerank.manifest import DRAFT
 from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps, finish, finite_scores, scored
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sp_rerank.sampling import Sampler
+
+log = logging.getLogger(__name__)
 
 SOLVER = "DPMSolverMultistepScheduler"
 """Of the drafts: DPM-Solver++ of second order (Lu et al. 2022, arXiv 2211.01095), good from few steps on."""
@@ -33,6 +36,11 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
     ) -> Generator[Scored]:
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
+        if draws_noise(sampler.scheduler):
+            log.warning(
+                "%s draws noise at every step, which no draft can foresee: drafts tell less; one that draws none, such "
+                "as DPMSolverMultistep, suits this search", type(sampler.scheduler).__name__,
+            )  # fmt: skip
         left = dict(seeds)
         for steps, keep in rounds:
             stage = draft_name(steps)
@@ -44,6 +52,14 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
         yield from finish(sampler, score, left, known)
 
     return search
+
+
+def draws_noise(scheduler: Any) -> bool:
+    """Whether a scheduler of diffusers draws noise on the way, as far as its name and options tell."""
+    config = getattr(scheduler, "config", {})
+    return "sde" in str(config.get("algorithm_type", "")) or any(
+        mark in type(scheduler).__name__ for mark in ("Ancestral", "DDPM", "SDE", "LCM", "TCD")
+    )
 
 
 def draft_name(steps: int) -> str:

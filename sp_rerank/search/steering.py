@@ -22,7 +22,7 @@ from sp_rerank.errors import UsageError
 from sp_rerank.previews import Previews, find_decoder
 from sp_rerank.search.strategy import Known, Scored, Strategy
 from sp_rerank.search.watching import Seen, preview, preview_name, watched_steps, within_memory
-from sp_rerank.trajectory import side_by_side
+from sp_rerank.trajectory import check_watchable, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,10 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
     def search(
         sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
     ) -> Generator[Scored]:
+        check_watchable(sampler)
         steps, watched = sampler.steps, watched_steps(sampler, shares)
         previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)
-        seen = Seen(score, known)
+        seen, blocks = Seen(score, known), sampler.blocks(seeds)
 
         def steered(trajectory: Trajectory) -> Iterator[Scored]:
             rewards, scale = [0.0] * len(trajectory.indices), None
@@ -73,6 +74,8 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
             yield seen.add(trajectory.finish(), None, len(seeds))
 
         def attempt() -> Iterator[Scored]:
+            if sampler.blocks(seeds) != blocks:
+                seen.forget()  # memory ran out: smaller batches are other systems of particles
             with side_by_side(sampler, seeds, watched) as trajectories:
                 for trajectory in trajectories:
                     if seen.lacks(None, trajectory.indices):

@@ -86,12 +86,13 @@ def best_of(scores: Mapping[int, float], keep: int) -> list[int]:
 
 
 def finite_scores(seen: Iterable[Scored]) -> dict[int, float]:
-    """The scores of what was seen, by index; NaN where the pixels are not finite."""
+    """The scores of what was seen, by index; NaN where the pixels are not finite or the safety checker's."""
     scores: dict[int, float] = {}
     for one in seen:
         sound = one.batch.images.flatten(1).isfinite().all(dim=1).tolist()
-        for index, score, fine in zip(one.batch.indices, one.scores.tolist(), sound, strict=True):
-            scores[index] = score if fine else math.nan
+        for place, score in enumerate(one.scores.tolist()):
+            usable = sound[place] and not one.batch.flagged[place]
+            scores[one.batch.indices[place]] = score if usable else math.nan
     return scores
 
 

@@ -32,7 +32,11 @@ class Seen:
 
     def __init__(self, score: Score, known: Known) -> None:
         self._score = score
-        self._scores = {stage: dict(scores) for stage, scores in known.items()}
+        self._scores: dict[str | None, dict[int, float]] = {stage: dict(scores) for stage, scores in known.items()}
+
+    def forget(self) -> None:
+        """Forget what was seen on the way, not what is finished: other batches take other ways."""
+        self._scores = {None: self._scores.get(None, {})}
 
     def lacks(self, stage: str | None, indices: Sequence[int]) -> bool:
         """Whether any of the candidates has not been seen at a stage."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sp_rerank import images
 from sp_rerank.errors import SpRerankError
-from sp_rerank.manifest import Row, Seen, Stage
+from sp_rerank.manifest import Row, Stage
 from sp_rerank.run import RunWriter
 
 BATCH = 8
@@ -65,7 +65,7 @@ def write_search(folder, *, n, resume=False):
             new = [index for index in range(first, min(first + BATCH, n)) if index not in run.seen]
             stages = {index: Stage("draft, 2 steps", index / n, 2) for index in new}
             if new:
-                run.see([(Seen(index, stages[index]), candidate(index)[0]) for index in new])
+                run.see([(index, stages[index], candidate(index)[0]) for index in new])
         finished, dropped = ([index for index in run.missing if index % 2 == odd] for odd in (0, 1))
         for indices in filter(None, (finished, dropped)):
             run.commit([searched_row(run, index, dropped=index % 2 == 1) for index in indices])

@@ -51,7 +51,8 @@ def test_the_signature_is_stable_diffusions_and_then_ours():
     described = [(p.name, p.kind, p.default) for p in stock[:-1]]  # the last one is **kwargs
     assert [(p.name, p.kind, p.default) for p in ours[: len(described)]] == described
     added = ours[len(described) : -1]
-    assert [p.name for p in added] == ["num_candidates", "top_k", "seed", "return_all", "candidate_batch_size"]
+    names = ["num_candidates", "top_k", "seed", "return_all", "candidate_batch_size", "search"]
+    assert [p.name for p in added] == names
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in added)
     assert ours[-1].kind is stock[-1].kind is inspect.Parameter.VAR_KEYWORD
 

@@ -132,7 +132,7 @@ def test_a_search_shows_where_candidates_fell_and_what_it_saved(tmp_path):
         {"a": [0.1, None, None, None, None]},
         status=lambda index: ["ok", "dropped", "dropped", "flagged", "nonfinite"][index],
         stages=lambda index: [(far,), (far,), (far, near), (), ()][index],
-        search="halving",
+        search={"strategy": "halving", "rounds": [[0.25, 3], [0.4, 2]]},
     )
     page = page_of(run)
     assert page.sheet == [
@@ -148,6 +148,17 @@ def test_a_search_shows_where_candidates_fell_and_what_it_saved(tmp_path):
     assert "3 × draft, 4 steps → 1 × preview, 6 of 16 steps → 3 × all steps." in page.says
     classes = {a["id"]: a["class"] for a in page.all("li") if "data-index" in a}
     assert classes == {"c0": "ok", "c1": "dropped", "c2": "dropped", "c3": "flagged", "c4": "nonfinite"}
+
+
+def test_a_steered_run_offers_no_command_that_would_be_refused(tmp_path):
+    steered = page_of(make_run(tmp_path / "steered", {"a": [0.1, 0.4]}, search={"strategy": "steering"}))
+    assert "steering search" in steered.says
+    assert "the images descend from others of their batch, and no seed alone makes one again" in steered.says
+    assert "replay" not in steered.texts
+    assert steered.all("button", id="copy") == []
+    other = page_of(make_run(tmp_path / "other", {"a": [0.1, 0.4]}))
+    assert "sp-rerank replay" in other.texts["replay"]
+    assert "descend" not in other.says
 
 
 def test_one_scorer_shows_its_best_four(tmp_path):
@@ -240,6 +251,21 @@ def test_a_run_that_is_not_complete_is_shown_as_far_as_it_is(tmp_path):
     page = page_of(make_run(tmp_path / "run", {"a": [0.1, 0.2]}, n=5))
     assert [index for index, _ in page.sheet] == [1, 0]
     assert "2 of 5 candidates so far" in page.says
+
+
+def test_a_run_that_a_rule_ended_is_complete(tmp_path):
+    run = make_run(tmp_path / "run", {"a": [0.1, 0.3, 0.2]}, n=40, stop={"until": 0.9})
+    assert "3 of 40 candidates so far; --resume goes on" in page_of(run).says  # cut short: nothing is chosen yet
+    (run.path / "top").mkdir()
+    page = page_of(run)
+    assert "A rule ended the run after 3 of 40 candidates." in page.says
+    assert "so far" not in page.says
+    assert "3 candidates by mini" in page.says
+    assert "seeds 40–42" in page.says
+    assert page.data["last"] == 2
+    overview = Page(write_overview(tmp_path)[0].read_text(encoding="utf-8"))
+    assert overview.texts["h1"] == "The best of 3"
+    assert overview.texts["row1"].strip() == "a lemon on the beach ended by a rule after 3 of 40"
 
 
 def test_a_run_that_has_just_begun(tmp_path):

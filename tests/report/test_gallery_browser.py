@@ -210,6 +210,15 @@ def test_the_command_is_copied(page):
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#replay")
 
 
+def test_a_steered_candidate_is_zoomed_without_a_command(opened, tmp_path):
+    page = opened(write_gallery(make_run(tmp_path / "run", {"a": [0.1, 0.2]}, search={"strategy": "steering"})))
+    page.click("#c0 a")
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowLeft")
+    assert page.inner_text("#place") == "1st of 2"
+    assert page.inner_text(".replay") == "It descends from others of its batch: no seed alone makes it again."
+
+
 def test_the_help_opens_and_closes(page):
     page.keyboard.press("?")
     assert "order by another scorer" in page.inner_text("#keys")

@@ -10,7 +10,7 @@ from test_screening import BlurredPipe, run
 from typer.testing import CliRunner
 
 from sp_rerank.cli import app
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.planning import Recording, act_out, cheapest, gains, plan, promise, read_recording
 from sp_rerank.run import RunDir, add_scores
 from sp_rerank.scorers.brightness import BrightnessScorer
@@ -79,7 +79,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     monkeypatch.setattr("sp_rerank.search.schedule.RECORDED_PREVIEWS", ())  # the double has no steps to look into
     monkeypatch.setattr("sp_rerank.search.schedule.RECORDED_DRAFTS", (2, 3))
     monkeypatch.setattr("sp_rerank.search.schedule.DEAREST_DRAFT", 0.6)
-    monkeypatch.setattr("sp_rerank.search.recording.halving", lambda rounds: _finish)
+    monkeypatch.setattr("sp_rerank.search.recording.check_watchable", _cannot)
     folders = [tmp_path / f"run{i}" for i in range(4)]
     for i, folder in enumerate(folders):
         run(BlurredPipe(), folder, record=True, seed=1000 * i, prompt=f"a lemon {i}")
@@ -98,10 +98,23 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     assert sum(row.unet_evaluations for row in followed.values()) == acted.evaluations
 
 
-def _finish(sampler, score, seeds, *, top_k, known):
-    from sp_rerank.search.strategy import finish
+def test_a_recording_without_a_usable_candidate_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sp_rerank.search.recording.check_watchable", _cannot)
+    with pytest.raises(NothingUsableError):
+        run(BlurredPipe(flagged=range(20)), tmp_path / "run", n=20, record=True)
+    with pytest.raises(UsageError, match="holds no usable candidate; leave it out"):
+        read_recording(RunDir.read(tmp_path / "run"))
 
-    yield from finish(sampler, score, seeds, known)
+
+def _cannot(sampler):
+    raise UsageError("it cannot be cut")
+
+
+def test_finalists_that_are_not_usable_gain_nothing():
+    one = recording(3)
+    one.finished[:10] = np.nan
+    assert gains(one, range(10), 4) == (0.0, 0.0, 0.0, 0.0)
+    assert promise(Schedule("screening", ((6, 0.1),)), [one], 4).prompts == 1
 
 
 def test_what_is_no_recording_is_refused(tmp_path):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from doubles import SeededPipe
 from test_generation import files
 
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.generation import generate
 from sp_rerank.repetition import replay_to
 from sp_rerank.run import RunDir
@@ -22,12 +23,17 @@ from sp_rerank.search.schedule import plan_for, read_schedule, strategy_of, to_t
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
 
+SETTINGS = {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5}
+
+
 class BlurredPipe(SeededPipe):
     """A draft of few steps is the finished image with a brightness that is off by noise of its own."""
 
     def __call__(self, prompt, num_inference_steps=5, guidance_scale=1.0, generator=None, **others):
         output = super().__call__(prompt, num_inference_steps, guidance_scale, generator=generator, **others)
-        for image, one in zip(output.images, generator, strict=True):
+        for image, one, flagged in zip(output.images, generator, output.nsfw_content_detected, strict=True):
+            if flagged:
+                continue
             noise = torch.Generator().manual_seed(one.initial_seed() * 100 + num_inference_steps)
             off = 0.02 * (5 - num_inference_steps) * torch.randn(1, generator=noise)
             image.copy_((image * 0.5 + 0.25 + off).clamp(0, 1))
@@ -42,7 +48,7 @@ def schedule(tmp_path):
 
 
 def run(pipe, folder=None, prompt="a lemon", **arguments):
-    arguments = {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5, **arguments}
+    arguments = {**SETTINGS, **arguments}
     return generate(prompt, pipe=pipe, scorer=BrightnessScorer(), out=folder, **arguments)
 
 
@@ -63,7 +69,7 @@ def test_the_finalists_are_those_of_the_drafts_and_made_as_ever(tmp_path, schedu
     second = {row.index: row.stages[1].score for row in rows.values() if len(row.stages) == 2}
     assert sorted(second) == sorted(sorted(first, key=lambda i: -first[i])[:16])
     assert sorted(row.index for row in finished) == sorted(sorted(second, key=lambda i: -second[i])[:6])
-    assert best[0].score <= full[0].score
+    assert [r.score for r in best] == sorted((row.scores["brightness"] for row in finished), reverse=True)[:4]
     assert not (tmp_path / "fast" / "drafts").exists() and not (tmp_path / "fast" / "stages.jsonl").exists()
     print(f"screening: {spent} of 200 evaluations; the pick is {best[0].score:.4f} of {full[0].score:.4f}")
 
@@ -84,9 +90,8 @@ def test_stopped_between_stages_and_resumed(tmp_path, schedule, after):
             return super().score(prompt, images)
 
     def go(folder, **arguments):
-        pipe, settings = BlurredPipe(), {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5}
         return generate(
-            "a lemon", pipe=pipe, scorer=Counting(), out=folder, search=schedule, **settings, **arguments
+            "a lemon", pipe=BlurredPipe(), scorer=Counting(), out=folder, search=schedule, **SETTINGS, **arguments
         )
 
     go(tmp_path / "whole")
@@ -119,8 +124,93 @@ def test_a_broken_draft_is_dropped(schedule):
     assert 5 not in [one.candidate.index for one in best]
 
 
+def test_a_flagged_draft_never_goes_on(tmp_path, schedule):
+    class Darkness(BrightnessScorer):
+        name = "darkness"
+
+        def score(self, prompt, images):
+            return -super().score(prompt, images)
+
+    best = generate(
+        "a lemon",
+        pipe=BlurredPipe(flagged=range(6)),
+        scorer=Darkness(),
+        search=schedule,
+        out=tmp_path / "run",
+        **SETTINGS,
+    )
+    assert len(best) == 4 and all(r.candidate.index >= 6 for r in best)
+    rows = RunDir.read(tmp_path / "run").rows
+    assert all(rows[i].stages[0].flagged and rows[i].stages[0].score is None for i in range(6))
+
+
+def test_mostly_broken_drafts_are_the_precisions_fault(tmp_path, schedule):
+    def spoil(seeds, images):
+        images[[seed % 2 == 0 for seed in seeds]] = math.nan
+
+    with pytest.raises(NothingUsableError, match="20 of 40 images or scores are not finite"):
+        run(BlurredPipe(spoil), tmp_path / "run", search=schedule)
+
+    def spoil_one(seeds, images):
+        if len(seeds) < 8:  # the finalists
+            images[0] = math.nan
+
+    assert len(run(BlurredPipe(spoil_one), search=schedule)) == 4, "one of forty is no pattern"
+
+
+def test_a_damaged_draft_is_made_again(tmp_path, schedule):
+    run(BlurredPipe(), tmp_path / "whole", search=schedule)
+    asked = []
+    with pytest.raises(KeyboardInterrupt):
+        run(BlurredPipe(), tmp_path / "run", search=schedule, stop=lambda: asked.append(1) or len(asked) == 6)
+    drafts = sorted((tmp_path / "run" / "drafts").iterdir())
+    drafts[0].unlink()
+    drafts[7].write_bytes(b"rubbish")
+    run(BlurredPipe(), tmp_path / "run", search=schedule, resume=True)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_a_scorer_that_fails_is_named_and_nothing_is_lost(tmp_path, schedule):
+    class Failing(BrightnessScorer):
+        calls = 0
+
+        def score(self, prompt, images):
+            self.calls += 1
+            if self.calls == 4:
+                raise KeyError("a plug-in's own mistake")
+            return super().score(prompt, images)
+
+    with pytest.raises(SpRerankError, match=r"brightness failed: KeyError.*--resume"):
+        generate("a lemon", pipe=BlurredPipe(), scorer=Failing(), search=schedule, out=tmp_path / "run", **SETTINGS)
+    run(BlurredPipe(), tmp_path / "whole", search=schedule)
+    run(BlurredPipe(), tmp_path / "run", search=schedule, resume=True)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_the_sheet_shows_the_chosen_ones(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "sp_rerank.report.grid._put", lambda sheet, run, index, corner, side: drawn.append((index, side))
+    )
+
+    class Embedding(BrightnessScorer):
+        def embed(self, images):
+            return torch.stack([torch.from_numpy(np.asarray(image, float)).flatten() for image in images])
+
+    best = generate("a lemon", pipe=SeededPipe(), scorer=Embedding(), diverse=True, out=tmp_path / "run", **SETTINGS)
+    largest = max(side for _, side in drawn)
+    assert [index for index, side in drawn if side == largest] == [r.candidate.index for r in best]
+
+
+def test_a_scheduler_that_draws_noise_is_warned_of(schedule, caplog):
+    pipe = BlurredPipe()
+    pipe.scheduler = type("EulerAncestralDiscreteScheduler", (), {})()
+    run(pipe, search=schedule)
+    assert "draws noise at every step" in caplog.text
+
+
 def test_a_stage_must_keep_enough(schedule):
-    with pytest.raises(UsageError, match="stage 2 of the search keeps 6, fewer than --top-k 7"):
+    with pytest.raises(UsageError, match="keeps 6 of 40 candidates; expected from 7, --top-k, to 40"):
         run(BlurredPipe(), search=schedule, top_k=7)
     sampler = Sampler(BlurredPipe(), "a lemon", batch_size=8, guidance_scale=1.0)
     with pytest.raises(UsageError, match="stage 2 of the search keeps 9 of 8"):
@@ -151,12 +241,13 @@ def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
             plan_for(path, **{**RUN, key: other})
 
 
-def test_the_fast_schedule_fits_any_run():
+def test_the_fast_schedule_fits_any_run(caplog):
     for n, top_k, steps in ((100, 4, 20), (10, 4, 50), (1000, 1, 50)):
         plan = plan_for("fast", **{**RUN, "n": n, "top_k": top_k, "steps": steps})
         strategy_of(plan)
         assert all(top_k <= keep < n and at < steps for at, keep in plan["rounds"])
     assert plan_for("fast", **{**RUN, "n": 4}) == "exhaustive"
+    assert "spares nothing of 4 candidates" in caplog.text
     assert json.dumps(plan_for("fast", **RUN))
 
 
@@ -171,6 +262,11 @@ def test_the_fast_schedule_fits_any_run():
         ("strategy = 'screening'\nrounds = [{steps = 4}]", "keep"),
         ("strategy = 'screening'\nspeed = 9", "unknown key 'speed'"),
         ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9}]\nmade_for = {dtype = 'x'}", "unknown key 'dtype'"),
+        ("strategy = 'screening'\nmade_for = 3", "made_for is no table"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9}, {steps = 3, keep = 5}]", "expected rising ones"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 5}, {steps = 6, keep = 9}]", "expected falling numbers"),
+        ("strategy = 'screening'\nbuckets = [4]", "unknown key 'buckets'"),
+        ("strategy = 'halving'\nrounds = [{share = 0.4, keep = 9}]\nbuckets = [0]", "buckets are"),
         ("not toml", "is no schedule"),
     ],
 )

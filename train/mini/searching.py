@@ -66,12 +66,16 @@ def stages_of(schedules: Sequence[Schedule]) -> dict[str, Any]:
 def record(number: int, caption: str, out: Path) -> Path:
     """One prompt's candidates at their stages, in a run folder; a complete one is left alone."""
     import torch
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
 
     from sp_rerank import load_pipeline, load_scorer
     from sp_rerank.configuration import configure
     from sp_rerank.generation import carry_out
     from sp_rerank.models import find_dtype
 
+    diffusers_log.disable_progress_bar()
+    transformers_log.disable_progress_bar()
     torch.set_num_threads(1)  # a process a core
     pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=SCHEDULER)
     scorer, folder = load_scorer("clip-mini"), out / f"{number:03}"
@@ -181,6 +185,8 @@ def _figures(
             "worth of the pick to the judge, % of the pick of all": percent(one.worth),
             f"evaluations, fewer than all with {STEPS} steps": round(one.saving, 2),
             f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(one.saving * DEFAULT_STEPS / own, 2),
+            "images and previews decoded and scored, of all": round(one.decodes, 2),
+            "evaluations that the timed runs spent, fewer": round(clock["exhaustive"][1] / clock[name][1], 2),
             "seconds, fewer": round(seconds, 2),
             "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / one.saving), 2),
         }
