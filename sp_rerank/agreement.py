@@ -187,7 +187,7 @@ def enough(curve: ArrayLike, share: float = ENOUGH) -> int:
     best = np.asarray(curve, float)
     if not len(best):
         return 0
-    wanted = best[0] + share * (best[-1] - best[0])
+    wanted = min(best[0] + share * (best[-1] - best[0]), best[-1])  # rounding must not ask for more than there is
     return int(np.argmax(best >= wanted)) + 1
 
 

@@ -191,13 +191,14 @@ def test_the_best_of_n_at_its_ends():
 
 
 @given(st.lists(FINITE, max_size=9), st.sampled_from([0.0, 0.5, 0.95, 1.0]))
+@example([0.5, -0.75, -1.5], 1.0)
 def test_enough_is_the_first_that_reaches_the_share(scores, share):
     curve = agreement.best_of_n(scores)
     n = agreement.enough(curve, share)
     if not scores:
         assert n == 0
         return
-    wanted = curve[0] + share * (curve[-1] - curve[0])
+    wanted = min(curve[0] + share * (curve[-1] - curve[0]), curve[-1])
     assert curve[n - 1] >= wanted
     assert n == 1 or curve[n - 2] < wanted
 

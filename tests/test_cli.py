@@ -425,7 +425,7 @@ def test_help_is_quick_and_importing_is_cheap():
     assert min(took) < 0.5
 
 
-def test_interrupted_and_resumed(tmp_path):
+def test_interrupted_and_resumed(tmp_path, sp_rerank):
     """Ctrl-C: the batch in hand is finished, the command that goes on is printed, and it gives the very same folder."""
     import signal
 
@@ -433,10 +433,7 @@ def test_interrupted_and_resumed(tmp_path):
     command = [sys.executable, "-m", "sp_rerank", "generate", PROMPT, "--model", "mini", "--steps", "2"]
     command += ["--n", "16", "--batch-size", "4", "--out", "cut"]
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-
-    cut = start()
+    cut = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     manifest = tmp_path / "cut" / "candidates.jsonl"
     while not manifest.exists() or not manifest.stat().st_size:
         assert cut.poll() is None, cut.stderr and cut.stderr.read()
@@ -449,15 +446,10 @@ def test_interrupted_and_resumed(tmp_path):
     (typed,) = re.findall(r"Go on with: (.*)", said)
     program, *words = shlex.split(typed)
     assert program == "sp-rerank"
-    command[:] = [sys.executable, "-m", "sp_rerank", *words]  # the printed command goes on
-    resumed = start()
-    _, said = resumed.communicate()
-    assert resumed.returncode == 0, said
-    command[command.index("cut")] = "whole"
-    command.remove("--resume")
-    whole = start()
-    _, said = whole.communicate()
-    assert whole.returncode == 0, said
+    code, _, said = sp_rerank(*words)  # the printed command goes on
+    assert code == 0, said
+    code, _, said = sp_rerank(*["whole" if word == "cut" else word for word in words if word != "--resume"])
+    assert code == 0, said
     names = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
     assert len(names) > 20
     for name in names:
