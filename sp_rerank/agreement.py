@@ -261,7 +261,7 @@ def _temperature(gap: Array, right: Array) -> float:
     if slope(STEEPEST) >= 0:
         return 0.0
     steepness: Any = optimize.brentq(slope, 0, STEEPEST, maxiter=1000)
-    return scale / float(steepness)
+    return scale / float(steepness) if steepness > 0 else math.inf  # a slope that is 0 but for rounding
 
 
 def _probabilities(gap: Array, temperature: float) -> Array:

@@ -14,8 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported; workers are as many as threads would be
 
-# How long an example takes says more about what else runs than about the code.
-hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# How long an example takes says more about what else runs than about the code. CI draws the same examples every time,
+# elsewhere each run looks for new ones.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("suite")
 
 
