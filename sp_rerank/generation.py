@@ -19,6 +19,7 @@ from sp_rerank.existing import ranked
 from sp_rerank.manifest import Row, Stage, Status
 from sp_rerank.run import RunWriter
 from sp_rerank.scorers import embedder
+from sp_rerank.search.strategy import usable_scores
 from sp_rerank.types import Candidate, Ranked
 
 if TYPE_CHECKING:
@@ -195,12 +196,13 @@ def carry_out(
     from sp_rerank.search.schedule import strategy_of
 
     n, prompt = config["n"], config["prompt"]
+    margin = margin_of(scorer)
     choose = _unlike(embedder(scorer), top_k) if diverse else None  # a scorer that cannot tell says so before the work
     sampler, strategy = sampler_of(config, pipe), strategy_of(config["search"])
     size = _image_bytes(pipe, config["height"], config["width"])
     with RunWriter.start(out, config, resume=resume, image_bytes=size) if out else nullcontext() as run:
         tally = _tally(n if diverse else top_k, scorer.name, run)
-        enough = _enough(config, tally, margin_of(scorer))
+        enough = _enough(config, tally, margin)
         score, others = _scored_by(scorer, prompt), {one.name: _scored_by(one, prompt) for one in also}
         seeds = {index: config["seed"] + index for index in range(n)}
         made: dict[str | None, int] = {}
@@ -218,7 +220,7 @@ def carry_out(
                     raise KeyboardInterrupt
                 if enough():
                     break
-        return _conclude(tally, run, config, choose, margin_of(scorer))
+        return _conclude(tally, run, config, choose, margin)
 
 
 def _tally(top_k: int, scorer: str, run: RunWriter | None) -> _Tally:
@@ -339,14 +341,13 @@ def to_images(batch: Tensor) -> list[Image.Image]:
 def _see(one: Scored, tally: _Tally, run: RunWriter | None, config: Mapping[str, Any]) -> None:
     """Keep what a search saw of candidates on the way; what is known from before stays as it was."""
     assert one.stage
-    batch, lines = one.batch, []
+    batch, usable, lines = one.batch, usable_scores(one), []
     for place, image in enumerate(to_images(batch.images)):
-        index, score = batch.indices[place], float(one.scores[place])
+        index, flagged = batch.indices[place], batch.flagged[place]
         if any(stage.name == one.stage for stage in tally.seen.get(index, ())):
             continue
-        flagged = batch.flagged[place]
-        sound = math.isfinite(score) and bool(batch.images[place].isfinite().all()) and not flagged
-        stage = Stage(one.stage, score if sound else None, batch.unet_evaluations, flagged)
+        score = usable[index] if math.isfinite(usable[index]) else None
+        stage = Stage(one.stage, score, batch.unet_evaluations, flagged)
         tally.seen[index] = (*tally.seen.get(index, ()), stage)
         if run:
             candidate = Candidate(index, batch.seeds[place], image, flagged)
@@ -363,16 +364,14 @@ def _take(
     config: Mapping[str, Any],
 ) -> None:
     """Commit finished candidates to the folder and to the tally."""
-    batch, selecting = one.batch, config["scorers"][0]
-    sound = batch.images.flatten(1).isfinite().all(dim=1).tolist()
+    batch, usable, selecting = one.batch, usable_scores(one), config["scorers"][0]
     columns = {selecting: one.scores, **{name: score(batch.images) for name, score in others.items()}}
     made = []
     for place, image in enumerate(to_images(batch.images)):
         candidate = Candidate(batch.indices[place], batch.seeds[place], image, batch.flagged[place])
-        scores = {name: float(column[place]) for name, column in columns.items()}
-        finite = sound[place] and math.isfinite(scores[selecting])
+        finite = math.isfinite(usable[candidate.index])
         status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
-        scores = scores if status == "ok" else dict.fromkeys(scores, math.nan)
+        scores = {name: float(column[place]) if status == "ok" else math.nan for name, column in columns.items()}
         stages = tally.seen.get(candidate.index, ())
         finite_scores = {name: score if math.isfinite(score) else None for name, score in scores.items()}
         png = to_png(candidate, config, {"scores": finite_scores})
@@ -415,15 +414,17 @@ def to_png(candidate: Candidate, config: Mapping[str, Any], more: Mapping[str, A
         size=candidate.image.size,
         model=config["model"],
     )
-    record = {"prompt": config["prompt"], "model": config["model"], "index": candidate.index, "seed": candidate.seed}
-    return images.encode(candidate.image, parameters=parameters, record={**record, **more})
+    return images.encode(candidate.image, parameters=parameters, record={**_origin(candidate, config), **more})
+
+
+def _origin(candidate: Candidate, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": config["prompt"], "model": config["model"], "index": candidate.index, "seed": candidate.seed}
 
 
 def _draft_png(candidate: Candidate, config: Mapping[str, Any], stage: Stage) -> bytes:
     """What a search saw as a PNG file; other tools get the prompt alone, for the run's own steps did not make it."""
-    record = {"prompt": config["prompt"], "model": config["model"], "index": candidate.index, "seed": candidate.seed}
-    more = {"stage": stage.name, "score": stage.score}
-    return images.encode(candidate.image, parameters=config["prompt"], record={**record, **more})
+    record = {**_origin(candidate, config), "stage": stage.name, "score": stage.score}
+    return images.encode(candidate.image, parameters=config["prompt"], record=record)
 
 
 def _conclude(

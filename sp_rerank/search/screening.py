@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.manifest import DRAFT
-from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps, finish, finite_scores, scored
+from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps, finish, scored, usable_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
             stage = draft_name(steps)
             scores = {index: value for index, value in known.get(stage, {}).items() if index in left}
             for one in scored(sampler.with_steps(steps, SOLVER), score, left, stage, known):
-                scores = {**finite_scores([one]), **scores}
+                scores = {**usable_scores(one), **scores}
                 yield one
             left = {index: seeds[index] for index in best_of(scores, keep)}
         yield from finish(sampler, score, left, known)

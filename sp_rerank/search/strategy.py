@@ -85,15 +85,12 @@ def best_of(scores: Mapping[int, float], keep: int) -> list[int]:
     return sorted(indices[place] for place in order[:keep])
 
 
-def finite_scores(seen: Iterable[Scored]) -> dict[int, float]:
+def usable_scores(one: Scored) -> dict[int, float]:
     """The scores of what was seen, by index; NaN where the pixels are not finite or the safety checker's."""
-    scores: dict[int, float] = {}
-    for one in seen:
-        sound = one.batch.images.flatten(1).isfinite().all(dim=1).tolist()
-        for place, score in enumerate(one.scores.tolist()):
-            usable = sound[place] and not one.batch.flagged[place]
-            scores[one.batch.indices[place]] = score if usable else math.nan
-    return scores
+    sound = one.batch.images.flatten(1).isfinite().all(dim=1).tolist()
+    usable = [fine and not flagged for fine, flagged in zip(sound, one.batch.flagged, strict=True)]
+    scores = [score if good else math.nan for score, good in zip(one.scores.tolist(), usable, strict=True)]
+    return dict(zip(one.batch.indices, scores, strict=True))
 
 
 def check_keeps(keeps: Iterable[int], top_k: int, n: int) -> None:

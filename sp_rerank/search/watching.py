@@ -9,7 +9,7 @@ import torch
 
 from sp_rerank.errors import UsageError
 from sp_rerank.sampling import Batch
-from sp_rerank.search.strategy import Known, Scored, finite_scores
+from sp_rerank.search.strategy import Known, Scored, usable_scores
 from sp_rerank.trajectory import View
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Seen:
         if new:
             scores[new] = self._score(batch.images[new]).float()
         scored = Scored(batch, scores, stage, total)
-        self._scores[stage] = {**finite_scores([scored]), **known}
+        self._scores[stage] = {**usable_scores(scored), **known}
         return scored
 
 
