@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -22,7 +21,7 @@ from sp_rerank import agreement, ranking
 from sp_rerank.agreement import Estimate
 from sp_rerank.errors import UsageError
 from sp_rerank.run import RunDir
-from sp_rerank.search.schedule import WHEN, Schedule
+from sp_rerank.search.schedule import WHEN, Schedule, whole
 from sp_rerank.search.strategy import best_of
 
 Array = NDArray[np.float64]
@@ -119,14 +118,13 @@ def read_recording(run: RunDir, worth: str | None = None) -> Recording:
     if worth and any(worth not in row.scores for row in rows):
         raise UsageError(f"{run.path} holds no scores of {worth}; add them with `sp-rerank compare RUN --scorer ..`")
     drafts, previews, spent = {}, {}, 0
-    for place, stage in enumerate(rows[0].stages):
+    for place, (stage, when) in enumerate(zip(rows[0].stages, [*search["drafts"], *search["previews"]], strict=False)):
         scores = _array(row.stages[place].score for row in rows)
-        numbers = [int(number) for number in re.findall(r"\d+", stage.name)]
         if stage.is_draft:
-            drafts[numbers[0]] = (scores, stage.unet_evaluations)
+            drafts[when] = (scores, stage.unet_evaluations)
         else:
             spent += stage.unet_evaluations
-            previews[search["previews"][len(previews)]] = (scores, spent)
+            previews[when] = (scores, spent)
     if not any(row.status == "ok" for row in rows):
         raise UsageError(f"{run.path} holds no usable candidate; leave it out")
     usable = [row.scores.get(scorer) if row.status == "ok" else None for row in rows]
@@ -157,8 +155,7 @@ def act_out(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
         evaluations += len(left) * (cost - gone)
         decodes += len(left)
         gone = 0 if schedule.strategy == "screening" else cost  # a trajectory goes on, a draft begins anew
-        kept = max(top_k, math.ceil(keep * n)) if keep < 1 else int(keep)
-        left = best_of({index: float(scores[index]) for index in left}, kept)
+        left = best_of({index: float(scores[index]) for index in left}, whole(keep, n=n, top_k=top_k))
     return Outcome(tuple(left), evaluations + len(left) * (recording.evaluations - gone), decodes + len(left))
 
 
@@ -168,9 +165,9 @@ def gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[f
     The gains are NaN where all candidates score the same.
     """
     scores = recording.finished
-    if not _picks(recording, finalists):
-        return 0.0, 0.0, 0.0, 0.0
     everybody, left = _picks(recording, range(len(scores))), _picks(recording, finalists)
+    if not left:
+        return 0.0, 0.0, 0.0, 0.0
     mean = float(np.nanmean(scores))
 
     def share(k: int) -> float:

@@ -126,6 +126,7 @@ def to_toml(schedule: Schedule, remarks: Sequence[str] = ()) -> str:
     lines += [f'strategy = "{schedule.strategy}"', "rounds = ["]
     lines += [f"    {{{when} = {at}, keep = {keep}}}," for at, keep in schedule.rounds]
     lines += ["]"]
+    lines += [f"buckets = {list(schedule.buckets)}"] if schedule.buckets else []
     if schedule.made_for:
         lines += ["", "[made_for]"]
         lines += [f"{key} = {_toml(value)}" for key, value in schedule.made_for.items()]
@@ -137,6 +138,11 @@ def _toml(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'
     return str(value)
+
+
+def whole(keep: float, *, n: int, top_k: int) -> int:
+    """How many of n candidates a round keeps: a share is rounded up, and never below the best k."""
+    return max(top_k, math.ceil(keep * n)) if keep < 1 else int(keep)
 
 
 def plan_for(spec: str | Path, *, n: int, top_k: int, steps: int, model: str, scorer: str) -> Any:
@@ -170,7 +176,7 @@ def plan_for(spec: str | Path, *, n: int, top_k: int, steps: int, model: str, sc
             )
     rounds = []
     for when, keep in schedule.rounds:
-        kept = max(top_k, math.ceil(keep * n)) if isinstance(keep, float) else keep
+        kept = whole(keep, n=n, top_k=top_k)
         if not top_k <= kept <= n:
             raise UsageError(f"{path} keeps {kept} of {n} candidates; expected from {top_k}, --top-k, to {n}")
         if kept < n and not (schedule.strategy == "screening" and when >= steps):

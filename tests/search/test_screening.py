@@ -18,7 +18,7 @@ from sp_rerank.run import RunDir
 from sp_rerank.sampling import Sampler
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.search import screening
-from sp_rerank.search.schedule import plan_for, read_schedule, strategy_of, to_toml
+from sp_rerank.search.schedule import Schedule, plan_for, read_schedule, strategy_of, to_toml
 
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
@@ -233,9 +233,12 @@ def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
     path = tmp_path / "plan.toml"
     made_for = {key: RUN[key] for key in ("n", "steps", "model", "scorer")}
     path.write_text(SCHEDULE)
-    text = to_toml(read_schedule(path).__class__("screening", ((8, 12),), made_for), ["a remark"])
+    text = to_toml(Schedule("screening", ((8, 12),), made_for), ["a remark"])
     path.write_text(text)
     assert plan_for(path, **RUN) == {"strategy": "screening", "rounds": [[8, 12]]}
+    halved = Schedule("halving", ((0.4, 0.5), (0.6, 12)), {}, (1, 2, 4))
+    (tmp_path / "halving.toml").write_text(to_toml(halved))
+    assert read_schedule(tmp_path / "halving.toml") == halved
     for key, other in (("n", 50), ("steps", 16), ("model", "sd-v1.4"), ("scorer", "hps-v2.1@def")):
         with pytest.raises(UsageError, match=rf"made for {key} .*plan again"):
             plan_for(path, **{**RUN, key: other})

@@ -31,7 +31,7 @@ from sp_rerank.report.results import new_figure, percent, to_svg
 from sp_rerank.run import RunDir, add_scores
 from sp_rerank.search.schedule import EXHAUSTIVE, FAST, Schedule, read_schedule, shipped, to_toml
 from sp_rerank.train.mini.annotators import draw_captions
-from sp_rerank.train.mini.judge import load_judge
+from sp_rerank.train.mini.judge import Judge, load_judge
 
 SEED = 13_000_000  # of the candidates; nothing else uses these
 CANDIDATES, TOP_K = 100, 4
@@ -107,9 +107,9 @@ def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], Non
     return [out / f"{number:03}" for number in range(len(asked))]
 
 
-def judged(folder: Path) -> RunDir:
+def judged(folder: Path, judge: Judge) -> RunDir:
     """A recording with what the judge thinks of the finished candidates, asked once."""
-    run, judge = RunDir.read(folder), load_judge()
+    run = RunDir.read(folder)
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
     images = [open_image(run.image(index)) for index in range(run.n)]
@@ -158,7 +158,8 @@ def compare_search(
     """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
     folders = make_recordings(out, prompts, jobs, say)[CHOOSING:]
     say("asking the judge")
-    recordings = [planning.read_recording(judged(folder), worth=load_judge().name) for folder in folders]
+    judge = load_judge()
+    recordings = [planning.read_recording(judged(folder, judge), worth=judge.name) for folder in folders]
     found = {name: planning.promise(one, recordings, TOP_K) for name, one in schedules().items()}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "halving.toml"
