@@ -106,6 +106,16 @@ class RunDir:
         """Indices that are not committed yet, rising; empty once the run is complete."""
         return [index for index in range(self.n) if index not in self.rows]
 
+    @property
+    def spent(self) -> int:
+        """Evaluations of the denoiser, on all committed candidates."""
+        return sum(row.unet_evaluations for row in self.rows.values())
+
+    @property
+    def evaluations_each(self) -> int:
+        """Evaluations that finishing one candidate takes; 0 where none is finished."""
+        return max((row.own_evaluations for row in self.rows.values() if row.status != "dropped"), default=0)
+
     def image(self, index: int) -> Path:
         """Path of a committed candidate's image.
 

@@ -109,8 +109,7 @@ class Sampler:
         while waiting:
             indices = waiting.popleft()
             if len(indices) > self._limit:
-                pieces = [indices[i : i + self._limit] for i in range(0, len(indices), self._limit)]
-                waiting.extendleft(reversed(pieces))
+                waiting.extendleft(reversed(_pieces(indices, self._limit)))
                 continue
             batch = self._attempt(indices, [seeds[index] for index in indices])
             if batch is None:
@@ -140,9 +139,7 @@ class Sampler:
 
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
         """The indices that share a batch, at the size that is known to fit into memory."""
-        indices = sorted(seeds)
-        whole = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        return [block[i : i + self._limit] for block in whole for i in range(0, len(block), self._limit)]
+        return [piece for block in _pieces(sorted(seeds), self.batch_size) for piece in _pieces(block, self._limit)]
 
     def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
@@ -233,6 +230,10 @@ class Sampler:
         if not names or not set(names) <= set(takes):
             return plain
         return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+
+
+def _pieces(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 @contextmanager

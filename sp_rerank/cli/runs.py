@@ -113,11 +113,10 @@ def _report(best: list[Any], folder: Path, scorer: Any, seconds: float, as_json:
              "tie_group": r.tie_group, "file": str(file)}
             for r, file in zip(best, files, strict=True)
         ]  # fmt: skip
-        spent, all_of_them = _evaluations(run)
         print_json({
             "run": str(folder), "prompt": run.config["prompt"], "scorer": scorer.name, "n": run.n,
-            "made": len(run.rows), "unet_evaluations": spent, "unet_evaluations_exhaustive": all_of_them,
-            **lost, "best": rows,
+            "made": len(run.rows), "unet_evaluations": run.spent,
+            "unet_evaluations_exhaustive": run.evaluations_each * run.n, **lost, "best": rows,
         })  # fmt: skip
         return
     for r, file in zip(best, files, strict=True):
@@ -146,7 +145,7 @@ def _remarks(run: Any, best: list[Any], scorer: Any, seconds: float) -> Iterator
     cost = diversity.score_cost(scores, [list(finished).index(r.candidate.index) for r in best])
     if cost > 0:
         yield f"chosen to differ; on average they score {cost:.4f} less than the best {len(best)}"
-    search, (spent, all_of_them) = run.config.get("search"), _evaluations(run)
+    search, spent, all_of_them = run.config.get("search"), run.spent, run.evaluations_each * run.n
     if spent < all_of_them:
         dropped = len(run.rows) - len(finished)
         yield (
@@ -160,15 +159,9 @@ def _remarks(run: Any, best: list[Any], scorer: Any, seconds: float) -> Iterator
     if run.missing:
         why = stopping.reason_to_stop(
             run.config["stop"], scores, run.n, margin=known.margin if known else 0.0, spent=spent,
-            next_batch=min(run.config["batch_size"], len(run.missing)) * all_of_them // run.n, seconds=seconds,
+            next_batch=min(run.config["batch_size"], len(run.missing)) * run.evaluations_each, seconds=seconds,
         )  # fmt: skip
         yield f"ended after {len(run.rows)} of {run.n}: {why}"
-
-
-def _evaluations(run: Any) -> tuple[int, int]:
-    """What a run spent of the denoiser, and what finishing all of its candidates would have taken."""
-    own = max(row.own_evaluations for row in run.rows.values() if row.status != "dropped")
-    return sum(row.unet_evaluations for row in run.rows.values()), own * run.n
 
 
 def _load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:

@@ -386,10 +386,9 @@ def _share(curve: agreement.Array, own: agreement.Array) -> list[float]:
 def _budget(run: RunDir) -> dict[str, Any] | None:
     """What a search spent, in evaluations of the denoiser, against what all candidates with all steps would take."""
     finished = [row for row in run.rows.values() if row.status != "dropped"]
-    if not finished or not any(row.stages for row in run.rows.values()):
+    if not any(row.stages for row in run.rows.values()):
         return None
-    full = max(row.own_evaluations for row in finished)
-    spent, exhaustive = sum(row.unet_evaluations for row in run.rows.values()), full * len(run.rows)
+    spent, exhaustive = run.spent, run.evaluations_each * len(run.rows)
     if not exhaustive:
         return None
     stages = Counter(stage.name for row in run.rows.values() for stage in row.stages)

@@ -148,7 +148,7 @@ def timed(searches: Sequence[tuple[str, Any]], prompts: Sequence[str]) -> dict[s
                 generate(prompt, pipe=pipe, scorer=scorer, n=n, top_k=TOP_K, steps=STEPS, search=search, out=out)
                 if number:
                     seconds[name].append(time.perf_counter() - began)
-                    spent[name] = sum(row.unet_evaluations for row in RunDir.read(out).rows.values())
+                    spent[name] = RunDir.read(out).spent
     return {name: (median(taken), spent[name]) for name, taken in seconds.items()}
 
 
