@@ -1,6 +1,6 @@
 """What diffusers' schedulers keep to themselves: the x_0 that a model predicts, the history of a batch, its noise.
 
-Knows one scheduler at one step; knows nothing of loops, batches or threads.
+Knows one scheduler at one step; knows nothing of loops or batches.
 """
 
 from __future__ import annotations

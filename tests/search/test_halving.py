@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from loops import build_sd, other_threads, sampler_of, seeds_of
+from loops import build_sd, sampler_of, seeds_of, waiting_loops
 
 from sp_rerank.errors import TryAgainError, UsageError
 from sp_rerank.search.exhaustive import exhaustive
@@ -26,10 +26,10 @@ def pipe() -> Any:
     return build_sd()
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
+@pytest.fixture(autouse=True, scope="module")
+def no_loop_is_left():
     yield
-    assert not other_threads()
+    assert not waiting_loops()
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
@@ -188,13 +188,13 @@ def test_memory_runs_out_while_scoring_and_what_is_scored_stays_scored(pipe):
         list(search(halving(ROUNDS), sampler_of(pipe), score=never))
 
 
-def test_a_search_that_is_let_go_leaves_no_thread(pipe):
+def test_a_search_that_is_let_go_leaves_no_loop(pipe):
     running = search(halving(ROUNDS), sampler_of(pipe))
     next(running)
-    assert other_threads()
+    assert waiting_loops()
     del running
     gc.collect()
-    assert not other_threads()
+    assert not waiting_loops()
 
     def fail(images: torch.Tensor) -> torch.Tensor:
         raise ValueError("planted")

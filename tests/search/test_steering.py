@@ -10,7 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import build_sd, other_threads, sampler_of, seeds_of
+from loops import build_sd, sampler_of, seeds_of, waiting_loops
 
 from sp_rerank.errors import UsageError
 from sp_rerank.search.exhaustive import exhaustive
@@ -29,10 +29,10 @@ def pipe() -> Any:
     return pipe
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
+@pytest.fixture(autouse=True, scope="module")
+def no_loop_is_left():
     yield
-    assert not other_threads()
+    assert not waiting_loops()
 
 
 def brightness(images: torch.Tensor) -> torch.Tensor:
