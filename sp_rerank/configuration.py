@@ -115,7 +115,7 @@ def configure(
         "pipeline": type(pipe).__name__,
         "safety_checker": getattr(pipe, "safety_checker", None) is not None,
         "scorers": names,
-        "search": schedule.recording(steps) if record else plan,
+        "search": schedule.recording(steps, model) if record else plan,
         **({"stop": rules} if rules else {}),
         "steps": steps,
         "guidance_scale": suited_guidance if guidance_scale is None else guidance_scale,

@@ -31,6 +31,7 @@ class Model:
         guidance_scale: of classifier-free guidance.
         cpu_batch: images at once on a CPU.
         about: one line for people.
+        small_decoder: repository of an AutoencoderTiny of the same latents, for previews; None takes the model's own.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Model:
     guidance_scale: float
     cpu_batch: int
     about: str
+    small_decoder: str | None = None
 
 
 MINI = str(Path(str(resources.files("sp_rerank"))) / "mini" / "pipeline")
@@ -51,6 +53,7 @@ MODELS = {
         7.5,
         4,
         "Stable Diffusion v1.4, 512x512",
+        "madebyollin/taesd",
     ),
 }
 ACCELERATOR_BATCH = 16  # doubled by guidance it stays below the 64 latents at which upsampling leaves channels_last

@@ -1,41 +1,64 @@
 """Previews: what a batch would look like if the model's present guess of the finished latents were right.
 
 Decodes with the pipeline's own autoencoder, or with a small one of the same latent space (AutoencoderTiny, 6 % of the
-cost at Stable Diffusion's size). Knows latents and pixels; knows nothing of steps or scores.
+cost at Stable Diffusion's size) where this machine has one. Knows latents and pixels; knows nothing of steps or scores.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from sp_rerank import models
+from sp_rerank.errors import HubUnavailableError, UsageError
+from sp_rerank.models import MODELS
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SMALL_DECODERS = {"sd-v1.4": "madebyollin/taesd"}
-"""Model -> the repository of a small autoencoder of its latent space; used where it is in the cache, never fetched."""
 
 AT_ONCE = 8
 """Images per decoder call: 32 of 512x512 pixels have 2^31 activations, more than convolutions can count."""
 
 
-def find_decoder(pipe: Any) -> Any:
-    """The small autoencoder of a known model where this machine has it, on the pipeline's device; None elsewhere."""
-    from diffusers import AutoencoderTiny
-    from huggingface_hub import snapshot_download
+def find_decoder(model: str) -> str | None:
+    """The small decoder of a known model where this machine has it, as `load_decoder` takes it; nothing is fetched.
 
-    repository = SMALL_DECODERS.get(models.model_of(pipe))
-    if repository is None:
-        return None
-    try:
-        folder = snapshot_download(repository, local_files_only=True)
-    except OSError:  # not in the cache
-        return None
+    Args:
+        model: by name.
+
+    Returns:
+        REPOSITORY@COMMIT of the cache, or None.
+    """
+    source = MODELS[model].small_decoder if model in MODELS else None
+    folder = source and _cached(source)
+    return f"{source}@{folder.name}" if folder else None
+
+
+def load_decoder(name: str, pipe: Any) -> Any:
+    """A small decoder on a pipeline's device, in its precision.
+
+    Raises:
+        UsageError: if it is none of a known model.
+        HubUnavailableError: if it is not in this machine's cache.
+    """
+    from diffusers import AutoencoderTiny
+
+    repository, _, commit = name.partition("@")
+    if repository not in {model.small_decoder for model in MODELS.values()}:
+        raise UsageError(f"no small decoder {name!r} in this version; begin the search anew")
+    folder = _cached(repository, commit or None)
+    if folder is None:
+        raise HubUnavailableError(f"the search began with the small decoder {name}, which is not in the cache here")
     small = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, dtype=pipe.vae.dtype)
     return small.to(pipe._execution_device).eval()
+
+
+def _cached(repository: str, commit: str | None = None) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=commit, local_files_only=True))
+    except OSError:  # not in the cache
+        return None
 
 
 class Previews:
@@ -43,25 +66,24 @@ class Previews:
 
     Args:
         pipe: whose latents they are: Stable Diffusion 1/2, SDXL, Stable Diffusion 3 or Flux.
-        decoder: an autoencoder of the same latent space; the pipeline's own where None.
+        decoder: a small one of the same latents, by the name that `find_decoder` gives; the pipeline's own where None.
         height: of the images in pixels where it was asked for; needed for Flux's packed latents alone.
         width: likewise.
-
-    Attributes:
-        decoded: images made so far.
     """
 
-    def __init__(self, pipe: Any, decoder: Any = None, *, height: int | None = None, width: int | None = None) -> None:
-        self.decoded = 0
-        self._pipe, self._decoder = pipe, decoder or pipe.vae
+    def __init__(
+        self, pipe: Any, decoder: str | None = None, *, height: int | None = None, width: int | None = None
+    ) -> None:
+        self._pipe, self._decoder = pipe, load_decoder(decoder, pipe) if decoder else pipe.vae
         self._size = (height, width)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as the pipeline holds them to (b, 3, H, W) images in [0, 1], float32 on the same device.
 
         Latents that are not finite become images that are not.
         """
+        import torch
+
         latents = self._unpacked(latents)
         decoder, dtype = self._decoder, self._decoder.dtype
         # SDXL's autoencoder overflows in half precision, and says so
@@ -69,12 +91,11 @@ class Previews:
         if upcast:
             decoder.to(torch.float32)
         try:
-            chunks = [self._decode(chunk) for chunk in latents.split(AT_ONCE)]
+            with torch.no_grad():
+                return torch.cat([self._decode(chunk) for chunk in latents.split(AT_ONCE)])
         finally:
             if upcast:
                 decoder.to(dtype)
-        self.decoded += len(latents)
-        return torch.cat(chunks)
 
     def _decode(self, latents: Tensor) -> Tensor:
         # an offloaded autoencoder comes to the accelerator when it is called

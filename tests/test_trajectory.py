@@ -1,9 +1,8 @@
-"""Trajectories: survivors of cuts against the uncut run, x_0 against the truth, and threads that always end."""
+"""Trajectories: survivors of cuts against the uncut run, x_0 against the truth, and loops that always end."""
 
 from __future__ import annotations
 
 import signal
-import threading
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,9 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from doubles import SeededPipe
-from loops import FAMILIES, PROMPT, build_sd, family, other_threads, sampler_of, seeds_of
+from loops import FAMILIES, PROMPT, build_sd, family, sampler_of, seeds_of, waiting_loops
 
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import HubUnavailableError, UsageError
 from sp_rerank.previews import Previews, find_decoder, unscaled
 from sp_rerank.scheduling import continued, cut_state, predict_x0
 from sp_rerank.trajectory import side_by_side
@@ -59,10 +58,10 @@ def pipe() -> Any:
     return build_sd()
 
 
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
+@pytest.fixture(autouse=True, scope="module")
+def no_loop_is_left():
     yield
-    assert not other_threads()
+    assert not waiting_loops()
 
 
 def schedule(pipe: Any, name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -278,26 +277,24 @@ def test_running_out_of_memory_reaches_the_caller(pipe):
     with pytest.raises(torch.OutOfMemoryError), side_by_side(sampler, seeds_of(9), (2,)) as trajectories:
         for trajectory in trajectories:
             trajectory.look(0)
-    assert len(calls) == 4 and not other_threads()
+    assert len(calls) == 4 and not waiting_loops()
 
 
 def test_ctrl_c_in_mid_step_ends_all(pipe):
     schedule(pipe, "PNDM", {})
-    main = threading.main_thread().ident or 0
     steps = []
 
     def interrupt(_: Any, step: int, *__: Any) -> dict[str, Any]:
         steps.append(step)
         if len(steps) == 4:
-            signal.pthread_kill(main, signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return {}
 
     sampler = sampler_of(pipe, callback_on_step_end=interrupt, num_inference_steps=60)
     with pytest.raises(KeyboardInterrupt), side_by_side(sampler, seeds_of(6), (2, 59)) as (one, other):
         one.look(0)
         other.look(1)
-    print(f"interrupted in step 4, ended after {len(steps)}")
-    assert not other_threads() and len(steps) < 30
+    assert not waiting_loops() and len(steps) == 4
 
 
 def test_nobody_left_ends_the_batch(pipe):
@@ -305,7 +302,17 @@ def test_nobody_left_ends_the_batch(pipe):
     with side_by_side(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,):
         trajectory.look(0)
         trajectory.keep(0, [])
-        assert trajectory.indices == () and not other_threads()
+        assert trajectory.indices == () and not waiting_loops()
+
+
+def test_the_callers_gradient_mode_is_his_own(pipe):
+    schedule(pipe, "PNDM", {})
+    with side_by_side(sampler_of(pipe), seeds_of(6), (2,)) as (one, other):
+        assert torch.is_grad_enabled()
+        assert not one.look(0).x0.requires_grad and torch.is_grad_enabled()
+        other.look(0)
+        assert not one.finish().images.requires_grad and torch.is_grad_enabled()
+    assert torch.is_grad_enabled(), "one batch was ended in mid-loop"
 
 
 def test_pipelines_that_cannot_be_watched(pipe):
@@ -364,18 +371,20 @@ def test_a_small_decoder_takes_the_place_of_the_autoencoder(pipe, tmp_path, monk
         num_decoder_blocks=(1, 1), latent_channels=4,
     ).eval()  # fmt: skip
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_decoder(pipe) is None
-    monkeypatch.setattr("sp_rerank.previews.models.model_of", lambda _: "sd-v1.4")
-    assert find_decoder(pipe) is None
-    cached = tmp_path / "models--madebyollin--taesd"
-    small.save_pretrained(cached / "snapshots" / ("a" * 40))
+    assert find_decoder("somebody's") is None
+    assert find_decoder("sd-v1.4") is None
+    cached, commit = tmp_path / "models--madebyollin--taesd", "a" * 40
+    small.save_pretrained(cached / "snapshots" / commit)
     (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("a" * 40)
-    previews = Previews(pipe, find_decoder(pipe))
-    images = previews.decode(torch.randn(11, 4, 4, 4))
+    (cached / "refs" / "main").write_text(commit)
+    assert find_decoder("sd-v1.4") == f"madebyollin/taesd@{commit}"
+    images = Previews(pipe, find_decoder("sd-v1.4")).decode(torch.randn(11, 4, 4, 4))
     assert images.shape == (11, 3, 8, 8) and images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
-    assert previews.decoded == 11
+    with pytest.raises(HubUnavailableError, match="began with the small decoder"):
+        Previews(pipe, f"madebyollin/taesd@{'b' * 40}")
+    with pytest.raises(UsageError, match="no small decoder 'somebody/elses'"):
+        Previews(pipe, "somebody/elses")
 
 
 def test_latents_that_are_not_finite_make_images_that_are_not(pipe):

@@ -8,10 +8,10 @@ exhaustive search makes of the same seeds, up to what a machine rounds otherwise
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sp_rerank import ranking
-from sp_rerank.previews import Previews, find_decoder
+from sp_rerank.previews import Previews
 from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps
 from sp_rerank.search.watching import Seen, preview, preview_name, watched_steps, within_memory
 from sp_rerank.trajectory import check_watchable, side_by_side
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     from sp_rerank.trajectory import Trajectory
 
 
-def halving(rounds: Sequence[tuple[float, int]], *, decoder: Any = None, buckets: Sequence[int] = ()) -> Strategy:
+def halving(
+    rounds: Sequence[tuple[float, int]], *, decoder: str | None = None, buckets: Sequence[int] = ()
+) -> Strategy:
     """The strategy with these rounds.
 
     Args:
         rounds: the share of the steps after which previews are looked at, and how many candidates go on from there,
             one a round.
-        decoder: makes the previews' pixels, such as an AutoencoderTiny; where None the small one that is known for
-            the model and is on this machine, else the pipeline's own autoencoder.
+        decoder: makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
+            autoencoder where None.
         buckets: sizes to which the survivors of a batch are rounded up by its next best ones, such as (1, 2, 4, 8, 16),
             so that a compiled denoiser meets few sizes; they stay as they come where it is empty.
 
@@ -45,7 +47,7 @@ def halving(rounds: Sequence[tuple[float, int]], *, decoder: Any = None, buckets
         check_watchable(sampler)
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
         steps, watched = sampler.steps, watched_steps(sampler, [share for share, _ in rounds])
-        previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)
+        previews = Previews(sampler.pipe, decoder, **sampler.size)
         seen = Seen(score, known)
 
         def attempt() -> Iterator[Scored]:

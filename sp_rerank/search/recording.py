@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def recording(drafts: Sequence[int], previews: Sequence[float]) -> Strategy:
+def recording(drafts: Sequence[int], previews: Sequence[float], decoder: str | None = None) -> Strategy:
     """The strategy with this grid; it spares nothing.
 
     Args:
         drafts: steps of each.
         previews: shares of the steps of the run itself.
+        decoder: of the previews, as for `halving`.
     """
 
     def search(
@@ -40,7 +41,7 @@ def recording(drafts: Sequence[int], previews: Sequence[float]) -> Strategy:
         for steps in drafts:
             yield from scored(sampler.with_steps(steps, SOLVER), score, seeds, draft_name(steps), known)
         if rounds:
-            yield from halving(rounds)(sampler, score, seeds, top_k=top_k, known=known)
+            yield from halving(rounds, decoder=decoder)(sampler, score, seeds, top_k=top_k, known=known)
         else:
             yield from finish(sampler, score, seeds, known)
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from sp_rerank import durable
 from sp_rerank.errors import UsageError
+from sp_rerank.previews import find_decoder
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.strategy import Strategy
 
@@ -164,7 +165,7 @@ def plan_for(spec: str | Path, *, n: int, top_k: int, steps: int, model: str, sc
     if spec == EXHAUSTIVE:
         return EXHAUSTIVE
     if spec == STEERING:
-        return {"strategy": STEERING}
+        return {"strategy": STEERING, "decoder": find_decoder(model)}
     path = shipped() if spec == FAST else Path(spec)
     schedule = read_schedule(path)
     here = {"n": n, "steps": steps, "model": model, "scorer": scorer}
@@ -185,15 +186,22 @@ def plan_for(spec: str | Path, *, n: int, top_k: int, steps: int, model: str, sc
         log.warning("%s spares nothing of %d candidates with %d steps: all of them are finished", path.name, n, steps)
         return EXHAUSTIVE
     buckets = {"buckets": list(schedule.buckets)} if schedule.buckets else {}
-    return {"strategy": schedule.strategy, "rounds": rounds, **buckets}
+    decoder = {"decoder": find_decoder(model)} if schedule.strategy == "halving" else {}
+    return {"strategy": schedule.strategy, "rounds": rounds, **buckets, **decoder}
 
 
-def recording(steps: int) -> dict[str, Any]:
-    """The search of a run that `plan` learns from: drafts and previews at a grid of which it will choose."""
+def recording(steps: int, model: str) -> dict[str, Any]:
+    """The search of a run that `plan` learns from: drafts and previews at a grid of which it will choose.
+
+    Args:
+        steps: of the run.
+        model: by name.
+    """
     return {
         "strategy": "recording",
         "drafts": [draft for draft in RECORDED_DRAFTS if draft <= DEAREST_DRAFT * steps],
         "previews": list(RECORDED_PREVIEWS),
+        "decoder": find_decoder(model),
     }
 
 

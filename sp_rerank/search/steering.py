@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sp_rerank.errors import UsageError
-from sp_rerank.previews import Previews, find_decoder
+from sp_rerank.previews import Previews
 from sp_rerank.search.strategy import Known, Scored, Strategy
 from sp_rerank.search.watching import Seen, preview, preview_name, watched_steps, within_memory
 from sp_rerank.trajectory import check_watchable, side_by_side
@@ -34,14 +34,14 @@ SHARES = (0.2, 0.4, 0.6, 0.8)
 STRENGTH = 2.0
 
 
-def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, decoder: Any = None) -> Strategy:
+def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, decoder: str | None = None) -> Strategy:
     """The strategy with these resampling times.
 
     Args:
         shares: of the steps, after which particles are resampled.
         strength: lambda, in units of the spread of the scores at the first of them: scorers differ in scale.
-        decoder: makes the previews' pixels, such as an AutoencoderTiny; where None the small one that is known for
-            the model and is on this machine, else the pipeline's own autoencoder.
+        decoder: makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
+            autoencoder where None.
 
     Raises:
         UsageError: if `strength` is not a number from 0; once it runs, if the scheduler draws no noise on the way, if
@@ -55,7 +55,7 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
     ) -> Generator[Scored]:
         check_watchable(sampler)
         steps, watched = sampler.steps, watched_steps(sampler, shares)
-        previews = Previews(sampler.pipe, decoder or find_decoder(sampler.pipe), **sampler.size)
+        previews = Previews(sampler.pipe, decoder, **sampler.size)
         seen, blocks = Seen(score, known), sampler.blocks(seeds)
 
         def steered(trajectory: Trajectory) -> Iterator[Scored]:
