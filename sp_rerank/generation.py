@@ -206,11 +206,12 @@ def carry_out(
         score, others = _scored_by(scorer, prompt), {one.name: _scored_by(one, prompt) for one in also}
         seeds = {index: config["seed"] + index for index in range(n)}
         made: dict[str | None, int] = {}
+        recorded = isinstance(config["search"], dict) and config["search"]["strategy"] == "recording"
         search = strategy(sampler, score, seeds, top_k=top_k, known=tally.known()) if not enough() else iter(())
         with closing(_guarded(search)) as found:
             for one in found:
                 if one.stage:
-                    _see(one, tally, run, config)
+                    _see(one, others if recorded else {}, tally, run, config)
                 else:
                     _take(one, others, tally, run, config)
                 made[one.stage] = made.get(one.stage, 0) + len(one.batch.indices)
@@ -338,22 +339,34 @@ def to_images(batch: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _see(one: Scored, tally: _Tally, run: RunWriter | None, config: Mapping[str, Any]) -> None:
+def _see(
+    one: Scored,
+    others: Mapping[str, Callable[[Tensor], Tensor]],
+    tally: _Tally,
+    run: RunWriter | None,
+    config: Mapping[str, Any],
+) -> None:
     """Keep what a search saw of candidates on the way; what is known from before stays as it was."""
     assert one.stage
     batch, usable, lines = one.batch, usable_scores(one), []
+    columns = {name: score(batch.images).tolist() for name, score in others.items()}
     for place, image in enumerate(to_images(batch.images)):
         index, flagged = batch.indices[place], batch.flagged[place]
         if any(stage.name == one.stage for stage in tally.seen.get(index, ())):
             continue
-        score = usable[index] if math.isfinite(usable[index]) else None
-        stage = Stage(one.stage, score, batch.unet_evaluations, flagged)
+        score = _finite(usable[index])
+        also = {name: None if score is None else _finite(column[place]) for name, column in columns.items()}
+        stage = Stage(one.stage, score, batch.unet_evaluations, flagged, also)
         tally.seen[index] = (*tally.seen.get(index, ()), stage)
         if run:
             candidate = Candidate(index, batch.seeds[place], image, flagged)
             lines.append((index, stage, _draft_png(candidate, config, stage)))
     if run and lines:
         run.see(lines)
+
+
+def _finite(score: float) -> float | None:
+    return score if math.isfinite(score) else None
 
 
 def _take(
@@ -373,7 +386,7 @@ def _take(
         status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
         scores = {name: float(column[place]) if status == "ok" else math.nan for name, column in columns.items()}
         stages = tally.seen.get(candidate.index, ())
-        finite_scores = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        finite_scores = {name: _finite(score) for name, score in scores.items()}
         png = to_png(candidate, config, {"scores": finite_scores})
         row = Row.of(
             png,

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from reprlib import repr as brief
 from typing import Any, Literal, NoReturn, get_args
 
@@ -37,6 +37,7 @@ class Stage:
         score: by the scorer that selects; None stands for one that is not finite, and for a flagged image.
         unet_evaluations: spent on this candidate at this stage.
         flagged: whether the safety checker replaced what was to be seen.
+        also: of a recording, by the name of each other scorer what it says; None as in `score`.
 
     Raises:
         ValueError: if a field has another type or range than that.
@@ -46,12 +47,15 @@ class Stage:
     score: float | None
     unet_evaluations: int
     flagged: bool = False
+    also: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a stage's name should be text, not {brief(self.name)}")
         if not _is_score(self.score):
             raise ValueError(f"a stage's score should be a finite number or null, not {brief(self.score)}")
+        if not isinstance(self.also, dict) or not all(map(_is_score, self.also.values())):
+            raise ValueError(f"other scores should be finite numbers or null by name, not {brief(self.also)}")
         if type(self.unet_evaluations) is not int or self.unet_evaluations < 0:
             raise ValueError(f"unet_evaluations should be a whole number from 0 on, not {brief(self.unet_evaluations)}")
 
@@ -59,6 +63,13 @@ class Stage:
     def is_draft(self) -> bool:
         """Whether it began from the noise anew; a preview is a look at a trajectory that goes on."""
         return self.name.startswith(DRAFT)
+
+    def to_record(self) -> dict[str, Any]:
+        """For JSON."""
+        record = asdict(self)
+        if not self.also:
+            del record["also"]
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +131,10 @@ class Row:
     def to_line(self) -> bytes:
         """The row as a line of candidates.jsonl, with its newline; equal rows give equal bytes."""
         record = {**asdict(self), "file": self.file}
-        if not self.stages:
-            del record["stages"]
+        del record["stages"]
+        if self.stages:
+            file = record.pop("file")
+            record |= {"stages": [stage.to_record() for stage in self.stages], "file": file}
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -146,7 +159,10 @@ def _stages(records: Any) -> tuple[Stage, ...]:
     names = ["name", "score", "unet_evaluations"]
     if not isinstance(records, list) or not all(isinstance(one, dict) and one.keys() >= set(names) for one in records):
         raise ValueError(f"stages should be a list of {', '.join(names)}, not {brief(records)}")
-    return tuple(Stage(**{name: one[name] for name in names}, flagged=one.get("flagged") is True) for one in records)
+    return tuple(
+        Stage(**{name: one[name] for name in names}, flagged=one.get("flagged") is True, also=one.get("also", {}))
+        for one in records
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,7 @@ class Seen:
 
     def to_line(self) -> bytes:
         """The line, with its newline."""
-        record = {"index": self.index, **asdict(self.stage), "sha256": self.sha256}
+        record = {"index": self.index, **self.stage.to_record(), "sha256": self.sha256}
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 

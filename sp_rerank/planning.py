@@ -98,15 +98,16 @@ class Promise:
     prompts: int
 
 
-def read_recording(run: RunDir, worth: str | None = None) -> Recording:
+def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None = None) -> Recording:
     """The scores of a recorded run.
 
     Args:
         run: made with `record`.
+        scorer: whose; one of the run's by its name or full name, None for the one that selected.
         worth: full name of another scorer whose scores the run holds; what picks are worth to it.
 
     Raises:
-        UsageError: if the run was not recorded, is not complete, or does not hold that scorer.
+        UsageError: if the run was not recorded, is not complete, or does not hold these scorers.
     """
     search = run.config.get("search")
     if not isinstance(search, dict) or search.get("strategy") != "recording":
@@ -114,24 +115,37 @@ def read_recording(run: RunDir, worth: str | None = None) -> Recording:
     if run.missing:
         raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")
     rows = [run.rows[index] for index in range(run.n)]
-    scorer = run.config["scorers"][0]
+    selecting = run.config["scorers"][0]
+    name = _named(run, scorer) if scorer else selecting
     if worth and any(worth not in row.scores for row in rows):
         raise UsageError(f"{run.path} holds no scores of {worth}; add them with `sp-rerank compare RUN --scorer ..`")
     drafts, previews, spent = {}, {}, 0
     for place, (stage, when) in enumerate(zip(rows[0].stages, [*search["drafts"], *search["previews"]], strict=False)):
-        scores = _array(row.stages[place].score for row in rows)
+        seen = [row.stages[place] for row in rows]
+        scores = _array(one.score if name == selecting else one.also.get(name) for one in seen)
+        spent += 0 if stage.is_draft else stage.unet_evaluations
+        if np.isnan(scores).all():
+            continue  # this scorer was not asked
         if stage.is_draft:
             drafts[when] = (scores, stage.unet_evaluations)
         else:
-            spent += stage.unet_evaluations
             previews[when] = (scores, spent)
     if not any(row.status == "ok" for row in rows):
         raise UsageError(f"{run.path} holds no usable candidate; leave it out")
-    usable = [row.scores.get(scorer) if row.status == "ok" else None for row in rows]
+    usable = [row.scores.get(name) if row.status == "ok" else None for row in rows]
     finished = _array(usable)
-    made_with = {"n": run.n, "steps": run.config["steps"], "model": run.config["model"], "scorer": scorer}
+    made_with = {"n": run.n, "steps": run.config["steps"], "model": run.config["model"], "scorer": name}
     other = _array(row.scores[worth] for row in rows) if worth else finished
     return Recording(run.config["prompt"], made_with, finished, rows[0].own_evaluations, drafts, previews, other)
+
+
+def _named(run: RunDir, scorer: str) -> str:
+    """The full name of one of a recording's scorers."""
+    known = run.config["scorers"]
+    for name in known:
+        if scorer in (name, name.split("@")[0]):
+            return name
+    raise UsageError(f"{run.path} was recorded with {', '.join(known)}, not {scorer}; record anew with --also {scorer}")
 
 
 def _array(values: Iterator[float | None] | Sequence[float | None]) -> Array:

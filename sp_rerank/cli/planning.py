@@ -15,6 +15,7 @@ def plan(
     gain: Annotated[float, typer.Option(help="of the pick: the share that must be kept of the way to the best")] = 0.99,
     top_gain: Annotated[float, typer.Option(help="of the best k, likewise")] = 0.97,
     strategy: Annotated[list[str], typer.Option(help="screening or halving  [default: whichever is cheaper]")] = [],  # noqa: B006
+    scorer: Annotated[str | None, typer.Option(help="of the recordings; see --also  [default: the selecting]")] = None,
     top_k: Annotated[int, typer.Option(help="how many images are wanted", min=1)] = 4,
     seed: Annotated[int, typer.Option(help="of the halves: one chooses, the other reports", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="the schedule, for generate --search")] = Path("plan.toml"),
@@ -33,7 +34,7 @@ def plan(
     for name in strategy:
         if name not in WHEN:
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
-    read = [planning.read_recording(RunDir.read(folder)) for folder in recordings]
+    read = [planning.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
     schedule, promise = planning.plan(
         read, top_k=top_k, gain=gain, top_gain=top_gain, strategies=strategy or list(WHEN), seed=seed
     )

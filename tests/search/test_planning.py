@@ -19,6 +19,15 @@ from sp_rerank.search.schedule import Schedule, read_schedule
 MADE_WITH = {"n": 100, "steps": 20, "model": "mini", "scorer": "s@1"}
 
 
+class Darkness(BrightnessScorer):
+    """The opposite of brightness."""
+
+    name = "darkness"
+
+    def score(self, prompts, images):
+        return -super().score(prompts, images)
+
+
 def recording(seed: int, rho: float = 0.95) -> Recording:
     rng = np.random.default_rng(seed)
     finished = rng.normal(size=100)
@@ -82,7 +91,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     monkeypatch.setattr("sp_rerank.search.recording.check_watchable", _cannot)
     folders = [tmp_path / f"run{i}" for i in range(4)]
     for i, folder in enumerate(folders):
-        run(BlurredPipe(), folder, record=True, seed=1000 * i, prompt=f"a lemon {i}")
+        run(BlurredPipe(), folder, record=True, seed=1000 * i, prompt=f"a lemon {i}", also=[Darkness()])
     rows = RunDir.read(folders[0]).rows
     assert {row.status for row in rows.values()} == {"ok"} and {row.unet_evaluations for row in rows.values()} == {10}
     result = CliRunner().invoke(
@@ -91,6 +100,13 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     schedule = read_schedule(tmp_path / "plan.toml")
     assert schedule.strategy == "screening" and schedule.made_for["n"] == 40
+    # the other scorer saw the same stages, and its best are the worst of the first
+    mine, other = (read_recording(RunDir.read(folders[0]), scorer=name) for name in (None, "darkness"))
+    assert np.allclose(other.finished, -mine.finished) and other.made_with["scorer"] == "darkness"
+    assert all(np.allclose(other.drafts[steps][0], -mine.drafts[steps][0]) for steps in (2, 3))
+    command = ["plan", *map(str, folders), "--scorer", "hps", "--out", str(tmp_path / "none.toml")]
+    refused = CliRunner().invoke(app, command)
+    assert isinstance(refused.exception, UsageError) and "record anew with --also hps" in str(refused.exception)
     acted = act_out(schedule, read_recording(RunDir.read(folders[0])), 4)
     run(BlurredPipe(), tmp_path / "followed", search=tmp_path / "plan.toml", prompt="a lemon 0")
     followed = RunDir.read(tmp_path / "followed").rows
