@@ -147,6 +147,7 @@ class Loader:
         augment: whether the images themselves are perturbed.
         crop_from: the smallest side ratio of a crop, drawn from [crop_from, 1).
         flip_chance: of a flip.
+        preview_chance: of a copy being made of one of the image's previews, where it has some.
         share: (index of this process, number of processes): each takes its part of every step's pairs.
     """
 
@@ -162,11 +163,13 @@ class Loader:
         augment: bool,
         crop_from: float,
         flip_chance: float,
+        preview_chance: float = 0.0,
         share: tuple[int, int] = (0, 1),
     ):
         self._groups, self._order, self._scorer, self._reader = groups, order, scorer, reader
         self._seed, self._copies, self._augment = seed, copies, augment
-        self._crop_from, self._flip_chance, self._share = crop_from, flip_chance, share
+        self._crop_from, self._flip_chance, self._preview_chance = crop_from, flip_chance, preview_chance
+        self._share = share
 
     def load(self, step: int, apply: Callable[..., Iterable[Any]] = map) -> Batch:
         """The batch of a step counted from 0; a pair with an image that cannot be read is left out of it.
@@ -231,8 +234,15 @@ class Loader:
         # of the image alone, not of its place in the batch: the number of processes changes nothing
         rng = random.Random(f"view-{self._seed}-{step}-{image[0]}-{image[1]}")
         views = [self._perturb(opened, rng) if self._augment else opened]
-        views += [self._perturb(opened, rng)] if self._copies else []
+        views += [self._perturb(self._preview_of(image, rng) or opened, rng)] if self._copies else []
         return [self._scorer.preprocess([view], device="cpu") for view in views]
+
+    def _preview_of(self, image: Place, rng: random.Random) -> Image.Image | None:
+        """One of an image's previews, if the dice say so and it has some that can be read."""
+        if not self._preview_chance or rng.random() >= self._preview_chance:
+            return None
+        previews = self._groups[image[0]].images[image[1]].previews()
+        return self._reader.read(rng.choice(previews)) if previews else None
 
     def _perturb(self, image: Image.Image, rng: random.Random) -> Image.Image:
         ratio = self._crop_from + (1 - self._crop_from) * rng.random()

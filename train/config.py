@@ -31,7 +31,8 @@ _RANGES = {
     "text_blocks": (-1, math.inf), "evaluate_every": (1, math.inf), "save_every": (1, math.inf),
     "learning_rate": (0, 1), "weight_decay": (0, 10), "beta_1": (0, 0.9999), "beta_2": (0, 0.99999),
     "epsilon": (0, 1), "gate_tau": (1e-6, 1e6), "temperature": (1e-6, 1e6), "ai_weight": (0, 1e6),
-    "gate_b": (-1e6, 1e6), "crop_from": (0.1, 1), "flip_chance": (0, 1), "validation_share": (0, 0.5),
+    "gate_b": (-1e6, 1e6), "crop_from": (0.1, 1), "flip_chance": (0, 1),
+    "preview_chance": (0, 1), "validation_share": (0, 0.5),
 }  # fmt: skip
 
 
@@ -70,6 +71,8 @@ class Recipe:
         augment: whether the images that are ranked are themselves perturbed, as plain augmentation.
         crop_from: the smallest side ratio of a perturbation's centre crop; it is drawn from [crop_from, 1).
         flip_chance: of a perturbation's horizontal flip.
+        preview_chance: of an image's copy being one of its previews, flipped and cropped as well, where it has some:
+            what the image looked like while it was made (see `preferences.ImageSource.previews`).
         precision: "bfloat16" computes in it where it is safe; the weights stay float32.
         gradient_checkpointing: less memory, a third more time.
         evaluate_every: steps between validations.
@@ -107,6 +110,7 @@ class Recipe:
     augment: bool = False
     crop_from: float = 0.9
     flip_chance: float = 1.0
+    preview_chance: float = 0.0
     precision: str = "float32"
     gradient_checkpointing: bool = False
     evaluate_every: int = 500

@@ -173,6 +173,7 @@ class _Trainer:
             augment=recipe.augment,
             crop_from=recipe.crop_from,
             flip_chance=recipe.flip_chance,
+            preview_chance=recipe.preview_chance,
             share=self._share,
         )
         self.progress = self._restore()

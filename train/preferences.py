@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, combinations
+from itertools import chain, combinations, count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -69,6 +69,16 @@ class ImageSource:
         if not self.member:
             return images.open_image(self.path)
         return images.read_image(self._bytes, self.name)
+
+    def previews(self) -> list[ImageSource]:
+        """What the image looked like while it was made, for NAME.png NAME.preview-1.png and so on beside it.
+
+        None where the image is inside an archive or a table.
+        """
+        if self.member:
+            return []
+        named = (self.path.with_name(f"{self.path.stem}.preview-{k}{self.path.suffix}") for k in count(1))
+        return [ImageSource(path) for path in takewhile(Path.is_file, named)]
 
     def _bytes(self) -> io.BytesIO:
         return io.BytesIO(_read_member(self.path, self.member) if self.data is None else self.data)

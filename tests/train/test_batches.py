@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bright_world import make_encoder, make_groups
+from PIL import Image
 
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.scorers.dual_encoder import DualEncoder
@@ -97,6 +98,28 @@ def test_pixels_are_the_scorer_s_own_preprocessing(groups: list[PreferenceGroup]
             expected = scorer.preprocess([groups[group].images[image].open()])
             assert torch.equal(batch.pixels[end[place]], expected[0])
         assert torch.equal(batch.tokens[batch.prompt[place]], scorer.tokenize([groups[group].prompt])[0])
+
+
+def test_a_copy_may_be_what_the_image_looked_like_on_its_way(tmp_path: Path, scorer: DualEncoder):
+    groups = make_groups(tmp_path)
+    seen = groups[0].images[0].path
+    for k, shade in enumerate((10, 240), start=1):
+        Image.new("RGB", (32, 32), (shade,) * 3).save(seen.with_name(f"{seen.stem}.preview-{k}.png"))
+    assert [source.path.stem for source in groups[0].images[0].previews()] == [
+        f"{seen.stem}.preview-{k}" for k in (1, 2)
+    ]
+    assert not groups[0].images[1].previews()
+
+    def copies(step: int, **how: float) -> dict[str, torch.Tensor]:
+        batch = make_loader(groups, scorer, batch=60, **how).load(step)
+        return dict(zip(batch.names, batch.pixels[len(batch.names) :], strict=True))
+
+    drawn = [copies(step, preview_chance=1.0) for step in range(8)]
+    spread = {name: [one[name].std(dim=(1, 2)).max().item() for one in drawn] for name in drawn[0]}
+    assert max(spread.pop(str(seen))) < 1e-6, "one shade all over"
+    assert len({one[str(seen)].mean().item() for one in drawn}) == 2, "each of the two is drawn sooner or later"
+    assert spread and min(min(one) for one in spread.values()) > 0.1, "an image without previews is perturbed as ever"
+    assert copies(0)[str(seen)].std(dim=(1, 2)).max() > 0.1
 
 
 def test_copies_are_drawn_anew_each_step_and_the_same_for_a_seed(groups: list[PreferenceGroup], scorer: DualEncoder):
