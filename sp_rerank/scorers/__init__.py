@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 CHECKPOINT_VARIABLE = "SP_RERANK_CHECKPOINT"
 
 _GROUP = "sp_rerank.scorers"
-_CLIP_MINI = Path(__file__).parents[1] / "mini" / "clip"
+_EMBEDDED = Path(__file__).parents[1] / "mini"
+_FOLDERS = {"clip-mini": "clip", "sp-mini": "sp"}
+"""Of the scorers that come with the package, in `_EMBEDDED`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,8 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
 
 def known_folders(name: str) -> list[Path]:
     """Where the table keeps the weights of a scorer, by its name without the hash; none for one that it has not."""
-    if name == "clip-mini":
-        return [_CLIP_MINI]
+    if name in _FOLDERS:
+        return [_EMBEDDED / _FOLDERS[name]]
     return [PUBLISHED[name].folder] if name in PUBLISHED else []
 
 
@@ -205,10 +207,11 @@ def _build_sp(device: str, dtype: torch.dtype | None) -> Scorer:
     return load_scorer(spec, device=device, dtype=dtype)
 
 
-def _build_clip_mini(device: str, dtype: torch.dtype | None) -> Scorer:
-    if not _CLIP_MINI.is_dir():
-        raise StorageError(f"{_CLIP_MINI}: the embedded model is missing from this installation; install it again")
-    return _load_folder(_CLIP_MINI, device, dtype)
+def _build_embedded(name: str, device: str, dtype: torch.dtype | None) -> Scorer:
+    folder = _EMBEDDED / _FOLDERS[name]
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: the embedded model is missing from this installation; install it again")
+    return _load_folder(folder, device, dtype)
 
 
 def _load_published(row: Published, device: str, dtype: torch.dtype | None) -> Scorer:
@@ -247,8 +250,17 @@ _OWN = {
             size="4 MB",
             scale="cosine",
             licence="Apache-2.0",
-            build=_build_clip_mini,
-            available=_CLIP_MINI.is_dir,
+            build=partial(_build_embedded, "clip-mini"),
+            available=lambda: True,
+        ),
+        Entry(
+            name="sp-mini",
+            summary="clip-mini after Stable Preference on simulated people, previews as copies; embedded here",
+            size="4 MB",
+            scale="cosine",
+            licence="Apache-2.0",
+            build=partial(_build_embedded, "sp-mini"),
+            available=lambda: True,
         ),
         *map(_published_entry, PUBLISHED.values()),
         Entry(

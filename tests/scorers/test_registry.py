@@ -71,7 +71,7 @@ def test_every_scorer_of_the_papers_tables_has_a_row(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []  # asking makes no folder
 
 
-@pytest.mark.parametrize("name", ["clip-mini", "brightness"])
+@pytest.mark.parametrize("name", ["clip-mini", "sp-mini", "brightness"])
 def test_every_scorer_that_is_here_keeps_the_contract(name: str):
     scorer = load_scorer(name)
     assert isinstance(scorer, Scorer)
@@ -131,7 +131,7 @@ def test_sp_is_the_checkpoint_of_the_environment_else_the_mini_models_else_hps(m
 
 
 def test_a_missing_embedded_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("sp_rerank.scorers._CLIP_MINI", tmp_path / "none")
+    monkeypatch.setattr("sp_rerank.scorers._EMBEDDED", tmp_path)
     with pytest.raises(StorageError, match="install it again"):
         load_scorer("clip-mini")
 
