@@ -289,13 +289,13 @@ def micro_accuracy(scored: Sequence[ScoredGroup], *, view: int = 0, seed: int = 
 
     As `acc` of THUDM/ImageReward (test.py): tied labels are skipped, equal scores are wrong.
     """
-    compared = [_compare(group, view) for group in scored]
+    compared = [compare_pairs(group, view) for group in scored]
     return agreement.ratio([c.right.sum() for c in compared], [c.strict.sum() for c in compared], seed=seed)
 
 
 def macro_accuracy(scored: Sequence[ScoredGroup], *, seed: int = 0) -> Estimate:
     """The mean over prompts of 1 - inversions/pairs, as `inversion_score` of tgxs002/HPSv2 (training/train.py)."""
-    compared = [_compare(group) for group in scored]
+    compared = [compare_pairs(group) for group in scored]
     inverted = [(c.strict & ~c.right & ~c.equal).sum() + 0.5 * (c.strict & c.equal).sum() for c in compared]
     pairs = np.array([len(c.label) for c in compared])
     return agreement.ratio(1 - np.array(inverted) / pairs, np.ones(len(pairs)), seed=seed)
@@ -303,7 +303,7 @@ def macro_accuracy(scored: Sequence[ScoredGroup], *, seed: int = 0) -> Estimate:
 
 def margins(scored: Sequence[ScoredGroup], *, seed: int = 0) -> Margins | None:
     """Micro accuracy by the difference of the ranks, rounded; None where no images are ranked."""
-    ranked = [_compare(group) for group in scored if group.ranks is not None]
+    ranked = [compare_pairs(group) for group in scored if group.ranks is not None]
     if not ranked:
         return None
 
@@ -327,7 +327,7 @@ def tie_rule(scored: Sequence[ScoredGroup], *, seed: int = 0) -> TieRule | None:
     Kirstain et al. 2023 (arXiv 2305.01569): the threshold is the best one on a validation part, here the prompts that
     a hash puts there.
     """
-    compared = {id(group): _compare(group) for group in scored}
+    compared = {id(group): compare_pairs(group) for group in scored}
     if not any((c.label == 0.5).any() for c in compared.values()):
         return None
     chosen_on, measured_on = split_groups(scored, (VALIDATION, 1 - VALIDATION), seed)
@@ -401,7 +401,7 @@ def calibration(scored: Sequence[ScoredGroup]) -> Calibration:
 
 def _choices(group: ScoredGroup) -> tuple[Array, Array]:
     """Score gap and label of each choice: of the group's pairs, or of every annotator's."""
-    gap, label = _compare(group).gap, _compare(group).label
+    gap, label = compare_pairs(group).gap, compare_pairs(group).label
     if not group.annotations:
         return gap, label
     first, second, _ = _columns(group)
@@ -411,8 +411,17 @@ def _choices(group: ScoredGroup) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
-    """A group's pairs: score gap, label, difference of ranks, strict label, right order, equal scores."""
+class ComparedPairs:
+    """What a scorer makes of a group's pairs, (pairs,) each.
+
+    Attributes:
+        gap: score of the first less that of the second.
+        label: as in `Pair`.
+        apart: difference of the ranks, NaN where there are none.
+        strict: whether people preferred one.
+        right: whether that one scores strictly higher.
+        equal: whether the scores are equal.
+    """
 
     gap: Array
     label: Array
@@ -422,12 +431,13 @@ class _Compared:
     equal: NDArray[np.bool_]
 
 
-def _compare(group: ScoredGroup, view: int = 0) -> _Compared:
+def compare_pairs(group: ScoredGroup, view: int = 0) -> ComparedPairs:
+    """Compare the scores of one view with people."""
     first, second, label = _columns(group)
     gap = group.scores[view][first] - group.scores[view][second]
     ranks = np.array(group.ranks or [math.nan] * group.scores.shape[1])
     right = np.where(label == 1, gap > 0, gap < 0) & (label != 0.5)
-    return _Compared(gap, label, np.abs(ranks[first] - ranks[second]).round(), label != 0.5, right, gap == 0)
+    return ComparedPairs(gap, label, np.abs(ranks[first] - ranks[second]).round(), label != 0.5, right, gap == 0)
 
 
 def _columns(group: ScoredGroup) -> tuple[NDArray[np.int_], NDArray[np.int_], Array]:

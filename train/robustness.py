@@ -126,8 +126,8 @@ def _row(scored: Sequence[ScoredGroup], view: int, ratio: float | None, seed: in
     return Perturbed(
         ratio=ratio,
         accuracy=micro_accuracy(scored, view=view, seed=seed),
-        flipped=agreement.ratio([_flips(g, view) for g in scored], [len(g.pairs) for g in scored], seed=seed),
-        shift=_shift(scored, view),
+        flipped=agreement.ratio([order_flips(g, view) for g in scored], [len(g.pairs) for g in scored], seed=seed),
+        shift=mean_shift(scored, view),
         kendall=_mean([agreement.kendall(g.scores[0], g.scores[view]) for g in scored], seed),
         top_k=_mean(
             [
@@ -140,13 +140,15 @@ def _row(scored: Sequence[ScoredGroup], view: int, ratio: float | None, seed: in
     )
 
 
-def _flips(group: ScoredGroup, view: int) -> int:
+def order_flips(group: ScoredGroup, view: int) -> int:
+    """How many of a group's pairs a view orders otherwise than the images as they are, view 0."""
     first, second = np.array([(pair.first, pair.second) for pair in group.pairs]).T
     before, after = (np.sign(scores[first] - scores[second]) for scores in (group.scores[0], group.scores[view]))
     return int(((before != after) & ~(np.isnan(before) & np.isnan(after))).sum())
 
 
-def _shift(scored: Sequence[ScoredGroup], view: int) -> float:
+def mean_shift(scored: Sequence[ScoredGroup], view: int) -> float:
+    """Mean |S - S'| of a view against view 0, over the standard deviation of S; NaN where that is 0."""
     before, after = (np.concatenate([group.scores[v] for group in scored]) for v in (0, view))
     both = np.isfinite(before) & np.isfinite(after)
     spread = float(np.std(before[both])) if both.any() else 0.0

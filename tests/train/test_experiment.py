@@ -20,14 +20,16 @@ def groups_of(orders):
 def test_right_order_is_counted_by_prompt_and_view():
     groups = groups_of([[1, 2, 3], [1, 1, 2]])  # the second has two strict pairs
     scores = np.array([[[3.0, 2, 1], [5, 0, 3]], [[1, 2, 3], [3, 3, 3]]])
-    assert experiment.right_by_prompt(scores, groups).tolist() == [[1.0, 0.5], [0.0, 0.0]]
+    scored = experiment.with_scores(groups, scores)
+    assert experiment.right_by_prompt(scored).tolist() == [[1.0, 0.5], [0.0, 0.0]]
 
 
 def test_unsteadiness_is_of_the_views_against_the_first():
+    groups = groups_of([[1, 2, 3]])
     steady = np.array([[[0.0, 1.0, 2.0]]] * 3)
-    assert experiment.unsteadiness(steady) == (0, 0)
+    assert experiment.unsteadiness(experiment.with_scores(groups, steady)) == (0, 0)
     turned = np.array([[[0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]])
-    flips, shift = experiment.unsteadiness(turned)
+    flips, shift = experiment.unsteadiness(experiment.with_scores(groups, turned))
     assert flips == 1
     assert shift == pytest.approx((2 + 0 + 2) / 3 / np.std([0, 1, 2]))
 

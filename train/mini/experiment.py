@@ -37,10 +37,11 @@ from sp_rerank.report.results import percent, table, to_json
 from sp_rerank.train import loop
 from sp_rerank.train.base import load_base
 from sp_rerank.train.config import Recipe, changed, read_recipe
-from sp_rerank.train.evaluate import score_groups
+from sp_rerank.train.evaluate import ScoredGroup, compare_pairs, score_groups
 from sp_rerank.train.mini.annotators import draw_captions
 from sp_rerank.train.mini.judge import load_judge, make_images
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup, read_preferences
+from sp_rerank.train.robustness import mean_shift, order_flips
 from sp_rerank.types import Scorer
 
 SEED = 9_000_000  # of the candidates; nothing else uses these
@@ -151,9 +152,12 @@ def score_everything(spec: str, data: Path, candidates: Path, kept: Path) -> Sco
 
 
 def _domain_scores(scorer: Scorer, file: Path) -> np.ndarray:
+    return np.stack([group.scores for group in _scored(scorer, file)], axis=1)
+
+
+def _scored(scorer: Scorer, file: Path) -> list[ScoredGroup]:
     views = [lambda image: image, *(partial(flip_and_crop, ratio=ratio) for ratio in RATIOS)]
-    groups = score_groups(scorer, read_preferences(file), reader=ImageReader(), batch_size=100, views=views)
-    return np.stack([group.scores for group in groups], axis=1)
+    return list(score_groups(scorer, read_preferences(file), reader=ImageReader(), batch_size=100, views=views))
 
 
 def _candidate_scores(scorer: Scorer, candidates: Path) -> np.ndarray:
@@ -225,23 +229,26 @@ class Figures:
     picked: Estimate
 
 
-def right_by_prompt(scores: np.ndarray, groups: Sequence[PreferenceGroup]) -> np.ndarray:
+def with_scores(groups: Sequence[PreferenceGroup], scores: np.ndarray) -> list[ScoredGroup]:
+    """The groups with what is kept of them, (views, groups, images)."""
+    return [
+        ScoredGroup(group.prompt, group.pairs, group.ranks, group.annotations, scores[:, i])
+        for i, group in enumerate(groups)
+    ]
+
+
+def right_by_prompt(scored: Sequence[ScoredGroup]) -> np.ndarray:
     """(views, groups) the share of a prompt's strict pairs in the right order."""
-    shares = []
-    for view in scores:
-        row = []
-        for some, group in zip(view, groups, strict=True):
-            strict = [pair for pair in group.pairs if pair.label != 0.5]
-            row.append(np.mean([(some[p.first] - some[p.second]) * (2 * p.label - 1) > 0 for p in strict]))
-        shares.append(row)
-    return np.array(shares)
+    views = range(len(scored[0].scores))
+    compared = [[compare_pairs(group, view) for group in scored] for view in views]
+    return np.array([[one.right.sum() / one.strict.sum() for one in row] for row in compared])
 
 
-def unsteadiness(scores: np.ndarray) -> tuple[float, float]:
-    """The share of pairs that a view turns, and the mean |S - S'| over the standard deviation of S."""
-    first, second = np.triu_indices(scores.shape[-1], 1)
-    order = np.sign(scores[..., first] - scores[..., second])
-    return float((order[1:] != order[0]).mean()), float(np.abs(scores[1:] - scores[0]).mean() / scores[0].std())
+def unsteadiness(scored: Sequence[ScoredGroup]) -> tuple[float, float]:
+    """The share of pairs that a view turns, and the mean |S - S'| over the standard deviation of S; of all views."""
+    views, pairs = range(1, len(scored[0].scores)), sum(len(group.pairs) for group in scored)
+    flips = [sum(order_flips(group, view) for group in scored) / pairs for view in views]
+    return float(np.mean(flips)), float(np.mean([mean_shift(scored, view) for view in views]))
 
 
 def figures(
@@ -260,14 +267,15 @@ def figures(
     against = _mean_right(baseline, "other", domains["other"])
     ones = np.ones(len(against[0]))
     changes = np.mean([r[1:].mean(axis=1) - r[0].mean() for r in right.values()], axis=0)
-    steady = np.array([unsteadiness(getattr(run, name)) for run in runs for name in domains]).mean(axis=0)
+    every = [with_scores(groups, getattr(run, name)) for run in runs for name, groups in domains.items()]
+    steady = np.array([unsteadiness(scored) for scored in every]).mean(axis=0)
     picked = np.mean([_picked(run, judged) for run in runs], axis=0)
     mean, best = judged.mean(axis=1), judged.max(axis=1)
     return Figures(
         test=agreement.ratio(right["test"][0], np.ones(len(right["test"][0]))),
         other=agreement.ratio(right["other"][0], ones),
         ahead=agreement.ratio(right["other"][0] - against[0], ones),
-        seeds=tuple(float(right_by_prompt(run.other[:1], domains["other"]).mean()) for run in runs),
+        seeds=tuple(float(right_by_prompt(with_scores(domains["other"], run.other[:1])).mean()) for run in runs),
         changes=tuple(float(change) for change in changes),
         unsteady=float(np.abs(changes).mean()),
         flips=float(steady[0]),
@@ -278,7 +286,7 @@ def figures(
 
 
 def _mean_right(runs: Sequence[Scores], name: str, groups: Sequence[PreferenceGroup]) -> np.ndarray:
-    return np.mean([right_by_prompt(getattr(run, name), groups) for run in runs], axis=0)
+    return np.mean([right_by_prompt(with_scores(groups, getattr(run, name))) for run in runs], axis=0)
 
 
 def _picked(run: Scores, judged: np.ndarray) -> np.ndarray:
@@ -314,7 +322,7 @@ def try_reading(task: Task) -> tuple[float, float, float]:
     """The best validation accuracy of a reading, and its unsteadiness on the validation images."""
     accuracy = train(task)
     scorer = load_scorer(f"sp@{task.folder / 'best'}")
-    return accuracy, *unsteadiness(_domain_scores(scorer, task.data / "validation.json"))
+    return accuracy, *unsteadiness(_scored(scorer, task.data / "validation.json"))
 
 
 def search(data: Path, out: Path, jobs: int) -> None:
