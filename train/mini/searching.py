@@ -2,11 +2,14 @@
 
 What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
 world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
-can be acted out on the same images. Two opinions: of clip-mini, which selects, and of the judge, which does not. The
-seconds are measured apart, on a few prompts, the strategies in turn. Everything is simulated.
+can be acted out on the same images. Two opinions: of the scorer that selects, and of the judge, who does not. clip-mini
+selects, and beside it sp-mini, which learned to look through previews. Steering makes other images than the seeds, so
+it is run on a few prompts and compared with all hundred of theirs. The seconds are measured apart, on a few prompts,
+the strategies in turn. Everything is simulated.
 
 The first prompts are recorded at every stage: `sp-rerank plan build/mini/search/0[01]?` made the schedule that ships
-of them. Recordings are made once and go on after an interruption: an hour on two cores.
+of them, with `--strategy halving` and `--scorer sp-mini` the others. Recordings are made once and go on after an
+interruption: an hour on two cores.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -24,12 +28,14 @@ from typing import Any
 import numpy as np
 
 from sp_rerank import agreement, planning
+from sp_rerank.agreement import Estimate
 from sp_rerank.durable import write
 from sp_rerank.images import open_image
 from sp_rerank.planning import Promise, Recording
+from sp_rerank.previews import find_decoder
 from sp_rerank.report.results import new_figure, percent, to_svg
 from sp_rerank.run import RunDir, add_scores
-from sp_rerank.search.schedule import EXHAUSTIVE, FAST, Schedule, read_schedule, shipped, to_toml
+from sp_rerank.search.schedule import EXHAUSTIVE, FAST, STEERING, Schedule, read_schedule, shipped, to_toml
 from sp_rerank.train.mini.annotators import draw_captions
 from sp_rerank.train.mini.judge import Judge, load_judge
 
@@ -38,15 +44,23 @@ CANDIDATES, TOP_K = 100, 4
 CHOOSING = 20  # prompts before those of the measurement, for `sp-rerank plan`
 STEPS, SCHEDULER = 20, "DPMSolverMultistep"
 DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
-HALVING = Schedule("halving", ((0.4, 0.7), (0.55, 0.3)))
-"""The cheapest that keeps .98 of the gain of the pick and .96 of that of the best four on the first prompts."""
+SELECTING, NOISE_AWARE = "clip-mini", "sp-mini"
+HALVING = {
+    SELECTING: Schedule("halving", ((0.4, 0.7), (0.55, 0.3))),
+    NOISE_AWARE: Schedule("halving", ((0.4, 0.4), (0.55, 0.15))),
+}
+"""By scorer, of the schedules that look at .25, .4 and .55, the cheapest that keeps a share of the gain on the first
+prompts: to clip-mini .98 for the pick and .96 for the best four, to sp-mini .99 and .97."""
 
 TIMED = 3  # prompts
+STEERED = 10  # likewise
+STOCHASTIC = "EulerAncestralDiscrete"  # steering needs a scheduler that draws noise
 
 
-def schedules() -> dict[str, Schedule]:
-    """What is measured, by name."""
-    return {FAST: read_schedule(shipped()), "halving": HALVING}
+def measured() -> dict[str, tuple[Schedule, str]]:
+    """Schedules and the scorers that select, by the name of a row."""
+    halvings = {f"halving, {scorer}": (schedule, scorer) for scorer, schedule in HALVING.items()}
+    return {FAST: (read_schedule(shipped()), SELECTING), **halvings}
 
 
 def captions(n: int) -> list[str]:
@@ -60,7 +74,8 @@ def stages_of(schedules: Sequence[Schedule]) -> dict[str, Any]:
     def places(strategy: str) -> list[Any]:
         return sorted({when for one in schedules if one.strategy == strategy for when, _ in one.rounds})
 
-    return {"strategy": "recording", "drafts": places("screening"), "previews": places("halving")}
+    drafts, previews = places("screening"), places("halving")
+    return {"strategy": "recording", "drafts": drafts, "previews": previews, "decoder": find_decoder("mini")}
 
 
 def record(number: int, caption: str, out: Path) -> Path:
@@ -78,11 +93,13 @@ def record(number: int, caption: str, out: Path) -> Path:
     transformers_log.disable_progress_bar()
     torch.set_num_threads(1)  # a process a core
     pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=SCHEDULER)
-    scorer, folder = load_scorer("clip-mini"), out / f"{number:03}"
+    scorer, folder = load_scorer(SELECTING), out / f"{number:03}"
+    also = [load_scorer(NOISE_AWARE)]
     config = configure(
         caption,
         pipe=pipe,
         scorer=scorer,
+        also=also,
         n=CANDIDATES,
         top_k=TOP_K,
         steps=STEPS,
@@ -90,8 +107,8 @@ def record(number: int, caption: str, out: Path) -> Path:
         record=True,
     )
     if number >= CHOOSING:
-        config["search"] = stages_of(list(schedules().values()))
-    carry_out(config, pipe=pipe, scorer=scorer, top_k=TOP_K, out=folder, resume=True)
+        config["search"] = stages_of([schedule for schedule, _ in measured().values()])
+    carry_out(config, pipe=pipe, scorer=scorer, also=also, top_k=TOP_K, out=folder, resume=True)
     return folder
 
 
@@ -132,24 +149,71 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
 
 
-def timed(searches: Sequence[tuple[str, Any]], prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
+def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
     """Median seconds of each search over some prompts, taken in turn, and the evaluations that it spent on one."""
     from sp_rerank import generate, load_pipeline, load_scorer
     from sp_rerank.models import find_dtype
 
     pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=SCHEDULER)
-    scorer, seconds = load_scorer("clip-mini"), {name: [] for name, _ in searches}
+    scorers = {name: load_scorer(name) for name in HALVING}
+    seconds: dict[str, list[float]] = {}
     spent: dict[str, int] = {}
     with TemporaryDirectory() as folder:
+        searches: dict[str, tuple[str | Path, str]] = {EXHAUSTIVE: (EXHAUSTIVE, SELECTING)}
+        for number, (name, (schedule, scorer)) in enumerate(measured().items()):
+            file = Path(folder) / f"{number}.toml"
+            file.write_text(to_toml(schedule), encoding="utf-8")
+            searches[name] = file, scorer
         for number, prompt in enumerate(["a warm-up", *prompts]):
-            for place, (name, search) in enumerate(searches):
+            for place, (name, (search, scorer)) in enumerate(searches.items()):
                 began, out = time.perf_counter(), Path(folder) / f"{number}-{place}"
                 n = CANDIDATES if number else 2 * TOP_K
-                generate(prompt, pipe=pipe, scorer=scorer, n=n, top_k=TOP_K, steps=STEPS, search=search, out=out)
+                generate(
+                    prompt, pipe=pipe, scorer=scorers[scorer], n=n, top_k=TOP_K, steps=STEPS, search=search, out=out
+                )
                 if number:
-                    seconds[name].append(time.perf_counter() - began)
+                    seconds.setdefault(name, []).append(time.perf_counter() - began)
                     spent[name] = RunDir.read(out).spent
     return {name: (median(taken), spent[name]) for name, taken in seconds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What steering finds, against all candidates of the same prompts, finished by the other scheduler.
+
+    Attributes:
+        gain: of the pick: (its score - mean) / (best of all - mean).
+        worth: likewise to the judge, summed over prompts first, over what the pick of all is worth to him.
+        evaluations: spent a prompt.
+    """
+
+    gain: Estimate
+    worth: Estimate
+    evaluations: int
+
+
+def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
+    """Steer as many particles as there are candidates, on each recorded prompt."""
+    from sp_rerank import generate, load_pipeline, load_scorer
+    from sp_rerank.models import find_dtype
+
+    pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=STOCHASTIC)
+    scorer, spent, picks, worths = load_scorer(SELECTING), 0, [], []
+    with TemporaryDirectory() as folder:
+        for number, one in enumerate(recordings):
+            out = Path(folder) / str(number)
+            (best,) = generate(
+                one.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
+            )
+            spent = RunDir.read(out).spent
+            picks.append(best.score)
+            worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
+    all_picks = [int(np.nanargmax(one.finished)) for one in recordings]
+    own = [(pick - one.finished.mean()) / (one.finished.max() - one.finished.mean())
+           for pick, one in zip(picks, recordings, strict=True)]  # fmt: skip
+    way = [worth - one.worth.mean() for worth, one in zip(worths, recordings, strict=True)]
+    most = [one.worth[pick] - one.worth.mean() for pick, one in zip(all_picks, recordings, strict=True)]
+    return Steered(agreement.ratio(own, [1] * len(own)), agreement.ratio(way, most), spent)
 
 
 def compare_search(
@@ -159,16 +223,18 @@ def compare_search(
     folders = make_recordings(out, prompts, jobs, say)[CHOOSING:]
     say("asking the judge")
     judge = load_judge()
-    recordings = [planning.read_recording(judged(folder, judge), worth=judge.name) for folder in folders]
-    found = {name: planning.promise(one, recordings, TOP_K) for name, one in schedules().items()}
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "halving.toml"
-        file.write_text(to_toml(HALVING), encoding="utf-8")
-        searches = [("exhaustive", EXHAUSTIVE), ("fast", FAST), ("halving", file)]
-        clock = timed(searches, [one.prompt for one in recordings[:TIMED]])
+    runs = [judged(folder, judge) for folder in folders]
+    recordings = {
+        scorer: [planning.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
+    }
+    found = {name: planning.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
+    say("steering")
+    other = steered(recordings[SELECTING][:STEERED], judge)
+    say("taking the time")
+    clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
     if figure:
-        write(figure, draw(found, recordings))
-    return {"simulated": True, "prompts": len(recordings), **_figures(found, clock, recordings)}
+        write(figure, draw(found, other, recordings[SELECTING]))
+    return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings[SELECTING]), **_steered(other)}
 
 
 def _figures(
@@ -177,7 +243,7 @@ def _figures(
     figures: dict[str, Any] = {}
     own = recordings[0].evaluations
     for name, one in found.items():
-        seconds = clock["exhaustive"][0] / clock[name][0]
+        seconds = clock[EXHAUSTIVE][0] / clock[name][0]
         figures[name] = {
             "gain of the pick, %": percent(one.gain),
             "gain of the best four, %": percent(one.top_gain),
@@ -187,26 +253,38 @@ def _figures(
             f"evaluations, fewer than all with {STEPS} steps": round(one.saving, 2),
             f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(one.saving * DEFAULT_STEPS / own, 2),
             "images and previews decoded and scored, of all": round(one.decodes, 2),
-            "evaluations that the timed runs spent, fewer": round(clock["exhaustive"][1] / clock[name][1], 2),
+            "evaluations that the timed runs spent, fewer": round(clock[EXHAUSTIVE][1] / clock[name][1], 2),
             "seconds, fewer": round(seconds, 2),
             "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / one.saving), 2),
         }
     return figures
 
 
-def draw(found: dict[str, Promise], recordings: Sequence[Recording]) -> bytes:
+def _steered(one: Steered) -> dict[str, Any]:
+    return {
+        STEERING: {
+            "gain of the pick, %": percent(one.gain),
+            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
+            f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / one.evaluations, 2),
+            "prompts": STEERED,
+        }
+    }
+
+
+def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
     """Gain against evaluations as SVG: the exhaustive curve of both opinions, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
     own, judge = curve(recordings)
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
-    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, as clip-mini sees it")
+    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, as the scorer sees it")
     axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, as the judge sees it")
-    for (name, one), marker in zip(found.items(), "osD^", strict=False):
-        at = evaluations[-1] / one.saving
-        (dots,) = axes.plot([at], [100 * one.gain.value], marker, label=name)
-        axes.plot([at], [100 * one.worth.value], marker, color=dots.get_color(), fillstyle="none")
+    points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
+    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
+    for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
+        (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
+        axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
     axes.set_title(f"{len(recordings)} prompts, simulated; hollow: as the judge sees it", fontsize=10)
-    axes.set_ylim(0, 104)
+    axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)
