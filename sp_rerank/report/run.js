@@ -270,7 +270,9 @@
   const open = (index, opener) => {
     state.opener = opener;
     fillZoom(index);
-    if (!zoom.open) zoom.showModal();
+    if (zoom.open) return;
+    zoom.showModal();
+    zoom.querySelector(".close").focus();
   };
 
   const go = (by) => {

@@ -10,6 +10,7 @@ from sp_rerank.train.config import RECIPES, Recipe, changed, read_recipe, recipe
 from sp_rerank.train.losses import DISTANCES, GAP_SCALES
 
 SHIPPED = ["mini", "clip-l", "clip-h", "clip-h-hps"]
+NOISE_AWARE = "mini-noise-aware"  # measured against clip-mini by bench search; no twin
 
 
 def write(folder: Path, text: str) -> str:
@@ -19,7 +20,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_the_recipes_that_ship_are_read_and_have_a_twin():
-    assert recipe_names() == sorted([*SHIPPED, *(f"{name}-ce" for name in SHIPPED)])
+    assert recipe_names() == sorted([*SHIPPED, *(f"{name}-ce" for name in SHIPPED), NOISE_AWARE])
     for name in SHIPPED:
         ours, twin = read_recipe(name), read_recipe(f"{name}-ce")
         assert ours.weighting == "stages"
@@ -32,7 +33,13 @@ def test_the_recipes_that_ship_are_read_and_have_a_twin():
         assert replace(twin, **{key: getattr(ours, key) for key in method}) == ours
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+def test_the_noise_aware_recipe_takes_previews_as_copies():
+    recipe = read_recipe(NOISE_AWARE)
+    assert recipe.preview_chance > 0 < recipe.ai_weight
+    assert all(read_recipe(name).preview_chance == 0 for name in recipe_names() if name != NOISE_AWARE)
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, NOISE_AWARE])
 def test_each_opens_with_its_command_time_and_result(name: str):
     head = (RECIPES / f"{name}.toml").read_text().split("\n\n")[0]
     for expected in (f"train {name} --data", "expected time:", "expected result:"):
