@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -149,6 +149,12 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
 
 
+def judges_gain(recordings: Sequence[Recording]) -> Estimate:
+    """Of the judge's way from the mean candidate to his best of all, what the scorer's pick of all goes."""
+    picks = [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
+    return agreement.ratio(picks, [one.worth.max() - one.worth.mean() for one in recordings])
+
+
 def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
     """Median seconds of each search over some prompts, taken in turn, and the evaluations that it spent on one."""
     from sp_rerank import generate, load_pipeline, load_scorer
@@ -234,14 +240,17 @@ def compare_search(
     clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
     if figure:
         write(figure, draw(found, other, recordings[SELECTING]))
-    return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings[SELECTING]), **_steered(other)}
+    return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings), **_steered(other)}
 
 
 def _figures(
-    found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Sequence[Recording]
+    found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    own = recordings[0].evaluations
+    figures: dict[str, Any] = {
+        f"the pick of all to the judge, % of the way to his own, {scorer}": percent(judges_gain(some))
+        for scorer, some in recordings.items()
+    }
+    own = recordings[SELECTING][0].evaluations
     for name, one in found.items():
         seconds = clock[EXHAUSTIVE][0] / clock[name][0]
         figures[name] = {
