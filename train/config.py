@@ -60,7 +60,7 @@ class Recipe:
         beta_2: AdamW's.
         epsilon: AdamW's.
         image_blocks: how many of the last blocks of the image tower learn, with the norm and the projection behind
-            them; 0 freezes the tower, -1 trains all of it.
+            them; 0 freezes the tower, and what it makes of an image that is not perturbed is made once; -1 trains all.
         text_blocks: likewise of the text tower.
         gap_scale: of dS in the gate and in the softmax, see `losses.scaled_gaps`.
         gate_b: of stage 1, where the gate is half open.

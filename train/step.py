@@ -16,7 +16,7 @@ from sp_rerank.errors import NothingUsableError
 from sp_rerank.scorers.dual_encoder import DualEncoder
 from sp_rerank.train import losses
 from sp_rerank.train.base import build_optimizer
-from sp_rerank.train.batches import Batch, Encoding
+from sp_rerank.train.batches import Batch, Encoding, Frozen
 from sp_rerank.train.config import Recipe
 from sp_rerank.train.processes import current, device, gathered, summed
 from sp_rerank.train.tracking import Row
@@ -46,6 +46,7 @@ class Stepper:
         self._recipe, self._scorer, self._state = recipe, scorer, current()
         self.learning = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(scorer, recipe)
+        self._frozen = Frozen(scorer, augment=recipe.augment)
         self.failures = 0
 
     def take(self, step: int, batch: Batch) -> Row:
@@ -57,7 +58,9 @@ class Stepper:
         began = time.monotonic()
         recipe, clip = self._recipe, self._scorer.clip
         seed = int.from_bytes(sha256(f"{recipe.seed}-{step}-{self._state.process_index}".encode()).digest()[:6])
-        encoding = Encoding(self._scorer, batch, micro_batch=recipe.micro_batch, seed=seed, autocast=self.autocast)
+        encoding = Encoding(
+            self._scorer, batch, micro_batch=recipe.micro_batch, seed=seed, autocast=self.autocast, frozen=self._frozen
+        )
         scale = clip.logit_scale.exp()
         gap, preference, interference = self._terms(batch, encoding, scale)
         rows = torch.stack([gap, batch.label, preference, interference], dim=1)
