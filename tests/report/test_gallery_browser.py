@@ -119,8 +119,10 @@ def test_another_scorer_orders_anew(page):
     page.keyboard.press("Escape")
     page.keyboard.press("3")
     assert shown(page) == ORDERS[2]
-    assert page.inner_text("#c11 .caption").split() == ["1", "0.2110", "#51"]
-    assert page.inner_text("#c4 .caption").split() == ["no", "score", "#44"]
+    for index, words in ((11, ["1", "0.2110", "#51"]), (4, ["no", "score", "#44"])):
+        page.locator(f"#c{index}").scroll_into_view_if_needed()  # what is out of view may not be laid out yet
+        page.wait_for_function(f"document.querySelector('#c{index} .caption').innerText !== ''")
+        assert page.inner_text(f"#c{index} .caption").split() == words
     assert page.get_attribute("#c11 img", "alt") == "Rank 1, seed 51"
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.scorers.dual_encoder import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Batch, Encoding, Loader, PairOrder
+from sp_rerank.train.base import freeze
+from sp_rerank.train.batches import Batch, Encoding, Frozen, Loader, PairOrder
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 
 
@@ -178,11 +179,13 @@ def test_an_image_that_cannot_be_read_takes_its_pairs_with_it(tmp_path: Path, sc
     assert (len(empty), empty.pixels.shape, empty.tokens.shape) == (0, (0, 3, 32, 32), (0, 16))
 
 
-def gradients(scorer: DualEncoder, batch: Batch, micro_batch: int, autocast: bool = False) -> dict[str, torch.Tensor]:
+def gradients(
+    scorer: DualEncoder, batch: Batch, micro_batch: int, autocast: bool = False, frozen: Frozen | None = None
+) -> dict[str, torch.Tensor]:
     """Of stage 2's loss, whose softmax spans the batch."""
     scorer.zero_grad()
     context = (lambda: torch.autocast("cpu", torch.bfloat16)) if autocast else nullcontext
-    encoding = Encoding(scorer, batch, micro_batch=micro_batch, seed=5, autocast=context)
+    encoding = Encoding(scorer, batch, micro_batch=micro_batch, seed=5, autocast=context, frozen=frozen)
     scale = scorer.clip.logit_scale.exp().detach()
     views, copies = batch.views(encoding.images, encoding.texts)
     gap = views.gap(scale)
@@ -211,6 +214,61 @@ def test_a_micro_batch_has_the_gradient_of_the_whole(micro_batch: int, groups: l
     found = difference(gradients(scorer, batch, micro_batch), whole)
     print(f"largest difference {found:.1e} of the largest gradient")
     assert found < 1e-6
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+@pytest.mark.parametrize(("image_blocks", "text_blocks"), [(-1, 0), (0, -1), (1, 1), (0, 0)])
+def test_what_a_frozen_tower_makes_is_made_once(
+    groups: list[PreferenceGroup], image_blocks: int, text_blocks: int, micro_batch: int
+):
+    scorer = make_encoder()
+    freeze(scorer, image_blocks, text_blocks)
+    frozen, loader = Frozen(scorer, augment=False), make_loader(groups, scorer, batch=24, together=4)
+    encoded = {"image": 0, "text": 0}
+    for kind in encoded:
+        tower = getattr(scorer.clip, f"encode_{kind}")
+
+        def counted(values: torch.Tensor, kind: str = kind, tower: Any = tower) -> torch.Tensor:
+            encoded[kind] += len(values)
+            return tower(values)
+
+        setattr(scorer.clip, f"encode_{kind}", counted)
+    for step in range(2):
+        batch = loader.load(step)
+        plain, kept = (gradients(scorer, batch, micro_batch, frozen=one) for one in (None, frozen))
+        assert plain.keys() == kept.keys()
+        assert not plain or difference(kept, plain) < 1e-6
+    encoded |= {"image": 0, "text": 0}
+    gradients(scorer, batch, 0, frozen=frozen)
+    copies, images = len(batch.names), len(batch.names)
+    assert encoded["image"] == copies + (0 if image_blocks == 0 else images)
+    assert encoded["text"] == (0 if text_blocks == 0 else len(batch.tokens))
+
+
+def test_a_frozen_embedding_does_not_depend_on_the_batch_it_was_met_in(groups: list[PreferenceGroup]):
+    scorer = make_encoder()
+    freeze(scorer, 0, 0)
+    small, large = (make_loader(groups, scorer, batch=size).load(0) for size in (6, 60))
+
+    def embed(*batches: Batch) -> dict[str, torch.Tensor]:
+        frozen, made = Frozen(scorer, augment=False), {}
+        for batch in batches:
+            encoding = Encoding(scorer, batch, micro_batch=0, seed=0, autocast=nullcontext, frozen=frozen)
+            made |= dict(zip(batch.names, encoding.images, strict=False))
+        return made
+
+    alone, after = embed(large), embed(small, large)
+    assert all(torch.equal(alone[name], after[name]) for name in alone)
+
+
+def test_what_may_change_is_not_kept(groups: list[PreferenceGroup]):
+    dropping, whole = make_encoder(dropout=0.3), make_encoder()
+    for scorer in (dropping, whole):
+        freeze(scorer, 0, 0)
+    batch = make_loader(groups, whole).load(0)
+    assert Frozen(whole, augment=False).images(batch, whole.clip.encode_image) is not None
+    assert Frozen(whole, augment=True).images(batch, whole.clip.encode_image) is None
+    assert Frozen(dropping, augment=False).images(batch, dropping.clip.encode_image) is None
 
 
 def test_the_second_pass_drops_what_the_first_one_dropped(groups: list[PreferenceGroup]):
