@@ -7,6 +7,7 @@ registry or of downloads.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -93,6 +94,12 @@ class ScorerModel(ModelMixin, ConfigMixin):
             model._file_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
         model.folder = folder
         return model
+
+    def to_json_string(self) -> str:
+        """config.json as `save_pretrained` writes it, without the folder that diffusers noted when it loaded."""
+        record = json.loads(super().to_json_string())
+        record.pop("_name_or_path", None)  # a path of this machine, in a checkpoint that goes to others
+        return json.dumps(record, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def _shapes(cls, folder: Path) -> dict[str, tuple[int, ...]]:

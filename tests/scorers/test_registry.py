@@ -109,6 +109,10 @@ def test_a_checkpoint_is_loaded_from_its_folder(encoder: DualEncoder, tmp_path: 
     assert loaded.dtype == torch.bfloat16
     monkeypatch.setenv("SP_RERANK_CHECKPOINT", str(tmp_path / "mine"))
     assert load_scorer("sp").name == encoder.name
+    loaded.save_pretrained(tmp_path / "again")
+    written = (tmp_path / "again" / "config.json").read_text()
+    assert str(tmp_path) not in written, "a checkpoint does not tell where it was made"
+    assert written == (tmp_path / "mine" / "config.json").read_text()
 
 
 def test_a_revision_needs_a_repository(tmp_path: Path):
