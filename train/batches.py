@@ -282,19 +282,22 @@ class Frozen:
 
     def images(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
         """(n, d) of a batch's images as they are, or None if they may change."""
+        if self._images is None or not batch.names:
+            return None
         return _remembered(self._images, batch.names, batch.pixels, encode)
 
     def texts(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
         """(m, d) of a batch's prompts, or None if they may change."""
+        if self._texts is None or not len(batch.tokens):
+            return None
         keys = [row.numpy().tobytes() for row in batch.tokens.cpu()]
         return _remembered(self._texts, keys, batch.tokens, encode)
 
 
 def _remembered(
-    known: dict[Any, Tensor] | None, keys: Sequence[Any], rows: Tensor, encode: Callable[[Tensor], Tensor]
-) -> Tensor | None:
-    if known is None or not keys:
-        return None
+    known: dict[Any, Tensor], keys: Sequence[Any], rows: Tensor, encode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The embeddings of the first rows, by key; what is not known is made now, each by itself."""
     for place, key in enumerate(keys):
         if key not in known:
             with torch.no_grad():
