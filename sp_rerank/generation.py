@@ -193,7 +193,7 @@ def carry_out(
     stop: Callable[[], bool] | None = None,
 ) -> list[Ranked]:
     """Do what `configure` laid down; arguments, result and errors as in `generate`."""
-    from sp_rerank.search.schedule import strategy_of
+    from sp_rerank.search.schedule import is_recording, strategy_of
 
     n, prompt = config["n"], config["prompt"]
     margin = margin_of(scorer)
@@ -206,12 +206,11 @@ def carry_out(
         score, others = _scored_by(scorer, prompt), {one.name: _scored_by(one, prompt) for one in also}
         seeds = {index: config["seed"] + index for index in range(n)}
         made: dict[str | None, int] = {}
-        recorded = isinstance(config["search"], dict) and config["search"]["strategy"] == "recording"
         search = strategy(sampler, score, seeds, top_k=top_k, known=tally.known()) if not enough() else iter(())
         with closing(_guarded(search)) as found:
             for one in found:
                 if one.stage:
-                    _see(one, others if recorded else {}, tally, run, config)
+                    _see(one, others if is_recording(config["search"]) else {}, tally, run, config)
                 else:
                     _take(one, others, tally, run, config)
                 made[one.stage] = made.get(one.stage, 0) + len(one.batch.indices)

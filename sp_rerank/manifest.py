@@ -47,7 +47,7 @@ class Stage:
     score: float | None
     unet_evaluations: int
     flagged: bool = False
-    also: Mapping[str, float | None] = field(default_factory=dict)
+    also: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
@@ -65,7 +65,7 @@ class Stage:
         return self.name.startswith(DRAFT)
 
     def to_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The stage for JSON; `also` where it holds something."""
         record = asdict(self)
         if not self.also:
             del record["also"]
@@ -130,11 +130,9 @@ class Row:
 
     def to_line(self) -> bytes:
         """The row as a line of candidates.jsonl, with its newline; equal rows give equal bytes."""
-        record = {**asdict(self), "file": self.file}
-        del record["stages"]
-        if self.stages:
-            file = record.pop("file")
-            record |= {"stages": [stage.to_record() for stage in self.stages], "file": file}
+        record = {**asdict(self), "stages": [stage.to_record() for stage in self.stages], "file": self.file}
+        if not self.stages:
+            del record["stages"]
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
     @classmethod

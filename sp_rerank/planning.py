@@ -21,7 +21,7 @@ from sp_rerank import agreement, ranking
 from sp_rerank.agreement import Estimate
 from sp_rerank.errors import UsageError
 from sp_rerank.run import RunDir
-from sp_rerank.search.schedule import WHEN, Schedule, whole
+from sp_rerank.search.schedule import WHEN, Schedule, is_recording, whole
 from sp_rerank.search.strategy import best_of
 
 Array = NDArray[np.float64]
@@ -109,8 +109,8 @@ def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None 
     Raises:
         UsageError: if the run was not recorded, is not complete, or does not hold these scorers.
     """
-    search = run.config.get("search")
-    if not isinstance(search, dict) or search.get("strategy") != "recording":
+    search: Any = run.config.get("search")
+    if not is_recording(search):
         raise UsageError(f"{run.path} is no recording; make one with `sp-rerank generate PROMPT --record`")
     if run.missing:
         raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")

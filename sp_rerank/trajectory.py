@@ -131,8 +131,7 @@ class Trajectory:
         self._goal = goal
         self._turn.parent = getcurrent()  # where it comes back to, with what it has or what the pipeline raised
         with torch.no_grad():  # of the whole thread: the pipeline's stays with it, the caller's comes back
-            outcome = self._turn.switch()
-        return outcome
+            return self._turn.switch()
 
     def _make(self) -> Batch:
         arguments = self._sampler.call_arguments(list(self._seeds.values()))

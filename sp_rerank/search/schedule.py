@@ -205,6 +205,11 @@ def recording(steps: int, model: str) -> dict[str, Any]:
     }
 
 
+def is_recording(search: Any) -> bool:
+    """Whether a run's configuration of its search is that of a recording."""
+    return isinstance(search, Mapping) and search.get("strategy") == "recording"
+
+
 def strategy_of(search: Any) -> Strategy:
     """The strategy that a run's configuration names.
 
