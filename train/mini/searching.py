@@ -32,10 +32,9 @@ from sp_rerank.agreement import Estimate
 from sp_rerank.durable import write
 from sp_rerank.images import open_image
 from sp_rerank.planning import Promise, Recording
-from sp_rerank.previews import find_decoder
 from sp_rerank.report.results import new_figure, percent, to_svg
 from sp_rerank.run import RunDir, add_scores
-from sp_rerank.search.schedule import EXHAUSTIVE, FAST, STEERING, Schedule, read_schedule, shipped, to_toml
+from sp_rerank.search.schedule import EXHAUSTIVE, FAST, STEERING, Schedule, read_schedule, recording, shipped, to_toml
 from sp_rerank.train.mini.annotators import draw_captions
 from sp_rerank.train.mini.judge import Judge, load_judge
 
@@ -52,8 +51,7 @@ HALVING = {
 """By scorer, of the schedules that look at .25, .4 and .55, the cheapest that keeps a share of the gain on the first
 prompts: to clip-mini .98 for the pick and .96 for the best four, to sp-mini .99 and .97."""
 
-TIMED = 3  # prompts
-STEERED = 10  # likewise
+TIMED, STEERED = 3, 10  # prompts
 STOCHASTIC = "EulerAncestralDiscrete"  # steering needs a scheduler that draws noise
 
 
@@ -74,8 +72,7 @@ def stages_of(schedules: Sequence[Schedule]) -> dict[str, Any]:
     def places(strategy: str) -> list[Any]:
         return sorted({when for one in schedules if one.strategy == strategy for when, _ in one.rounds})
 
-    drafts, previews = places("screening"), places("halving")
-    return {"strategy": "recording", "drafts": drafts, "previews": previews, "decoder": find_decoder("mini")}
+    return {**recording(STEPS, "mini"), "drafts": places("screening"), "previews": places("halving")}
 
 
 def record(number: int, caption: str, out: Path) -> Path:
@@ -84,15 +81,14 @@ def record(number: int, caption: str, out: Path) -> Path:
     from diffusers.utils import logging as diffusers_log
     from transformers.utils import logging as transformers_log
 
-    from sp_rerank import load_pipeline, load_scorer
+    from sp_rerank import load_scorer
     from sp_rerank.configuration import configure
     from sp_rerank.generation import carry_out
-    from sp_rerank.models import find_dtype
 
     diffusers_log.disable_progress_bar()
     transformers_log.disable_progress_bar()
     torch.set_num_threads(1)  # a process a core
-    pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=SCHEDULER)
+    pipe = _pipeline(SCHEDULER)
     scorer, folder = load_scorer(SELECTING), out / f"{number:03}"
     also = [load_scorer(NOISE_AWARE)]
     config = configure(
@@ -151,16 +147,26 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
 
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
     """Of the judge's way from the mean candidate to his best of all, what the scorer's pick of all goes."""
-    picks = [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
-    return agreement.ratio(picks, [one.worth.max() - one.worth.mean() for one in recordings])
+    return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
+
+
+def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
+    """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
+    return [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
+
+
+def _pipeline(scheduler: str) -> Any:
+    from sp_rerank import load_pipeline
+    from sp_rerank.models import find_dtype
+
+    return load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=scheduler)
 
 
 def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
     """Median seconds of each search over some prompts, taken in turn, and the evaluations that it spent on one."""
-    from sp_rerank import generate, load_pipeline, load_scorer
-    from sp_rerank.models import find_dtype
+    from sp_rerank import generate, load_scorer
 
-    pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=SCHEDULER)
+    pipe = _pipeline(SCHEDULER)
     scorers = {name: load_scorer(name) for name in HALVING}
     seconds: dict[str, list[float]] = {}
     spent: dict[str, int] = {}
@@ -200,10 +206,9 @@ class Steered:
 
 def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
     """Steer as many particles as there are candidates, on each recorded prompt."""
-    from sp_rerank import generate, load_pipeline, load_scorer
-    from sp_rerank.models import find_dtype
+    from sp_rerank import generate, load_scorer
 
-    pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=STOCHASTIC)
+    pipe = _pipeline(STOCHASTIC)
     scorer, spent, picks, worths = load_scorer(SELECTING), 0, [], []
     with TemporaryDirectory() as folder:
         for number, one in enumerate(recordings):
@@ -214,12 +219,11 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
             spent = RunDir.read(out).spent
             picks.append(best.score)
             worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
-    all_picks = [int(np.nanargmax(one.finished)) for one in recordings]
-    own = [(pick - one.finished.mean()) / (one.finished.max() - one.finished.mean())
-           for pick, one in zip(picks, recordings, strict=True)]  # fmt: skip
-    way = [worth - one.worth.mean() for worth, one in zip(worths, recordings, strict=True)]
-    most = [one.worth[pick] - one.worth.mean() for pick, one in zip(all_picks, recordings, strict=True)]
-    return Steered(agreement.ratio(own, [1] * len(own)), agreement.ratio(way, most), spent)
+    finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "worth"))
+    mean = finished.mean(axis=1)
+    own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
+    way = np.array(worths) - judged.mean(axis=1)
+    return Steered(agreement.ratio(own, np.ones(len(own))), agreement.ratio(way, _worths_of_picks(recordings)), spent)
 
 
 def compare_search(
