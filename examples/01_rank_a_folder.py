@@ -6,7 +6,7 @@ Rank images that you have already: the Python behind `sp-rerank rank FOLDER --pr
 import sys
 
 from sp_rerank import load_scorer, rank
-from sp_rerank.images import find_images, open_image
+from sp_rerank.storage.images import find_images, open_image
 
 
 def main(folder: str, prompt: str) -> None:

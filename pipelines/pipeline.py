@@ -26,12 +26,12 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from sp_rerank.diffusion.loading import model_of, suited
+from sp_rerank.diffusion.sampler import Batch, Sampler
 from sp_rerank.errors import UsageError
-from sp_rerank.models import model_of, suited
-from sp_rerank.ranking import order
-from sp_rerank.sampling import Batch, Sampler
 from sp_rerank.search import Strategy
 from sp_rerank.search.schedule import EXHAUSTIVE, STEERING, plan_for, strategy_of
+from sp_rerank.stats.ranking import order
 from sp_rerank.types import Scorer
 
 # arguments that the sampler sets itself, from the text and the seeds

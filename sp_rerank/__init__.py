@@ -9,12 +9,14 @@ Importing this imports no torch; each public name loads its module when it is fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Modules that bear the name of their function: imported here, the name stays the function's for good.
+from sp_rerank.generate import generate
+from sp_rerank.rank import rank
+from sp_rerank.replay import replay
+
 if TYPE_CHECKING:
-    from sp_rerank.existing import rank
-    from sp_rerank.generation import generate
-    from sp_rerank.models import load_pipeline
+    from sp_rerank.diffusion.loading import load_pipeline
     from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
-    from sp_rerank.repetition import replay
     from sp_rerank.scorers import load_scorer
     from sp_rerank.scorers.check import check_scorer
     from sp_rerank.scorers.reward import as_reward_fn
@@ -27,11 +29,8 @@ _HOME = {
     "StableDiffusionBestOfNPipeline": "pipelines",
     "as_reward_fn": "scorers.reward",
     "check_scorer": "scorers.check",
-    "generate": "generation",
-    "load_pipeline": "models",
+    "load_pipeline": "diffusion.loading",
     "load_scorer": "scorers",
-    "rank": "existing",
-    "replay": "repetition",
 }
 
 __all__ = [

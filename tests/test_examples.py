@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sp_rerank.images import encode, open_image
+from sp_rerank.storage.images import encode, open_image
 from sp_rerank.train.mini.grammar import parse
 from sp_rerank.train.mini.scenes import draw_scenes
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.perturbation import flip_and_crop
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.storage.perturbation import flip_and_crop
 from sp_rerank.train.losses import Views
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sp_rerank.generation import to_images
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.generate import to_images
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.base import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.batches import Loader, PairOrder
-from sp_rerank.train.config import Recipe, changed, read_recipe
+from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
+from sp_rerank.train.recipe import Recipe, changed, read_recipe
 from sp_rerank.train.step import Stepper
 
 PROMPTS = 40  # with eight images each

@@ -24,8 +24,8 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sp_rerank import durable
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.storage import atomic
 from sp_rerank.train.preferences import PreferenceGroup
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     file = out / _IDENTITY
     if not file.exists():
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
-        if (out.exists() and not out.is_dir()) or set(found) - {_LOCK, file.name + durable.TEMPORARY_SUFFIX}:
+        if (out.exists() and not out.is_dir()) or set(found) - {_LOCK, file.name + atomic.TEMPORARY_SUFFIX}:
             raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another --out")
         return
     stored = read_schema(file)
@@ -77,7 +77,7 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
 def begin(out: Path, identity: dict[str, Any]) -> None:
     """Write down what the run is, unless it is there already."""
     if not (out / _IDENTITY).exists():
-        durable.write(out / _IDENTITY, json.dumps(identity, indent=1).encode())
+        atomic.write(out / _IDENTITY, json.dumps(identity, indent=1).encode())
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def locked(out: Path) -> Iterator[None]:
         FolderBusyError: if another one does.
         StorageError: if it cannot be made.
     """
-    with durable.storage_errors(out):
+    with atomic.storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / _LOCK)
     try:
@@ -119,13 +119,13 @@ def save(out: Path, step: int, tensors: dict[str, Tensor], progress: dict[str, A
         safetensors.torch.save_file(contiguous, place / _STATE)
         (place / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
-    with durable.storage_errors(folder):
+    with atomic.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     replace_folder(target, write)
     kept = [{"folder": target.name, "sha256": {name: _digest(target / name) for name in (_STATE, _PROGRESS)}}]
     kept += [entry for entry in _entries(out) if entry["folder"] != target.name]
     pointer = {"schema": SCHEMA, "checkpoints": kept[:KEPT]}
-    durable.write(folder / _POINTER, json.dumps(pointer, indent=1).encode())
+    atomic.write(folder / _POINTER, json.dumps(pointer, indent=1).encode())
     for other in folder.iterdir():
         if other.is_dir() and other.name not in {entry["folder"] for entry in kept[:KEPT]}:
             shutil.rmtree(other, ignore_errors=True)
@@ -182,8 +182,8 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         StorageError: if it cannot be written.
     """
     recover_folder(target)
-    fresh, old = (target.with_name(target.name + suffix) for suffix in (durable.TEMPORARY_SUFFIX, _OLD_SUFFIX))
-    with durable.storage_errors(target):
+    fresh, old = (target.with_name(target.name + suffix) for suffix in (atomic.TEMPORARY_SUFFIX, _OLD_SUFFIX))
+    with atomic.storage_errors(target):
         fresh.mkdir(parents=True)
         try:
             write(fresh)
@@ -192,11 +192,11 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         for file in fresh.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        durable.sync_folder(fresh)
+        atomic.sync_folder(fresh)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
-        durable.sync_folder(target.parent)
+        atomic.sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -206,8 +206,8 @@ def recover_folder(target: Path) -> None:
     Raises:
         StorageError: if the place cannot be written.
     """
-    fresh, old = (target.with_name(target.name + suffix) for suffix in (durable.TEMPORARY_SUFFIX, _OLD_SUFFIX))
-    with durable.storage_errors(target):
+    fresh, old = (target.with_name(target.name + suffix) for suffix in (atomic.TEMPORARY_SUFFIX, _OLD_SUFFIX))
+    with atomic.storage_errors(target):
         if fresh.exists():
             shutil.rmtree(fresh)
         if old.exists() and not target.exists():

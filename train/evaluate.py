@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_rerank import agreement
-from sp_rerank.agreement import Calibration, Estimate
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.report.results import new_figure, percent, table, to_svg
+from sp_rerank.report.tables import new_figure, percent, table, to_svg
+from sp_rerank.stats import agreement
+from sp_rerank.stats.agreement import Calibration, Estimate
 from sp_rerank.train.preferences import ImageReader, Pair, PreferenceGroup, split_groups
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def _annotators(group: ScoredGroup) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def calibration(scored: Sequence[ScoredGroup]) -> Calibration:
-    """Of all pairs, ties as half a preference for each side; see `sp_rerank.agreement.calibrate`.
+    """Of all pairs, ties as half a preference for each side; see `sp_rerank.stats.agreement.calibrate`.
 
     Where single annotators are known, each of their choices counts, not the order that was made of them: the question
     is how likely one person is to agree.

@@ -22,15 +22,15 @@ import torch
 from accelerate import PartialState
 
 from sp_rerank.errors import NothingUsableError
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.base import freeze
 from sp_rerank.train.batches import Loader, PairOrder
-from sp_rerank.train.config import Recipe
+from sp_rerank.train.distributed import anywhere, current, device, summed
+from sp_rerank.train.metrics import Row, Tracker
+from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
-from sp_rerank.train.processes import anywhere, current, device, summed
+from sp_rerank.train.recipe import Recipe
 from sp_rerank.train.step import Stepper
-from sp_rerank.train.tracking import Row, Tracker
 
 
 @dataclass(slots=True)

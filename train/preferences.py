@@ -25,9 +25,9 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from sp_rerank import images
-from sp_rerank.durable import storage_errors
 from sp_rerank.errors import NothingUsableError, StorageError, UnreadableImageError, UsageError
+from sp_rerank.storage import images
+from sp_rerank.storage.atomic import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class ImageSource:
         return f"{self.path}: {self.member}" if self.member else str(self.path)
 
     def open(self) -> Image.Image:
-        """The image in RGB, read with the care of `sp_rerank.images.open_image`.
+        """The image in RGB, read with the care of `sp_rerank.storage.images.open_image`.
 
         Raises:
             UnreadableImageError: naming it and why.

@@ -1,8 +1,8 @@
 """How little a scorer cares for what should not matter, and how two scorers agree about generators.
 
-HP&CC(r), see `sp_rerank.perturbation`: an image is flipped horizontally and its centre cropped to the side ratio r,
-then the scorer's own preprocessing sees it; both images of a pair alike. Knows groups, run folders and scores; knows
-nothing of how a scorer works.
+HP&CC(r), see `sp_rerank.storage.perturbation`: an image is flipped horizontally and its center cropped to the side
+ratio r, then the scorer's own preprocessing sees it; both images of a pair alike. Knows groups, run folders and scores;
+knows nothing of how a scorer works.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_rerank import agreement
-from sp_rerank.agreement import Estimate
-from sp_rerank.durable import storage_errors
 from sp_rerank.errors import UsageError
-from sp_rerank.perturbation import RATIOS, flip_and_crop
-from sp_rerank.report.results import new_figure, percent, table, to_svg
-from sp_rerank.run import CONFIG, RunDir
+from sp_rerank.report.tables import new_figure, percent, table, to_svg
+from sp_rerank.run.folder import CONFIG, RunDir
+from sp_rerank.stats import agreement
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.storage.atomic import storage_errors
+from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
 from sp_rerank.train.evaluate import ScoredGroup, ask, check_usable, micro_accuracy, score_groups
 from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sp_rerank.errors import NothingUsableError
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.base import build_optimizer
 from sp_rerank.train.batches import Batch, Encoding, Frozen
-from sp_rerank.train.config import Recipe
-from sp_rerank.train.processes import current, device, gathered, summed
-from sp_rerank.train.tracking import Row
+from sp_rerank.train.distributed import current, device, gathered, summed
+from sp_rerank.train.metrics import Row
+from sp_rerank.train.model import build_optimizer
+from sp_rerank.train.recipe import Recipe
 
 log = logging.getLogger(__name__)
 

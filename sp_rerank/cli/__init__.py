@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from sp_rerank.cli import comparing, gallery, machine, planning, ranking, research, runs, scorers, training
+from sp_rerank.cli import compare, diagnostics, evaluate, gallery, generate, plan, rank, scorers, train
 from sp_rerank.cli.console import say
 from sp_rerank.errors import SpRerankError, TryAgainError
 
@@ -21,18 +21,18 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for command in (
-    runs.generate,
-    ranking.rank,
-    planning.plan,
-    comparing.compare,
+    generate.generate,
+    rank.rank,
+    plan.plan,
+    compare.compare,
     gallery.gallery,
-    runs.replay,
-    runs.verify,
-    training.train,
-    research.evaluate,
-    research.robustness,
-    research.correlate,
-    machine.doctor,
+    generate.replay,
+    generate.verify,
+    train.train,
+    evaluate.evaluate,
+    evaluate.robustness,
+    evaluate.correlate,
+    diagnostics.doctor,
 ):
     app.command()(command)
 
@@ -47,12 +47,12 @@ app.add_typer(scorers_app, name="scorers")
 
 bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode=None)
 for name, command in (
-    ("generate", machine.bench_generate),
-    ("score", machine.bench_score),
-    ("precision", machine.bench_precision),
-    ("search", machine.bench_search),
-    ("train", machine.bench_train),
-    ("step", machine.bench_step),
+    ("generate", diagnostics.bench_generate),
+    ("score", diagnostics.bench_score),
+    ("precision", diagnostics.bench_precision),
+    ("search", diagnostics.bench_search),
+    ("train", diagnostics.bench_train),
+    ("step", diagnostics.bench_step),
 ):
     bench_app.command(name)(command)
 app.add_typer(bench_app, name="bench")

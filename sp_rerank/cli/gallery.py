@@ -14,7 +14,7 @@ def gallery(folder: Annotated[Path, typer.Argument(help="a run folder, or a fold
     """Make index.html, the page to look at a run, or at each scorer's best of several runs."""
     from sp_rerank.report.gallery import write_gallery
     from sp_rerank.report.overview import write_overview
-    from sp_rerank.run import CONFIG, RunDir
+    from sp_rerank.run.folder import CONFIG, RunDir
 
     if (folder / CONFIG).exists():
         path = write_gallery(RunDir.read(folder))

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sp_rerank import agreement, durable, ranking
-from sp_rerank.calibration import calibration_of
+from sp_rerank.compare.collect import is_chance_sample
 from sp_rerank.errors import StorageError
-from sp_rerank.manifest import Row
 from sp_rerank.report import charts
 from sp_rerank.report.page import page
-from sp_rerank.rescoring import is_chance_sample
-from sp_rerank.run import TOP, RunDir
+from sp_rerank.run.folder import TOP, RunDir
+from sp_rerank.run.records import Row
+from sp_rerank.scorers.calibration import calibration_of
+from sp_rerank.stats import agreement, ranking
+from sp_rerank.storage import atomic
 
 FILE = "index.html"
 SMALL = 128  # pixels; images up to this side are shown large with hard edges
@@ -105,7 +106,7 @@ def write_gallery(run: RunDir) -> Path:
         StorageError: if it cannot be written.
     """
     path = run.path / FILE
-    durable.write(path, gallery(run))
+    atomic.write(path, gallery(run))
     return path
 
 

@@ -14,11 +14,11 @@ from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
-from sp_rerank import durable
 from sp_rerank.errors import SpRerankError, UsageError
 from sp_rerank.report import gallery
 from sp_rerank.report.page import page
-from sp_rerank.run import CONFIG, RunDir
+from sp_rerank.run.folder import CONFIG, RunDir
+from sp_rerank.storage import atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def write_overview(folder: str | Path) -> tuple[Path, dict[str, SpRerankError]]:
         except SpRerankError as error:  # a folder that is only to be read has a row all the same
             errors[name] = error
     path = folder / gallery.FILE
-    durable.write(path, overview(runs, {name: _without(folder, error) for name, error in errors.items()}))
+    atomic.write(path, overview(runs, {name: _without(folder, error) for name, error in errors.items()}))
     return path, errors
 
 
@@ -114,7 +114,7 @@ def overview(runs: Mapping[str, RunDir], errors: Mapping[str, str]) -> bytes:
 def _read_runs(folder: Path) -> tuple[dict[str, RunDir], dict[str, SpRerankError]]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; a run folder or a folder of them was expected")
-    with durable.storage_errors(folder):
+    with atomic.storage_errors(folder):
         names = sorted(path.name for path in folder.iterdir() if (path / CONFIG).is_file())
     if not names:
         raise UsageError(f"{folder} is no run folder and holds none: there is no {CONFIG} in it or right below it")

@@ -33,7 +33,7 @@ def page(template: str, *, styles: tuple[str, ...], scripts: tuple[str, ...] = (
 
 
 def _text(name: str) -> str:
-    return files("sp_rerank.report").joinpath(name).read_text("utf-8")
+    return files("sp_rerank.report").joinpath("templates", name).read_text("utf-8")
 
 
 def _inline(text: str) -> Any:

@@ -170,7 +170,7 @@ def _entry_of(point: EntryPoint) -> Entry:
     return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
 
 
-_CLASSES = {"DualEncoder": "dual_encoder", "BlipScorer": "image_reward", "AestheticScorer": "aesthetic"}
+_CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic"}
 """The module of each class that a checkpoint's config.json may name."""
 
 
@@ -196,7 +196,7 @@ def _checkpoint_folder(place: str, revision: str | None) -> Path:
         return folder
     if folder.exists() or folder.is_absolute() or place.startswith("."):
         raise UsageError(f"{place}: expected a folder with a scorer's config.json, found no such folder")
-    from sp_rerank.scorers.hub import fetch
+    from sp_rerank.storage.hub import fetch
 
     return fetch(place, revision)
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
+from sp_rerank.scorers.base import ScorerModel, distinct_prompts, embed, passes
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.scorers.scorer_model import ScorerModel, distinct_prompts, embed, passes
 
 if TYPE_CHECKING:
-    from sp_rerank.scorers.dual_encoder import DualEncoder
+    from sp_rerank.scorers.clip import DualEncoder
 
 _LAYERS_OF_V1 = ("",)
 _LAYERS_OF_V2 = ("layers.0.", "layers.2.", "layers.4.", "layers.6.", "layers.7.")

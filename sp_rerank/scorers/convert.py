@@ -27,13 +27,13 @@ import torch
 from diffusers.utils.constants import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from sp_rerank.durable import sync_folder
 from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
-from sp_rerank.scorers.dual_encoder import DualEncoder
-from sp_rerank.scorers.hub import fetch_file
+from sp_rerank.scorers.base import ScorerModel, check_tensors, shapes_of
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.scorers.published import PUBLISHED, Published, find
-from sp_rerank.scorers.scorer_model import ScorerModel, check_tensors, shapes_of
+from sp_rerank.storage.atomic import sync_folder
+from sp_rerank.storage.hub import fetch_file
 
 State = dict[str, Tensor]
 
@@ -313,7 +313,7 @@ def _dual_encoder_of(file: Path, row: Published, source: str) -> ScorerModel:
 
 
 def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
-    from sp_rerank.scorers.image_reward import from_original
+    from sp_rerank.scorers.blip import from_original
 
     head = "reward" if row.form == "image_reward" else "itm"
     state = read_tensors(file)

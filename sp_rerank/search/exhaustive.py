@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING
 
-from sp_rerank.search.strategy import Known, Scored, finish
+from sp_rerank.search.base import Known, Scored, finish
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sp_rerank.sampling import Sampler
+    from sp_rerank.diffusion.sampler import Sampler
 
 
 def exhaustive(

@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sp_rerank.diffusion.trajectory import check_watchable
 from sp_rerank.errors import UsageError
+from sp_rerank.search.base import Known, Scored, Strategy, finish, scored
 from sp_rerank.search.halving import halving
 from sp_rerank.search.screening import SOLVER, draft_name
-from sp_rerank.search.strategy import Known, Scored, Strategy, finish, scored
-from sp_rerank.trajectory import check_watchable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sp_rerank.sampling import Sampler
+    from sp_rerank.diffusion.sampler import Sampler
 
 log = logging.getLogger(__name__)
 

@@ -26,11 +26,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sp_rerank import durable
+from sp_rerank.diffusion.previews import find_decoder
 from sp_rerank.errors import UsageError
-from sp_rerank.previews import find_decoder
+from sp_rerank.search.base import Strategy
 from sp_rerank.search.exhaustive import exhaustive
-from sp_rerank.search.strategy import Strategy
+from sp_rerank.storage import atomic
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_schedule(path: Path) -> Schedule:
         raise UsageError(
             f"no search {str(path)!r}: expected {', '.join(NAMES)}, or a schedule file from `sp-rerank plan`"
         )
-    with durable.storage_errors(path):
+    with atomic.storage_errors(path):
         text = path.read_bytes()
     try:
         return _parsed(tomllib.loads(text.decode()))

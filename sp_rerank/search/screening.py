@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.manifest import DRAFT
-from sp_rerank.search.strategy import Known, Scored, Strategy, best_of, check_keeps, finish, scored, usable_scores
+from sp_rerank.run.records import DRAFT
+from sp_rerank.search.base import Known, Scored, Strategy, best_of, check_keeps, finish, scored, usable_scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sp_rerank.sampling import Sampler
+    from sp_rerank.diffusion.sampler import Sampler
 
 log = logging.getLogger(__name__)
 

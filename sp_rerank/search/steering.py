@@ -18,17 +18,17 @@ import random
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sp_rerank.diffusion.previews import Previews
+from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
 from sp_rerank.errors import UsageError
-from sp_rerank.previews import Previews
-from sp_rerank.search.strategy import Known, Scored, Strategy
-from sp_rerank.search.watching import Seen, preview, preview_name, watched_steps, within_memory
-from sp_rerank.trajectory import check_watchable, side_by_side
+from sp_rerank.search.base import Known, Scored, Strategy
+from sp_rerank.search.score_cache import Seen, preview, preview_name, watched_steps, within_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sp_rerank.sampling import Sampler
-    from sp_rerank.trajectory import Trajectory
+    from sp_rerank.diffusion.sampler import Sampler
+    from sp_rerank.diffusion.trajectory import Trajectory
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 STRENGTH = 2.0

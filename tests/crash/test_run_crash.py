@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from sp_rerank.run import RunDir
+from sp_rerank.run.folder import RunDir
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL, fork and RLIMIT_FSIZE are POSIX")
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 KILLS = 15
 BATCHES = 13  # of 8, for 100 candidates
 
 
 def command(folder, *options):
-    return [sys.executable, str(HERE / "writer.py"), str(folder), *map(str, options)]
+    return [sys.executable, "-m", "support.crash_writer", str(folder), *map(str, options)]
 
 
 def write(folder, *options):
-    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=110)
+    return subprocess.run(command(folder, *options), cwd=TESTS, capture_output=True, text=True, timeout=110)
 
 
 def tree(folder):
@@ -44,7 +44,7 @@ def whole(tmp_path_factory):
 def live(folder, made, seconds):
     """Let a writer go on for some seconds, or to its end; whether it had to be killed."""
     options = ("--resume", "--made", made, "--pause", 0.03)
-    with subprocess.Popen(command(folder, *options), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command(folder, *options), cwd=TESTS, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         try:
             assert process.wait(seconds) == 0
@@ -88,7 +88,8 @@ def test_fifteen_kills_lose_nothing(tmp_path, whole):
 @pytest.mark.parametrize("way", ["run", "search"])
 def test_death_at_every_file_operation(tmp_path, way):
     done = subprocess.run(
-        [sys.executable, str(HERE / "deaths.py"), str(tmp_path), way],
+        [sys.executable, "-m", "support.deaths", str(tmp_path), way],
+        cwd=TESTS,
         capture_output=True,
         text=True,
         timeout=110,
@@ -125,7 +126,12 @@ def test_full_disk(tmp_path, whole, limit, filled):
 def test_two_writers(tmp_path):
     folder = tmp_path / "run"
     first = subprocess.Popen(
-        command(folder, "--hold"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(folder, "--hold"),
+        cwd=TESTS,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     with first:
         assert [first.stdout.readline(), first.stdout.readline()] == ["ready\n", "open\n"]

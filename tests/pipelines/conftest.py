@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from tiny import build_text_encoder, build_unet, build_vae
+from support.tiny import build_text_encoder, build_unet, build_vae
 from transformers import CLIPTokenizer
 
-from sp_rerank.models import MINI
+from sp_rerank.diffusion.loading import MINI
 from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 
 

@@ -24,7 +24,7 @@ from diffusers.utils import dynamic_modules_utils
 
 from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 
 FOLDER = Path(inspect.getfile(StableDiffusionBestOfNPipeline)).parent
 PROMPT = "a lemon on the beach"
@@ -329,7 +329,7 @@ def test_a_saved_folder_is_saved_again(our_folder, tmp_path):
         assert first == second
     index = json.loads((our_folder / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "StableDiffusionBestOfNPipeline"]
-    assert index["scorer"] == ["sp_rerank.scorers.dual_encoder", "DualEncoder"]
+    assert index["scorer"] == ["sp_rerank.scorers.clip", "DualEncoder"]
 
 
 def test_optional_components_stay_absent(components, tmp_path):

@@ -11,17 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hostile_prompts import HOSTILE
-from painted_runs import make_run, png
+from support.hostile_prompts import HOSTILE
+from support.painted_runs import make_run, png
 
-from sp_rerank import calibration
 from sp_rerank.cli.gallery import gallery as command
 from sp_rerank.errors import UsageError
-from sp_rerank.manifest import Stage
 from sp_rerank.report import gallery as galleries
 from sp_rerank.report.gallery import gallery, orderings_of, write_gallery
 from sp_rerank.report.overview import write_overview
-from sp_rerank.run import RunDir, add_scores
+from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.run.records import Stage
+from sp_rerank.scorers import calibration
 
 GOLDEN = Path(__file__).parents[1] / "data" / "run_v1"
 

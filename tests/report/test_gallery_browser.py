@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from hostile_prompts import HOSTILE
-from painted_runs import make_run
+from support.hostile_prompts import HOSTILE
+from support.painted_runs import make_run
 
-from sp_rerank.manifest import Stage
 from sp_rerank.report.gallery import write_gallery
 from sp_rerank.report.overview import write_overview
+from sp_rerank.run.records import Stage
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 
 MERGES = ["l e", "le m", "lem o", "lemo n</w>"]

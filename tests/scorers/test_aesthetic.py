@@ -12,11 +12,11 @@ from parity.difference import difference
 from PIL import Image
 from torch import nn
 
+from sp_rerank.diffusion.prompt_limits import truncations
 from sp_rerank.errors import UsageError
-from sp_rerank.prompts import truncations
 from sp_rerank.scorers.aesthetic import AestheticScorer
 from sp_rerank.scorers.check import check_scorer
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.types import Scorer
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

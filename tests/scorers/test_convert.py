@@ -22,11 +22,11 @@ from sp_rerank.errors import HubUnavailableError, SpRerankError, StorageError, U
 from sp_rerank.scorers import convert as convert_module
 from sp_rerank.scorers import load_scorer
 from sp_rerank.scorers.check import check_scorer
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.convert import checkpoint_name, convert
-from sp_rerank.scorers.dual_encoder import DualEncoder
-from sp_rerank.scorers.hub import fetch_file
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.scorers.published import PUBLISHED, find
+from sp_rerank.storage.hub import fetch_file
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -11,13 +11,13 @@ import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
-import tiny
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import image_transform
 from parity.difference import difference
 from parity.full_size import VIT_H
 from PIL import Image
+from support import tiny
 from transformers import CLIPConfig, CLIPModel
 
 from sp_rerank.scorers import load_scorer

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
-from sp_rerank.ranking import order
 from sp_rerank.scorers import available_scorers, load_scorer, resolve_sp
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.check import check_scorer
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.published import PUBLISHED
+from sp_rerank.stats.ranking import order
 from sp_rerank.types import Scorer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -55,7 +55,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_importing_the_registry_is_cheap():
-    heavy = "{'torch', 'numpy', 'diffusers', 'open_clip', 'huggingface_hub'}"
+    heavy = "{'torch', 'scipy', 'diffusers', 'open_clip', 'huggingface_hub'}"
     code = f"import sys, sp_rerank.scorers; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

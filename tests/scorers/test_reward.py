@@ -5,7 +5,7 @@ import torch
 import sp_rerank
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 
 PROMPTS = ("a lemon", "a lemon", "two cats")
 IMAGES = torch.rand(3, 3, 40, 50, generator=torch.Generator().manual_seed(0))

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from loops import build_sd, sampler_of, seeds_of, waiting_loops
+from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
 from sp_rerank.errors import TryAgainError, UsageError
+from sp_rerank.search.base import Scored
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.halving import halving
-from sp_rerank.search.strategy import Scored
 
 EARLY, LATE = "preview, 2 of 6 steps", "preview, 4 of 6 steps"
 ROUNDS = ((1 / 3, 5), (2 / 3, 2))

@@ -8,14 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from doubles import SeededPipe
-from test_generation import files
+from support.doubles import SeededPipe
+from test_generate import files
 
+from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
-from sp_rerank.generation import generate
-from sp_rerank.repetition import replay_to
-from sp_rerank.run import RunDir
-from sp_rerank.sampling import Sampler
+from sp_rerank.generate import generate
+from sp_rerank.replay import replay_to
+from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.search import screening
 from sp_rerank.search.schedule import Schedule, plan_for, read_schedule, strategy_of, to_toml
@@ -190,7 +190,7 @@ def test_a_scorer_that_fails_is_named_and_nothing_is_lost(tmp_path, schedule):
 def test_the_sheet_shows_the_chosen_ones(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "sp_rerank.report.grid._put", lambda sheet, run, index, corner, side: drawn.append((index, side))
+        "sp_rerank.report.contact_sheet._put", lambda sheet, run, index, corner, side: drawn.append((index, side))
     )
 
     class Embedding(BrightnessScorer):

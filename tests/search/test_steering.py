@@ -10,12 +10,12 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler, PNDMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from loops import build_sd, sampler_of, seeds_of, waiting_loops
+from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
+from sp_rerank.diffusion.trajectory import side_by_side
 from sp_rerank.errors import UsageError
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.steering import resampled, steering
-from sp_rerank.trajectory import side_by_side
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' Euler
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from bright_world import make_encoder, make_groups
 from PIL import Image
+from support.bright_world import make_encoder, make_groups
 
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.base import freeze
 from sp_rerank.train.batches import Batch, Encoding, Frozen, Loader, PairOrder
+from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from sp_rerank.calibration import ScorerCalibration, calibration_of
-from sp_rerank.cli import research
+from sp_rerank.cli import evaluate as commands
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.report.results import table, to_json
+from sp_rerank.report.tables import table, to_json
 from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of
 from sp_rerank.train import evaluate as measure
 from sp_rerank.train.evaluate import ScoredGroup, evaluate, score_groups
 from sp_rerank.train.preferences import ImageReader, ImageSource, Pair, PreferenceGroup
@@ -259,9 +259,9 @@ def write_data(folder, seed=0, tie=False):
 
 
 APP = typer.Typer()
-APP.command("evaluate")(research.evaluate)
-APP.command("robustness")(research.robustness)
-APP.command("correlate")(research.correlate)
+APP.command("evaluate")(commands.evaluate)
+APP.command("robustness")(commands.robustness)
+APP.command("correlate")(commands.correlate)
 
 
 def run(*words):
@@ -369,7 +369,7 @@ def test_the_command_keeps_a_calibration_beside_the_weights(tmp_path, monkeypatc
     words = ["evaluate", "--data", data, "--keep-calibration"]
     with pytest.raises(UsageError, match="loaded from a folder of weights"):
         run(*words, "--scorer", "brightness")
-    monkeypatch.setattr(research, "load_scorer", lambda spec, model, device: FromFolder(tmp_path))
+    monkeypatch.setattr(evaluate, "load_scorer", lambda spec, model, device: FromFolder(tmp_path))
     result = run(*words, "--scorer", "light", "--simulated", "--json")
     (evaluation,) = json.loads(result.stdout)
     kept = calibration_of(FromFolder(tmp_path))

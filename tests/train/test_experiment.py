@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sp_rerank.train.config import read_recipe
-from sp_rerank.train.mini import experiment
-from sp_rerank.train.mini.experiment import BASELINE, METHOD, METHODS, SEARCH, Scores, Task
+from sp_rerank.train.mini.experiments import method
+from sp_rerank.train.mini.experiments.method import BASELINE, METHOD, METHODS, SEARCH, Scores, Task
 from sp_rerank.train.preferences import ImageSource, PreferenceGroup
+from sp_rerank.train.recipe import read_recipe
 
 
 def groups_of(orders):
@@ -20,16 +20,16 @@ def groups_of(orders):
 def test_right_order_is_counted_by_prompt_and_view():
     groups = groups_of([[1, 2, 3], [1, 1, 2]])  # the second has two strict pairs
     scores = np.array([[[3.0, 2, 1], [5, 0, 3]], [[1, 2, 3], [3, 3, 3]]])
-    scored = experiment.with_scores(groups, scores)
-    assert experiment.right_by_prompt(scored).tolist() == [[1.0, 0.5], [0.0, 0.0]]
+    scored = method.with_scores(groups, scores)
+    assert method.right_by_prompt(scored).tolist() == [[1.0, 0.5], [0.0, 0.0]]
 
 
 def test_unsteadiness_is_of_the_views_against_the_first():
     groups = groups_of([[1, 2, 3]])
     steady = np.array([[[0.0, 1.0, 2.0]]] * 3)
-    assert experiment.unsteadiness(experiment.with_scores(groups, steady)) == (0, 0)
+    assert method.unsteadiness(method.with_scores(groups, steady)) == (0, 0)
     turned = np.array([[[0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]])
-    flips, shift = experiment.unsteadiness(experiment.with_scores(groups, turned))
+    flips, shift = method.unsteadiness(method.with_scores(groups, turned))
     assert flips == 1
     assert shift == pytest.approx((2 + 0 + 2) / 3 / np.std([0, 1, 2]))
 
@@ -42,20 +42,20 @@ def test_a_scorer_that_sees_what_the_judge_sees_gains_everything():
     perfect = Scores(right, right, judged)
     blind = Scores(-right, -right, -judged)
     domains = {"test": groups, "other": groups}
-    best = experiment.figures([perfect, perfect], blind, [blind], domains, judged)
+    best = method.figures([perfect, perfect], blind, [blind], domains, judged)
     assert best.test.value == best.other.value == best.gain.value == 1
     assert best.ahead.value == 1
     assert best.seeds == (1.0, 1.0)
     assert best.unsteady == best.flips == best.shift == 0
     assert best.picked.low > 0
-    itself = experiment.figures([blind], blind, [blind], domains, judged)
+    itself = method.figures([blind], blind, [blind], domains, judged)
     assert itself.picked.value == itself.ahead.value == 0
-    assert "both" in experiment.markdown({METHOD: best})
+    assert "both" in method.markdown({METHOD: best})
 
 
 @pytest.mark.parametrize("name", [*METHODS, *SEARCH])
 def test_every_method_is_a_recipe(name, tmp_path):
-    recipe = experiment.recipe_of(Task(name, (METHODS | SEARCH)[name], 3, tmp_path, tmp_path))
+    recipe = method.recipe_of(Task(name, (METHODS | SEARCH)[name], 3, tmp_path, tmp_path))
     assert recipe.seed == 3
     assert recipe.steps == read_recipe("mini").steps
     if name.startswith("stage 1"):
@@ -66,6 +66,6 @@ def test_every_method_is_a_recipe(name, tmp_path):
 
 
 def test_the_twin_recipe_is_the_baseline(tmp_path):
-    twin, ours = read_recipe("mini-ce"), experiment.recipe_of(Task("", METHODS[BASELINE], 0, tmp_path, tmp_path))
+    twin, ours = read_recipe("mini-ce"), method.recipe_of(Task("", METHODS[BASELINE], 0, tmp_path, tmp_path))
     for key in ("steps", "batch", "learning_rate", "weighting", "ai_weight", "weight_decay", "warm_up"):
         assert getattr(twin, key) == getattr(ours, key)

@@ -14,21 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from bright_training import RECIPE as RECIPE_OF_TWO
-from bright_world import make_encoder, make_groups, make_recipe
 from filelock import FileLock
 from safetensors.torch import load_file
+from support.bright_training import RECIPE as RECIPE_OF_TWO
+from support.bright_world import make_encoder, make_groups, make_recipe
 
 from sp_rerank import load_scorer
-from sp_rerank.cli import training
 from sp_rerank.errors import FolderBusyError, NothingUsableError, SpRerankError, StorageError, UsageError
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.base import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.batches import Batch, Loader
-from sp_rerank.train.config import Recipe, read_recipe
 from sp_rerank.train.loop import Outcome, train, validate
+from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.preferences import PreferenceGroup
+from sp_rerank.train.recipe import Recipe, read_recipe
 from sp_rerank.train.step import MOST_FAILURES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -372,8 +371,14 @@ def test_two_processes_reach_the_losses_of_one(tmp_path: Path):
     found = []
     images = tmp_path / "images"
     images.mkdir()
-    command = [sys.executable, str(Path(__file__).with_name("bright_training.py"))]
-    subprocess.run([*command, str(tmp_path / "two"), str(images), "2"], check=True, timeout=110, capture_output=True)
+    command = [sys.executable, "-m", "support.bright_training"]
+    subprocess.run(
+        [*command, str(tmp_path / "two"), str(images), "2"],
+        check=True,
+        timeout=110,
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+    )
     groups = make_groups(images)
     train(RECIPE_OF_TWO, groups, scorer=make_encoder(), out=tmp_path / "one", validation=groups[:3])
     for name in ("one", "two"):
@@ -499,11 +504,11 @@ def test_the_command_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFi
         "data": [str(tmp_path / "own.jsonl")], "validation": [], "change": ["batch=3", "validation_share=0.25"],
         "out": tmp_path / "run", "tracker": "none", "as_json": True,
     }  # fmt: skip
-    training.train(str(tmp_path / "own.toml"), **words)
+    train.train(str(tmp_path / "own.toml"), **words)
     found = json.loads(capsys.readouterr().out)
     assert found["steps"] == 4
     assert load_scorer(found["scorer"]).name.startswith("own@")
     with pytest.raises(SpRerankError, match="--resume goes on"):
-        training.train(str(tmp_path / "own.toml"), **words)
-    training.train(str(tmp_path / "own.toml"), **words, resume=True)
+        train.train(str(tmp_path / "own.toml"), **words)
+    train.train(str(tmp_path / "own.toml"), **words, resume=True)
     assert json.loads(capsys.readouterr().out) == found

@@ -78,7 +78,7 @@ def test_every_word_is_read():
 
 
 def test_clip_and_pipeline_read_alike():
-    from sp_rerank.scorers.dual_encoder import build_tokenizer as build_scorer_tokenizer
+    from sp_rerank.scorers.clip import build_tokenizer as build_scorer_tokenizer
     from sp_rerank.train.mini.vocabulary import merges
 
     ours, theirs = build_tokenizer(), build_scorer_tokenizer(tuple(merges()))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sp_rerank import load_pipeline
-from sp_rerank.models import find_dtype
+from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.train.mini import previews
 from sp_rerank.train.mini.annotators import GROUPS, SEED, Shown, draw_captions
 from sp_rerank.train.mini.previews import Block, WatchedSolver

@@ -14,12 +14,12 @@ from PIL import Image
 from scipy import stats
 from typer.testing import CliRunner
 
-from sp_rerank.cli import research
+from sp_rerank.cli import evaluate
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.images import encode
-from sp_rerank.manifest import Row
-from sp_rerank.run import RunWriter
+from sp_rerank.run.folder import RunWriter
+from sp_rerank.run.records import Row
 from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.storage.images import encode
 from sp_rerank.train.preferences import ImageSource, PreferenceGroup
 from sp_rerank.train.robustness import (
     RATIOS,
@@ -109,8 +109,8 @@ def test_what_cannot_be_measured_is_left_empty(tmp_path):
 
 
 APP = typer.Typer()
-APP.command("robustness")(research.robustness)
-APP.command("correlate")(research.correlate)
+APP.command("robustness")(evaluate.robustness)
+APP.command("correlate")(evaluate.correlate)
 
 
 def run(*words):

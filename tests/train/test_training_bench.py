@@ -6,7 +6,7 @@ import pytest
 
 from sp_rerank.errors import UsageError
 from sp_rerank.train.bench import compare_train, count_step
-from sp_rerank.train.config import changed, read_recipe
+from sp_rerank.train.recipe import changed, read_recipe
 
 
 def test_both_ways_of_the_bench_give_the_same_losses(capsys):

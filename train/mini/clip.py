@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sp_rerank.scorers.dual_encoder import DualEncoder
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.train.mini.grammar import Description, draw_description
 from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scene

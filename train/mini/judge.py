@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sp_rerank.models import MODELS, find_dtype, load_pipeline
+from sp_rerank.diffusion.loading import MODELS, find_dtype, load_pipeline
 from sp_rerank.train.mini.clip import soften
 from sp_rerank.train.mini.grammar import ACCESSORIES, BACKGROUNDS, OBJECTS, Description, draw_description, parse
 from sp_rerank.train.mini.scenes import SIDE, Scene, draw_scenes

@@ -27,12 +27,12 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
 from sp_rerank import load_pipeline
-from sp_rerank.durable import write
-from sp_rerank.generation import to_images
-from sp_rerank.images import open_image
-from sp_rerank.models import find_dtype
-from sp_rerank.previews import Previews
-from sp_rerank.scheduling import predict_x0
+from sp_rerank.diffusion.loading import find_dtype
+from sp_rerank.diffusion.previews import Previews
+from sp_rerank.diffusion.schedulers import predict_x0
+from sp_rerank.generate import to_images
+from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import open_image
 from sp_rerank.train.mini.annotators import (
     CARES,
     GROUPS,

@@ -1,0 +1,97 @@
+"""The command `compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
+from sp_rerank.errors import SpRerankError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from sp_rerank.run.folder import RunDir
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; of several also the averages within prompts")],
+    scorer: Annotated[
+        list[str], typer.Option(help="as in rank, beside those whose scores the runs hold; given again, more of them")
+    ] = [],  # noqa: B006  # typer reads it, and passes a new list
+    steady: Annotated[
+        bool, typer.Option("--steady", help="ask each --scorer again about mirrored and cropped images")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="SVG file to draw the agreement into")] = None,
+    keep: Annotated[bool, typer.Option(help="write new scores into the run folders")] = True,
+    seed: Annotated[int, typer.Option(help="of the bootstrap", min=0)] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Do the scorers agree? Whom each would have chosen, how far they agree, what a pick is worth to the others."""
+    from sp_rerank.compare import tables as report
+    from sp_rerank.compare.compare import compare as compare_runs
+    from sp_rerank.diffusion import loading
+    from sp_rerank.report.tables import new_figure, to_json
+    from sp_rerank.storage import atomic
+
+    if plot:
+        new_figure()  # what would be a pity to learn after the scoring
+        if not plot.parent.is_dir():
+            raise UsageError(f"--plot: {plot.parent} is not a folder; expected the name of a file in one that is there")
+    lost: list[SpRerankError] = []
+    folders = list(_readable(runs, lost.append))
+    if not folders:
+        _say_lost(lost, left=0)
+    if scorer:
+        with quiet():
+            hardware = loading.find_device(device)
+            rankers = [load_scorer(spec, None, hardware) for spec in scorer]
+            candidates = sum(row.status == "ok" for run in folders for row in run.rows.values())
+            with progress_bar(candidates, "candidates") as progress:
+                found = compare_runs(
+                    folders, rankers, steady=steady, keep=keep, seed=seed, progress=progress, failed=lost.append
+                )
+    else:
+        found = compare_runs(folders, steady=steady, seed=seed, failed=lost.append)
+    _say_lost(lost, left=len(found.runs))
+    if scorer and keep:
+        _show_new_scores(folders)
+    if plot:
+        atomic.write(plot, report.plot(found))
+        say(f"written: {plot}")
+    if as_json:
+        print_json(to_json(found))
+    else:
+        for line in report.markdown(found).splitlines():
+            tell(plain(line))
+
+
+def _readable(runs: Sequence[Path], failed: Callable[[SpRerankError], None]) -> Iterator[RunDir]:
+    from sp_rerank.run.folder import RunDir
+
+    for run in runs:
+        try:
+            yield RunDir.read(run)
+        except SpRerankError as error:
+            failed(error)
+
+
+def _say_lost(lost: Sequence[SpRerankError], *, left: int) -> None:
+    """Name the runs that cannot be compared; where none is left, the first of their errors ends the command."""
+    for error in lost if left else lost[1:]:
+        say(f"not compared: {error}")
+    if not left:
+        raise lost[0]
+
+
+def _show_new_scores(runs: Sequence[RunDir]) -> None:
+    """Write the galleries anew, for now they know more; a folder that cannot be written was named already."""
+    from sp_rerank.report.gallery import write_gallery
+    from sp_rerank.run.folder import RunDir
+
+    for run in runs:
+        with suppress(StorageError):
+            write_gallery(RunDir.read(run.path))

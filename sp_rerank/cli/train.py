@@ -1,0 +1,134 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sp_rerank.cli.console import Json, console, print_json, quiet, say, stop_on_interrupt, tell
+
+if TYPE_CHECKING:
+    from sp_rerank.train.loop import Outcome
+    from sp_rerank.train.metrics import Row
+    from sp_rerank.train.preferences import PreferenceGroup
+    from sp_rerank.train.recipe import Recipe
+
+SPLIT_SEED = 0
+"""Of the validation prompts held out: the same for every seed of a recipe, so that runs can be compared."""
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="a name such as mini or clip-h, or a .toml file")],
+    data: Annotated[list[str], typer.Option(help="preferences to learn from: a file or folder; may be given again")],
+    out: Annotated[Path, typer.Option(help="folder of the run; its best/ will hold the scorer")],
+    validation: Annotated[
+        list[str], typer.Option(help="preferences to choose the best step by  [default: a share of the prompts]")
+    ] = [],  # noqa: B006  # typer reads it, and passes a new list
+    layout: Annotated[str | None, typer.Option(help="of the data  [default: told by their content]")] = None,
+    images: Annotated[Path | None, typer.Option(help="folder that image paths in the data start from")] = None,
+    change: Annotated[
+        list[str], typer.Option("--set", help="another value of the recipe, such as seed=1; may be given again")
+    ] = [],  # noqa: B006
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was cut short")] = False,
+    tracker: Annotated[str, typer.Option(help="tensorboard or none; metrics.jsonl is always written")] = "tensorboard",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="start from random weights, to prove shapes and memory")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a scorer on people's preferences."""
+    from sp_rerank.train.recipe import changed, read_recipe
+
+    plan = changed(read_recipe(recipe), change)
+    with quiet():
+        from sp_rerank.train import loop
+        from sp_rerank.train.distributed import current
+        from sp_rerank.train.model import load_base, random_base
+
+        main = current().is_main_process
+        learning, held_out = _read(data, validation, layout, images, plan)
+        if main:
+            pairs = sum(len(group.pairs) for group in learning)
+            say(f"{pairs} pairs of {len(learning)} groups to learn from, {len(held_out)} groups to choose the step by")
+        scorer = random_base(plan) if random_weights else load_base(plan)
+        with _progress(plan.steps, main) as report, stop_on_interrupt() as stop:
+            try:
+                outcome = loop.train(
+                    plan,
+                    learning,
+                    scorer=scorer,
+                    out=out,
+                    validation=held_out,
+                    resume=resume,
+                    tracker=tracker,
+                    report=report,
+                    stop=stop,
+                )
+            except KeyboardInterrupt:
+                if main:
+                    say("stopped; the last checkpoint is kept. Go on with the same command and --resume")
+                raise
+    if main:
+        _report(outcome, as_json)
+
+
+def _read(
+    data: list[str], validation: list[str], layout: str | None, images: Path | None, plan: Recipe
+) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+    """What to learn from, and what to choose the best step by."""
+    from sp_rerank.train.preferences import read_preferences, split_groups
+
+    def read(places: list[str]) -> list[PreferenceGroup]:
+        return [group for place in places for group in read_preferences(place, layout=layout, images=images)]
+
+    learning = read(data)
+    if validation or not plan.validation_share:
+        return learning, read(validation)
+    held_out, learning = split_groups(learning, (plan.validation_share, 1 - plan.validation_share), SPLIT_SEED)
+    return learning, held_out
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        print_json({
+            "scorer": f"sp@{outcome.folder}",
+            "steps": outcome.steps,
+            "first_accuracy": outcome.first_accuracy,
+            "best_step": outcome.best_step,
+            "best_accuracy": outcome.best_accuracy,
+            "skipped": outcome.skipped,
+        })
+        return
+    if outcome.skipped:
+        say(f"skipped {outcome.skipped} images that cannot be read")
+    if outcome.best_accuracy is not None:
+        started = "" if outcome.first_accuracy is None else f", {outcome.first_accuracy:.1%} before training"
+        say(f"validation accuracy {outcome.best_accuracy:.1%} at step {outcome.best_step}{started}")
+    tell(f"sp@{outcome.folder}")
+
+
+@contextmanager
+def _progress(steps: int, shown: bool) -> Iterator[Callable[[Row], None]]:
+    """One bar: how far, and whether the method does what it should."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    screen = console()
+    count, row = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[row]}")
+    with Progress(
+        count, BarColumn(), TimeRemainingColumn(), row,
+        console=screen, transient=True, disable=not (shown and screen.is_terminal),
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=steps, row="")
+        yield lambda row: bar.update(task, completed=row.step, row=_line(row))
+
+
+def _line(row: Row) -> str:
+    parts = [f"loss {row.loss:.3f}"]
+    parts += [] if row.accuracy is None else [f"right {row.accuracy:.0%}"]
+    parts += [] if row.gate is None else [f"gate {row.gate:.2f}"]
+    parts += [f"effective {row.effective:.1f}/{row.pairs}", f"L_pref {row.gradient_share:.0%} of the gradient"]
+    return ", ".join([f"stage {row.stage}" if row.stage else "no stages", *parts])

@@ -1,0 +1,1 @@
+"""Whether scorers agree: their scores collected, compared, and put into tables."""

@@ -1,0 +1,206 @@
+"""What scorers say of a run's images: the scores that its folder holds, and those that are taken now.
+
+An image file is read once, checked against its hash, and decoded at most once for all scorers. What fails is named and
+left out, and the rest goes on. Knows run folders and scorers; knows nothing of how opinions are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.rank import FILES_AT_ONCE
+from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.storage import atomic, images
+from sp_rerank.storage.perturbation import flip_and_crop
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sp_rerank.run.records import Row
+    from sp_rerank.types import Scorer
+
+NAMED = 10  # candidates that a message names; of more it gives the number
+
+
+@dataclass
+class ScoredRun:
+    """A run's sound candidates with every score there is.
+
+    Attributes:
+        run: the folder.
+        indices: of the candidates.
+        scores: by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
+        fresh: likewise, those that are not in the folder yet.
+        perturbed: by scorer and ratio, then by index.
+        problems: a line each.
+    """
+
+    run: RunDir
+    indices: list[int]
+    scores: dict[str, dict[int, float]]
+    fresh: dict[str, dict[int, float]]
+    perturbed: dict[tuple[str, float], dict[int, float]]
+    problems: list[str]
+
+    def keep(self) -> None:
+        """Write the fresh scores into the folder; where it cannot be written that is one of the problems."""
+        new = {name: scores for name, scores in self.fresh.items() if scores}
+        try:
+            if new:
+                add_scores(self.run.path, new)
+        except (StorageError, FolderBusyError) as error:
+            self.problems.append(f"the new scores are not kept: {error}")
+
+    def column(self, name: str) -> list[float]:
+        """A scorer's scores in the order of `indices`; NaN where there is no finite one."""
+        return [self.scores[name].get(index, math.nan) for index in self.indices]
+
+
+def score_run(
+    run: RunDir, scorers: Sequence[Scorer], *, ratios: Sequence[float] = (), told: Callable[[int], None] | None = None
+) -> ScoredRun:
+    """Read a run's images, and ask scorers for what the run does not hold.
+
+    Args:
+        run: the folder; candidates that are flagged, dropped or not finite are left out.
+        scorers: with different names.
+        ratios: of HP&CC, at which these scorers see every image again; see `sp_rerank.storage.perturbation`.
+        told: how many candidates are done since the last call.
+
+    Raises:
+        UsageError: if the run holds no scores and no scorer is given.
+    """
+    rows = [row for _, row in sorted(run.rows.items()) if row.status == "ok"]
+    held = dict.fromkeys(name for row in rows for name in row.scores)
+    if not held and not scorers:
+        raise UsageError(f"{run.path} holds no scores; name a scorer with --scorer")
+    names = list(dict.fromkeys([*held, *(scorer.name for scorer in scorers)]))
+    seen = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
+    failures: dict[str, list[tuple[int, str]]] = {}
+    for start in range(0, len(rows), FILES_AT_ONCE):
+        batch = rows[start : start + FILES_AT_ONCE]
+        opened = {row.index: picture for row in batch if (picture := _open(run, row, seen.problems)) is not None}
+        seen.indices += opened
+        for row in batch:
+            if row.index in opened:
+                for name, score in row.scores.items():
+                    seen.scores[name][row.index] = math.nan if score is None else score
+        for scorer in scorers:
+            _score(scorer, opened, seen, ratios, failures.setdefault(scorer.name, []))
+        if told:
+            told(len(batch))
+    seen.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
+    return seen
+
+
+def is_chance_sample(run: RunDir) -> bool:
+    """Whether the finished candidates are such as any seeds would be; a search that drops some leaves the promising.
+
+    Of its finalists neither the best of n candidates nor the mean one can be told. While it goes on no row says yet who
+    was dropped, but its configuration has rounds.
+    """
+    search = run.config.get("search")
+    goes_on = bool(run.missing) and isinstance(search, dict) and bool(search.get("rounds"))
+    return not goes_on and all(row.status != "dropped" for row in run.rows.values())
+
+
+def _left_out(run: RunDir) -> list[str]:
+    count = Counter(row.status for row in run.rows.values() if row.status != "ok")
+    lines = [f"{number} candidates are left out: {status}" for status, number in sorted(count.items())]
+    return lines + ([f"{len(run.missing)} of {run.n} candidates are not made"] if run.missing else [])
+
+
+_Picture = Callable[[], "Image.Image"]
+
+
+def _open(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
+    """What decodes an image whose file is as it was committed, when it is first asked for; None for any other file."""
+    try:
+        path = run.image(row.index)
+        if not path.is_file():
+            problems.append(f"{row.file}: missing; left out")
+            return None
+        with atomic.storage_errors(path):
+            png = path.read_bytes()
+        if hashlib.sha256(png).hexdigest() != row.sha256:
+            problems.append(f"{row.file}: changed since it was committed (sha256 differs); left out")
+            return None
+    except StorageError as error:
+        problems.append(f"{error}; left out")
+        return None
+    decoded: list[Image.Image] = []
+
+    def picture() -> Image.Image:
+        if not decoded:
+            decoded.append(images.read_image(lambda: io.BytesIO(png), str(path)))
+        return decoded[0]
+
+    return picture
+
+
+def _score(
+    scorer: Scorer,
+    opened: Mapping[int, _Picture],
+    seen: ScoredRun,
+    ratios: Sequence[float],
+    failures: list[tuple[int, str]],
+) -> None:
+    """Add what a scorer says of some images to what is known of the run."""
+    ask = partial(_ask, scorer, seen.run.config["prompt"])
+    new = [index for index in opened if index not in seen.scores[scorer.name]]
+    taken, failed = ask({index: opened[index] for index in new})
+    seen.scores[scorer.name] |= taken
+    seen.fresh[scorer.name] |= taken
+    failures += failed
+    usable = [index for index in opened if index in seen.scores[scorer.name]]
+    for ratio in ratios:
+        views = {index: partial(_view, opened[index], ratio) for index in usable}
+        seen.perturbed.setdefault((scorer.name, ratio), {}).update(ask(views)[0])
+
+
+def _view(picture: _Picture, ratio: float) -> Image.Image:
+    return flip_and_crop(picture(), ratio)
+
+
+def _ask(
+    scorer: Scorer, prompt: str, pictures: Mapping[int, _Picture]
+) -> tuple[dict[int, float], list[tuple[int, str]]]:
+    """Scores by index, NaN for one that is not finite, and for each image that the scorer fails on, why."""
+    if not pictures:
+        return {}, []
+    try:
+        scores = [float(score) for score in scorer.score(prompt, [picture() for picture in pictures.values()])]
+        if len(scores) != len(pictures):
+            raise UsageError(f"expected a score for each of {len(pictures)} images, got {len(scores)}")
+    except Exception as error:  # whatever a scorer trips over: the images beside it can still be scored
+        if len(pictures) == 1:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            return {}, [(index, why) for index in pictures]
+        one_by_one = [_ask(scorer, prompt, {index: picture}) for index, picture in pictures.items()]
+        return (
+            {index: score for scores, _ in one_by_one for index, score in scores.items()},
+            [failure for _, failures in one_by_one for failure in failures],
+        )
+    finite = (score if math.isfinite(score) else math.nan for score in scores)
+    return dict(zip(pictures, finite, strict=True)), []
+
+
+def _failure_lines(name: str, failed: Sequence[tuple[int, str]]) -> Iterator[str]:
+    """A line for each reason, with the candidates."""
+    for why in dict.fromkeys(why for _, why in failed):
+        yield f"scorer {name} fails on {named([index for index, one in failed if one == why])}: {why}"
+
+
+def named(indices: Sequence[int]) -> str:
+    """Candidates in words, up to NAMED of them by their index."""
+    shown = ", ".join(map(str, indices[:NAMED]))
+    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+    return f"candidate{'s' if len(indices) > 1 else ''} {shown}{more}"

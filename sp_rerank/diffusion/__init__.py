@@ -1,0 +1,1 @@
+"""All that knows diffusers: loading, sampling, schedulers, trajectories, previews, prompt limits."""

@@ -1,0 +1,1 @@
+"""The run folder: its records, reading and verifying it, writing and resuming it."""

@@ -1,0 +1,154 @@
+"""How sure a scorer's gaps make one: the temperature that `sp-rerank evaluate` fitted, kept beside the weights.
+
+P(a preferred to b) = sigmoid((S(a) - S(b)) / temperature). A calibration belongs to the very weights that it was fitted
+for. Knows the file and where scorers lie; how the temperature is fitted is in `sp_rerank.stats.agreement`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.errors import UsageError
+from sp_rerank.scorers import known_folders
+from sp_rerank.storage import atomic
+
+if TYPE_CHECKING:
+    from sp_rerank.stats.agreement import Calibration
+    from sp_rerank.types import Scorer
+
+log = logging.getLogger(__name__)
+
+FILE = "calibration.json"
+
+TOLD_APART = 2 / 3
+"""The probability from which on two images count as told apart: of three people, two would choose the better one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerCalibration:
+    """What a gap between two scores of one prompt means.
+
+    Attributes:
+        scorer: full name with its hash; the calibration is of no other weights.
+        temperature: in units of the score; 0 if the higher score was always preferred.
+        data: name of the preferences that it was fitted on.
+        pairs: of them, an annotator's choice each where single annotators are known.
+        error: expected calibration error on the same pairs, 0..1.
+        simulated: whether the people were simulated.
+
+    Raises:
+        ValueError: if a field has another type or range than that.
+    """
+
+    scorer: str
+    temperature: float
+    data: str
+    pairs: int
+    error: float
+    simulated: bool
+
+    def __post_init__(self):
+        types = {"scorer": str, "data": str, "pairs": int, "simulated": bool}
+        wrong = [name for name, kind in types.items() if type(getattr(self, name)) is not kind]
+        for name in ("temperature", "error"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+                wrong.append(name)
+        if wrong:
+            found = ", ".join(f"{name}={getattr(self, name)!r}" for name in wrong)
+            raise ValueError(f"expected text, finite numbers from 0 on and a truth value, got {found}")
+
+    @property
+    def margin(self) -> float:
+        """The gap below which two scores are not told apart: P < TOLD_APART."""
+        return self.temperature * math.log(TOLD_APART / (1 - TOLD_APART))
+
+    def preferred(self, gap: float) -> float:
+        """P(the first is preferred), given its score minus that of the second."""
+        if self.temperature == 0:
+            return 0.5 if gap == 0 else float(gap > 0)
+        return 0.5 * (1 + math.tanh(gap / self.temperature / 2))
+
+
+def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
+    """The calibration that lies beside a scorer's weights; None where there is none, or it is of other weights.
+
+    Args:
+        scorer: a loaded one; or the full name of one out of the table, such as a run folder holds it: its weights are
+            then looked for where the table keeps them, and not loaded.
+    """
+    name = scorer if isinstance(scorer, str) else scorer.name
+    for folder in _folders_of(scorer):
+        found = _read(folder / FILE)
+        if found is not None and found.scorer == name:
+            return found
+        if found is not None and not isinstance(scorer, str):
+            log.warning(
+                "%s is of %s, not of %s, and is not used; fit it anew with sp-rerank evaluate --keep-calibration",
+                folder / FILE, found.scorer, name,
+            )  # fmt: skip
+    return None
+
+
+def margin_of(scorer: Scorer | str) -> float:
+    """The gap below which two scores are not told apart; 0, by which only equal scores tie, where nothing is known."""
+    found = calibration_of(scorer)
+    return found.margin if found else 0.0
+
+
+def keep(scorer: Scorer, fitted: Calibration, *, data: str, simulated: bool = False) -> Path:
+    """Write what was fitted beside the weights of its scorer, in place of an older calibration.
+
+    Args:
+        scorer: whose gaps they were, loaded from a folder.
+        fitted: to the preferences.
+        data: name of these.
+        simulated: whether the people are simulated.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: if the scorer has no folder of weights, or its gaps say nothing.
+        StorageError: if the file cannot be written.
+    """
+    folder = getattr(scorer, "folder", None)
+    if folder is None:
+        raise UsageError(
+            f"scorer {scorer.name}: expected one that was loaded from a folder of weights, for its calibration to lie "
+            "beside them"
+        )
+    if not math.isfinite(fitted.temperature):
+        raise UsageError(
+            f"scorer {scorer.name}: on {data} a higher score says nothing about what is preferred (temperature "
+            f"{fitted.temperature}); expected a scorer that is right more often than not; no calibration is written"
+        )
+    pairs = sum(one.n for one in fitted.bins)
+    found = ScorerCalibration(scorer.name, fitted.temperature, data, pairs, fitted.error, simulated)
+    path = folder / FILE
+    atomic.write(path, (json.dumps(asdict(found), indent=2, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _folders_of(scorer: Scorer | str) -> list[Path]:
+    if isinstance(scorer, str):
+        return known_folders(scorer.partition("@")[0])
+    folder = getattr(scorer, "folder", None)
+    return [folder] if folder else []
+
+
+def _read(path: Path) -> ScorerCalibration | None:
+    """A damaged file is warned of, and is none: a ranking without ties is better than no ranking."""
+    try:
+        record: Any = json.loads(path.read_text(encoding="utf-8"))
+        return ScorerCalibration(**{field.name: record[field.name] for field in fields(ScorerCalibration)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        log.warning("%s cannot be read and is not used: %s", path, error or type(error).__name__)
+        return None

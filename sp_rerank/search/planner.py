@@ -1,0 +1,301 @@
+"""Chooses a schedule from recordings: the cheapest that keeps the gain, found on some prompts and reported on others.
+
+A recording is a run whose every candidate was scored at every draft and preview and finished all the same
+(`sp-rerank generate --record`), so any schedule over its stages can be acted out on its scores. Knows run folders and
+schedules. Makes no image.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_rerank.errors import UsageError
+from sp_rerank.run.folder import RunDir
+from sp_rerank.search.base import best_of
+from sp_rerank.search.schedule import WHEN, Schedule, is_recording, whole
+from sp_rerank.stats import agreement, ranking
+from sp_rerank.stats.agreement import Estimate
+
+Array = NDArray[np.float64]
+
+KEEPS = (0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
+"""Shares of the candidates that a round may keep; never less than the best k."""
+
+ROUNDS = 3  # at most
+
+FEWEST = 4  # prompts: two to choose by and two to report on
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Every candidate of one prompt at every stage.
+
+    Attributes:
+        prompt: of the run.
+        made_with: n, steps, model and scorer of the run.
+        finished: (n,) scores of the finished candidates, by the scorer that selects; NaN where one is not usable.
+        evaluations: of the denoiser, for one candidate from noise to finish.
+        drafts: by their steps, (n,) scores and the evaluations of one draft.
+        previews: by the share of the steps, (n,) scores and the evaluations of one candidate so far.
+        worth: (n,) of the finished candidates, to a scorer that did not select; the same as `finished` by default.
+    """
+
+    prompt: str
+    made_with: Mapping[str, str | int]
+    finished: Array
+    evaluations: int
+    drafts: Mapping[int, tuple[Array, int]]
+    previews: Mapping[float, tuple[Array, int]]
+    worth: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a schedule does to one prompt.
+
+    Attributes:
+        finalists: indices that are finished.
+        evaluations: spent on all candidates.
+        decodes: images and previews that were decoded and scored.
+    """
+
+    finalists: tuple[int, ...]
+    evaluations: int
+    decodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a schedule keeps and spares, over prompts that it was not chosen by.
+
+    Attributes:
+        gain: of the pick, (its score - mean) / (best of all - mean); a mean over prompts, like the others.
+        top_gain: likewise of the best k that are left against the best k of all.
+        same_pick: share of prompts whose pick is the best of all.
+        overlap: of the best k that are left with the best k of all.
+        worth: of the pick to the scorer that did not select, above the mean candidate, over what the pick of all is
+            worth to it; both summed over prompts, for the pick of all may be worth nothing.
+        saving: evaluations of an exhaustive search over those of this one.
+        decodes: images and previews that are decoded and scored, over those of an exhaustive search.
+        prompts: that these are means over.
+    """
+
+    gain: Estimate
+    top_gain: Estimate
+    same_pick: Estimate
+    overlap: Estimate
+    worth: Estimate
+    saving: float
+    decodes: float
+    prompts: int
+
+
+def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None = None) -> Recording:
+    """The scores of a recorded run.
+
+    Args:
+        run: made with `record`.
+        scorer: whose; one of the run's by its name or full name, None for the one that selected.
+        worth: full name of another scorer whose scores the run holds; what picks are worth to it.
+
+    Raises:
+        UsageError: if the run was not recorded, is not complete, or does not hold these scorers.
+    """
+    search: Any = run.config.get("search")
+    if not is_recording(search):
+        raise UsageError(f"{run.path} is no recording; make one with `sp-rerank generate PROMPT --record`")
+    if run.missing:
+        raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")
+    rows = [run.rows[index] for index in range(run.n)]
+    selecting = run.config["scorers"][0]
+    name = _named(run, scorer) if scorer else selecting
+    if worth and any(worth not in row.scores for row in rows):
+        raise UsageError(f"{run.path} holds no scores of {worth}; add them with `sp-rerank compare RUN --scorer ..`")
+    drafts, previews, spent = {}, {}, 0
+    for place, (stage, when) in enumerate(zip(rows[0].stages, [*search["drafts"], *search["previews"]], strict=False)):
+        seen = [row.stages[place] for row in rows]
+        scores = _array(one.score if name == selecting else one.also.get(name) for one in seen)
+        spent += 0 if stage.is_draft else stage.unet_evaluations
+        if np.isnan(scores).all():
+            continue  # this scorer was not asked
+        if stage.is_draft:
+            drafts[when] = (scores, stage.unet_evaluations)
+        else:
+            previews[when] = (scores, spent)
+    if not any(row.status == "ok" for row in rows):
+        raise UsageError(f"{run.path} holds no usable candidate; leave it out")
+    usable = [row.scores.get(name) if row.status == "ok" else None for row in rows]
+    finished = _array(usable)
+    made_with = {"n": run.n, "steps": run.config["steps"], "model": run.config["model"], "scorer": name}
+    other = _array(row.scores[worth] for row in rows) if worth else finished
+    return Recording(run.config["prompt"], made_with, finished, rows[0].own_evaluations, drafts, previews, other)
+
+
+def _named(run: RunDir, scorer: str) -> str:
+    """The full name of one of a recording's scorers."""
+    known = run.config["scorers"]
+    for name in known:
+        if scorer in (name, name.split("@")[0]):
+            return name
+    raise UsageError(f"{run.path} was recorded with {', '.join(known)}, not {scorer}; record anew with --also {scorer}")
+
+
+def _array(values: Iterator[float | None] | Sequence[float | None]) -> Array:
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+def act_out(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
+    """What a schedule would have done to a recorded prompt.
+
+    Raises:
+        UsageError: if the recording lacks a stage of the schedule.
+    """
+    n = len(recording.finished)
+    left, evaluations, decodes, gone = list(range(n)), 0, 0, 0
+    for when, keep in schedule.rounds:
+        stages: Mapping[Any, tuple[Array, int]]
+        stages = recording.drafts if schedule.strategy == "screening" else recording.previews
+        if when not in stages:
+            raise UsageError(f"the recording of {recording.prompt!r} holds no stage {when:g}; it holds {list(stages)}")
+        scores, cost = stages[when]
+        evaluations += len(left) * (cost - gone)
+        decodes += len(left)
+        gone = 0 if schedule.strategy == "screening" else cost  # a trajectory goes on, a draft begins anew
+        left = best_of({index: float(scores[index]) for index in left}, whole(keep, n=n, top_k=top_k))
+    return Outcome(tuple(left), evaluations + len(left) * (recording.evaluations - gone), decodes + len(left))
+
+
+def gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[float, float, float, float]:
+    """Gain of the pick and of the best k, whether the pick is the same, overlap of the best k: `Promise`, one prompt.
+
+    The gains are NaN where all candidates score the same.
+    """
+    scores = recording.finished
+    everybody, left = _picks(recording, range(len(scores))), _picks(recording, finalists)
+    if not left:
+        return 0.0, 0.0, 0.0, 0.0
+    mean = float(np.nanmean(scores))
+
+    def share(k: int) -> float:
+        most = float(np.mean(scores[everybody[:k]])) - mean
+        return (float(np.mean(scores[left[:k]])) - mean) / most if most > 0 else math.nan
+
+    overlap = len(set(everybody[:top_k]) & set(left[:top_k])) / top_k
+    return share(1), share(top_k), float(everybody[0] == left[0]), overlap
+
+
+def _worth(recording: Recording, finalists: Sequence[int]) -> tuple[float, float]:
+    """What the pick of the finalists, and the pick of all, are worth above the mean candidate."""
+    worth, mean = recording.worth, float(np.nanmean(recording.worth))
+    kept, everybody = _picks(recording, finalists), _picks(recording, range(len(worth)))
+    return float(worth[kept[0]]) - mean if kept else 0.0, float(worth[everybody[0]]) - mean
+
+
+def _picks(recording: Recording, indices: Sequence[int]) -> list[int]:
+    scores = [float(recording.finished[i]) for i in indices]
+    return [indices[place] for place in ranking.top(scores, len(scores))]
+
+
+def promise(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> Promise:
+    """What a schedule keeps and spares on recorded prompts, with intervals from resampling the prompts."""
+    outcomes = [act_out(schedule, recording, top_k) for recording in recordings]
+    pairs = list(zip(recordings, outcomes, strict=True))
+    table = [gains(one, outcome.finalists, top_k) for one, outcome in pairs]
+    columns = [[value for value in column if math.isfinite(value)] for column in zip(*table, strict=True)]
+    gain, top_gain, same_pick, overlap = (agreement.ratio(column, [1] * len(column)) for column in columns)
+    worth = agreement.ratio(*zip(*(_worth(one, outcome.finalists) for one, outcome in pairs), strict=True))
+    exhaustive = sum(len(one.finished) * one.evaluations for one in recordings)
+    spent = sum(outcome.evaluations for outcome in outcomes)
+    decodes = sum(outcome.decodes for outcome in outcomes) / sum(len(one.finished) for one in recordings)
+    return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, decodes, len(recordings))
+
+
+def schedules(recordings: Sequence[Recording], strategies: Sequence[str] = tuple(WHEN)) -> Iterator[Schedule]:
+    """Every schedule of up to ROUNDS rounds that the recordings can act out."""
+    for strategy in strategies:
+        places = sorted(recordings[0].drafts if strategy == "screening" else recordings[0].previews)
+        for rounds in range(1, ROUNDS + 1):
+            for whens, keeps in product(combinations(places, rounds), combinations(reversed(KEEPS), rounds)):
+                yield Schedule(strategy, tuple(zip(whens, keeps, strict=True)))
+
+
+def cheapest(
+    recordings: Sequence[Recording],
+    top_k: int,
+    *,
+    gain: float,
+    top_gain: float,
+    strategies: Sequence[str] = tuple(WHEN),
+) -> Schedule:
+    """The schedule with the fewest evaluations whose mean gains over the recordings reach the goals.
+
+    Raises:
+        UsageError: if none does.
+    """
+    best, fewest = None, math.inf
+    for schedule in schedules(recordings, strategies):
+        outcomes = [act_out(schedule, one, top_k) for one in recordings]
+        spent = sum(outcome.evaluations for outcome in outcomes)
+        if spent >= fewest:
+            continue
+        kept = [gains(one, outcome.finalists, top_k) for one, outcome in zip(recordings, outcomes, strict=True)]
+        if np.nanmean([row[0] for row in kept]) >= gain and np.nanmean([row[1] for row in kept]) >= top_gain:
+            best, fewest = schedule, spent
+    if best is None:
+        raise UsageError(
+            f"no schedule reaches a gain of {gain:g} and {top_gain:g}; lower --gain, or record more stages"
+        )
+    return best
+
+
+def plan(
+    recordings: Sequence[Recording],
+    *,
+    top_k: int = 4,
+    gain: float = 0.99,
+    top_gain: float = 0.97,
+    strategies: Sequence[str] = tuple(WHEN),
+    seed: int = 0,
+) -> tuple[Schedule, Promise]:
+    """The cheapest schedule on one half of the prompts, and what it does to the other half.
+
+    Args:
+        recordings: of different prompts, made alike.
+        top_k: how many images are wanted.
+        gain: of the pick, in (0, 1]: what must be kept on the half that chooses.
+        top_gain: of the best `top_k`, likewise.
+        strategies: of `sp_rerank.search.schedule.WHEN`, to choose among.
+        seed: of the halves.
+
+    Raises:
+        UsageError: if there are fewer than FEWEST recordings, or they were not made alike, or no schedule will do.
+    """
+    prompts = sorted({one.prompt for one in recordings})
+    if len(prompts) < FEWEST:
+        raise UsageError(f"expected recordings of at least {FEWEST} different prompts, got {len(prompts)}")
+    first = recordings[0]
+    for other in recordings:
+        for key, value in first.made_with.items():
+            if other.made_with[key] != value:
+                raise UsageError(
+                    f"the recordings were not made alike: {key} is {value!r} and {other.made_with[key]!r}; plan apart"
+                )
+    random.Random(seed).shuffle(prompts)
+    choosing = set(prompts[: len(prompts) // 2])
+    chosen = cheapest(
+        [one for one in recordings if one.prompt in choosing],
+        top_k,
+        gain=gain,
+        top_gain=top_gain,
+        strategies=strategies,
+    )
+    found = Schedule(chosen.strategy, chosen.rounds, dict(first.made_with))
+    return found, promise(found, [one for one in recordings if one.prompt not in choosing], top_k)

@@ -1,0 +1,104 @@
+"""What the strategies share that look at x_0 on the way: where they look, what they see, and nothing scored twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from sp_rerank.diffusion.sampler import Batch
+from sp_rerank.diffusion.trajectory import View
+from sp_rerank.errors import UsageError
+from sp_rerank.search.base import Known, Scored, usable_scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sp_rerank.diffusion.previews import Previews
+    from sp_rerank.diffusion.sampler import Sampler
+    from sp_rerank.diffusion.trajectory import Trajectory
+
+Score = Callable[["Tensor"], "Tensor"]
+
+
+class Seen:
+    """The scores of a run so far, those of an interrupted one included; each candidate is scored once a stage.
+
+    Args:
+        score: (b, 3, H, W) images in [0, 1] to (b,) scores, higher is better.
+        known: what an interrupted run knows already.
+    """
+
+    def __init__(self, score: Score, known: Known) -> None:
+        self._score = score
+        self._scores: dict[str | None, dict[int, float]] = {stage: dict(scores) for stage, scores in known.items()}
+
+    def forget(self) -> None:
+        """Forget what was seen on the way, not what is finished: other batches take other ways."""
+        self._scores = {None: self._scores.get(None, {})}
+
+    def lacks(self, stage: str | None, indices: Sequence[int]) -> bool:
+        """Whether any of the candidates has not been seen at a stage."""
+        return any(index not in self._scores.get(stage, {}) for index in indices)
+
+    def scores(self, stage: str | None, indices: Sequence[int]) -> dict[int, float]:
+        """Scores by index; NaN where one is not finite."""
+        return {index: self._scores[stage][index] for index in indices}
+
+    def add(self, batch: Batch, stage: str | None, total: int) -> Scored:
+        """Score what is new in a batch; `total` as in `Scored`."""
+        known = self._scores.setdefault(stage, {})
+        new = [place for place, index in enumerate(batch.indices) if index not in known]
+        scores = torch.tensor([known.get(index, 0.0) for index in batch.indices], dtype=torch.float32)
+        if new:
+            scores[new] = self._score(batch.images[new]).float()
+        scored = Scored(batch, scores, stage, total)
+        self._scores[stage] = {**usable_scores(scored), **known}
+        return scored
+
+
+def watched_steps(sampler: Sampler, shares: Sequence[float]) -> list[int]:
+    """The scheduler steps after which shares of them are done.
+
+    Raises:
+        UsageError: if two shares fall on one step, or one on none or the last.
+    """
+    steps = sampler.steps
+    watched = [round(share * steps) for share in shares]
+    if any(not 0 < step < steps for step in watched) or watched != sorted(set(watched)):
+        raise UsageError(
+            f"previews at {', '.join(f'{share:g}' for share in shares)} of {steps} steps fall on steps "
+            f"{', '.join(map(str, watched))}; expected different ones from 1 to {steps - 1}, rising: take more "
+            "steps or other shares"
+        )
+    return watched
+
+
+def preview_name(step: int, steps: int) -> str:
+    """The stage of previews after so many of the scheduler's steps."""
+    return f"preview, {step} of {steps} steps"
+
+
+def preview(trajectory: Trajectory, view: View, previews: Previews, seeds: Mapping[int, int]) -> Batch:
+    """What a waiting batch shows, as images; no safety checker has seen them."""
+    indices = trajectory.indices
+    images = previews.decode(view.x0)
+    return Batch(indices, tuple(seeds[i] for i in indices), images, (False,) * len(indices), view.unet_evaluations)
+
+
+def within_memory(
+    sampler: Sampler, seeds: Mapping[int, int], attempt: Callable[[], Iterator[Scored]]
+) -> Iterator[Scored]:
+    """What a search finds; when memory runs out it starts anew with smaller batches, and what is scored stays scored.
+
+    Raises:
+        TryAgainError: if memory does not suffice for a single image.
+    """
+    while True:
+        try:
+            yield from attempt()
+            return
+        except torch.OutOfMemoryError:
+            failed = max(map(len, sampler.blocks(seeds)))
+        sampler.shrink(failed)  # once the exception is gone, for it holds the memory

@@ -1,0 +1,202 @@
+"""Image files: other people's read with care, ours written with their metadata.
+
+Knows Pillow, formats and PNG text. Knows nothing of runs, prompts' meaning or scores.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from sp_rerank.errors import UnreadableImageError, UsageError
+from sp_rerank.storage import atomic
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""By Pillow's names; its other readers are not let near a file of unknown origin."""
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+MAX_PIXELS = 64_000_000
+"""Of an image that is read; above it a small file can hold gigabytes."""
+
+RECORD_KEY = "sp_rerank"
+PARAMETERS_KEY = "parameters"
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """The image files right in a folder, by their suffix; hidden ones left out; "2.png" before "10.png".
+
+    Raises:
+        UsageError: if there is no such folder.
+        StorageError: if it cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; a folder of images was expected")
+    with atomic.storage_errors(folder):
+        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted((path for path in files if not path.name.startswith(".")), key=_natural)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image file of any origin: upright, RGB, transparency on white, the first frame of several.
+
+    16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it to white); colour profiles are ignored.
+
+    Raises:
+        UnreadableImageError: naming the file and why: another format, damaged, above 64 megapixels by its header
+            (nothing is decoded then), or pixels without a defined white (32-bit).
+    """
+    return read_image(lambda: path, str(path))
+
+
+def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.Image:
+    """As `open_image`, of a file that is in an archive or a table.
+
+    Args:
+        source: gives a path or an open file; what it raises makes the image unreadable.
+        name: for messages.
+
+    Raises:
+        UnreadableImageError: as `open_image`.
+    """
+    try:
+        with Image.open(source(), formats=FORMATS) as image:
+            _check_header(image)
+            return _as_rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError as error:
+        raise _unreadable(name, f"no {', '.join(FORMATS)} file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _unreadable(name, f"more than {MAX_PIXELS / 1e6:g} megapixels") from error
+    # Pillow's decoders raise whatever they trip over in a damaged file: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise _unreadable(name, f"{error}" or type(error).__name__) from error
+
+
+def encode(image: Image.Image, *, parameters: str, record: Mapping[str, Any]) -> bytes:
+    """A PNG file of an RGB image with its metadata; equal arguments give equal bytes.
+
+    Args:
+        image: RGB.
+        parameters: AUTOMATIC1111's text, see `a1111_parameters`.
+        record: ours, what JSON can hold; read again with `read_record`.
+
+    Raises:
+        ValueError: if the image is not RGB or the record not for JSON.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"an RGB image was expected, not {image.mode}")
+    info = PngInfo()
+    info.add_text(PARAMETERS_KEY, _png_text(parameters))
+    info.add_text(RECORD_KEY, json.dumps(record, allow_nan=False))
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def amend_record(png: bytes, more: Mapping[str, Any]) -> bytes:
+    """The same picture and metadata as `encode` wrote, with more in the record."""
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+        record = {**json.loads(image.info[RECORD_KEY]), **more}
+        return encode(image.convert("RGB"), parameters=image.info[PARAMETERS_KEY], record=record)
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record that `encode` put into a PNG file; None where there is none. No pixel is decoded.
+
+    Raises:
+        UnreadableImageError: if it is not a PNG file or its record is damaged.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            text = image.info.get(RECORD_KEY)
+        record = None if text is None else json.loads(text)
+    except Exception as error:
+        raise _unreadable(str(path), f"no PNG file with a record: {error}") from error
+    if record is not None and not isinstance(record, dict):
+        raise _unreadable(str(path), f"its {RECORD_KEY} record is no JSON object")
+    return record
+
+
+def a1111_parameters(
+    *,
+    prompt: str,
+    negative_prompt: str,
+    steps: int,
+    sampler: str,
+    guidance_scale: float,
+    seed: int,
+    size: tuple[int, int],
+    model: str,
+) -> str:
+    """Generation parameters as text that other tools read from a PNG file.
+
+    The layout is that of `create_infotext` in AUTOMATIC1111/stable-diffusion-webui (modules/processing.py): the prompt,
+    which may have several lines, the negative prompt where there is one, and one last line of settings.
+
+    Args:
+        prompt: as given.
+        negative_prompt: as given, empty for none.
+        steps: number of denoising steps.
+        sampler: for example "PNDM".
+        guidance_scale: of classifier-free guidance.
+        seed: of the initial noise.
+        size: (width, height) in pixels.
+        model: name or path.
+    """
+    settings = {
+        "Steps": str(steps),
+        "Sampler": sampler,
+        "CFG scale": f"{guidance_scale:g}",
+        "Seed": str(seed),
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": model,
+    }
+    last = ", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items())
+    negative = f"\nNegative prompt: {negative_prompt}" if negative_prompt else ""
+    return f"{prompt}{negative}\n{last}"
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode}: 32-bit pixels have no defined white; save it with 8 bits")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # 65535 -> 255, rounded. A 16-bit transparent value in the metadata would be misread from here on.
+        image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        image.info.pop("transparency", None)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _unreadable(name: str, why: str) -> UnreadableImageError:
+    return UnreadableImageError(f"{name}: cannot be read as an image: {' '.join(why.split())}")
+
+
+def _natural(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits by turns: like is compared with like
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
+
+
+def _png_text(text: str) -> str:
+    """Text that a PNG chunk can hold: no NUL, and nothing that UTF-8 has not."""
+    return text.replace("\0", " ").encode("utf-8", "replace").decode()
+
+
+def _quoted(value: str) -> str:
+    """A setting as AUTOMATIC1111's `quote` writes it: as JSON where it would break the line apart."""
+    return json.dumps(value, ensure_ascii=False) if any(sign in value for sign in ",\n:") else value

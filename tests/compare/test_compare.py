@@ -1,0 +1,421 @@
+"""Runs in the eyes of several scorers: the figures by hand, images read once, and what is broken named and left out."""
+
+import io
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
+
+from sp_rerank import load_scorer, mini
+from sp_rerank.cli.compare import compare as command
+from sp_rerank.compare import tables as report
+from sp_rerank.compare.compare import compare
+from sp_rerank.errors import NothingUsableError, StorageError, UsageError
+from sp_rerank.report.tables import to_json
+from sp_rerank.run.folder import RunDir, RunWriter
+from sp_rerank.run.records import Row
+from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.scorers.calibration import ScorerCalibration
+from sp_rerank.stats import agreement
+from sp_rerank.storage import images, perturbation
+
+MINI = Path(mini.__file__).parent
+APP = typer.Typer()
+APP.command("compare")(command)
+
+
+def png(level, side=8):
+    """Grey, with a light corner at the left: mirroring and cropping change it."""
+    pixels = np.full((side, side, 3), level, np.uint8)
+    pixels[0, 0] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None, **config):
+    """A run whose candidate i is as light as `levels` say, and holds the scores."""
+    count = len(next(iter(scores.values()))) if scores else len(levels)
+    levels = levels or [10 * i for i in range(count)]
+    with RunWriter.start(folder, {"prompt": prompt, "n": n or count, "seed": 40, **config}) as run:
+        for i in range(count):
+            status = dict(statuses).get(i, "ok")
+            row = Row.of(
+                png(levels[i]), index=i, seed=40 + i, status=status, unet_evaluations=1, batch_size=1,
+                scores={name: column[i] for name, column in scores.items()},
+            )  # fmt: skip
+            run.commit([(row, png(levels[i]))])
+    return RunDir.read(folder)
+
+
+@dataclass
+class Corner:
+    """The upper left pixel, which mirroring moves away; counts what it is asked."""
+
+    name: str = "corner"
+    fails: tuple[int, ...] = ()
+    asked: list[int] = field(default_factory=list)
+
+    def score(self, prompt, pictures):
+        self.asked.append(len(pictures))
+        values = [np.asarray(picture)[0, 0, 0] / 255 + np.asarray(picture)[1, 1, 0] / 2550 for picture in pictures]
+        levels = [int(np.asarray(picture)[1, 1, 0]) for picture in pictures]
+        if any(level in self.fails for level in levels):
+            raise RuntimeError("too dark for me")
+        return torch.tensor(values)
+
+
+A, B, C = [0.1, 0.4, 0.3, 0.2, 0.0], [5.0, 1.0, 4.0, 3.0, 2.0], [1.0, 1.0, 2.0, 0.0, 0.0]
+
+
+def test_one_run_by_hand(tmp_path):
+    found = compare([make(tmp_path / "run", {"a@1": A, "b@1": B, "c@1": C})])
+    (run,) = found.runs
+    a, b, c = run.opinions
+    assert [one.order for one in run.opinions] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
+    assert [one.order[0] for one in run.opinions] == [1, 0, 2]
+    assert a.stands == {"a@1": 1, "b@1": 5, "c@1": 3}
+    assert b.stands == {"a@1": 4, "b@1": 1, "c@1": 2}
+    assert run.ensemble[0] == 2  # second, second and first
+    assert run.seeds == {i: 40 + i for i in range(5)}
+    assert (a.gain["a@1"], a.gain["b@1"]) == (1, pytest.approx(-1))  # from 3 to 1, where 5 is the best
+    assert a.best_of_n["b@1"] == pytest.approx(agreement.best_of_n(A, B).tolist())
+    assert c.enough == agreement.enough(agreement.best_of_n(C))
+    pair = run.pairs[0]
+    assert pair.scorers == ("a@1", "b@1")
+    assert pair.kendall == agreement.kendall_interval(A, B)
+    assert pair.spearman == agreement.spearman(A, B)
+    assert pair.overlap == {1: 0.0, 4: 0.75}  # there are no ten
+    assert run.problems == ()
+    assert (found.pairs, found.steadiness, found.prompts) == ((), (), 1)
+    assert all(one.tie_groups is None and one.tied_first is None for one in run.opinions)
+
+
+def test_scales_do_not_matter(tmp_path):
+    plain = compare([make(tmp_path / "one", {"a@1": A, "b@1": B})]).runs[0]
+    scaled = compare([make(tmp_path / "two", {"a@1": [1000 * s - 7 for s in A], "b@1": B})]).runs[0]
+    for one, other in zip(plain.opinions, scaled.opinions, strict=True):
+        assert (one.order, one.stands, one.enough) == (other.order, other.stands, other.enough)
+        assert one.gain == pytest.approx(other.gain)
+    assert plain.pairs == scaled.pairs
+    assert plain.ensemble == scaled.ensemble
+
+
+def test_averages_are_of_prompts_and_never_pooled(tmp_path):
+    # Two runs of one prompt that agree, one run of another that disagrees. Pooled, the shift of b would dominate.
+    up, down = [0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]
+    runs = [
+        make(tmp_path / "1", {"a": up, "b": up}),
+        make(tmp_path / "2", {"a": up, "b": [9 + s for s in up]}),
+        make(tmp_path / "3", {"b": [100 + s for s in down], "a": up}, prompt="a cat"),  # in another order
+    ]
+    found = compare(runs)
+    (mean,) = found.pairs
+    assert (mean.scorers, found.prompts, found.scorers) == (("a", "b"), 2, ("a", "b"))
+    assert (mean.kendall.value, mean.kendall.n) == (0, 2)
+    assert mean.overlap[1].value == 0.5
+    assert mean.overlap[4].value == 1
+    assert math.isnan(mean.overlap[10].value)
+    assert [one.value for one in mean.stands] == [2.5, 2.5]
+    assert [one.value for one in mean.gain] == [0, 0]
+    assert compare([runs[0], runs[2]]).pairs[0].kendall == mean.kendall
+
+
+def test_fresh_scores_are_taken_once_and_kept(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", {"a": [float(i) for i in range(40)]}, levels=[5 * i for i in range(40)])
+    decoded, read_bytes = [], []
+    real, path_bytes = images.read_image, Path.read_bytes
+    monkeypatch.setattr(images, "read_image", lambda source, name: (decoded.append(name), real(source, name))[1])
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read_bytes.append(path), path_bytes(path))[1])
+    corner, brightness, told = Corner(), BrightnessScorer(), []
+    found = compare([run], [corner, brightness], steady=True, progress=told.append)
+    of_images = [path for path in read_bytes if path.parent.name == "images"]
+    assert len(decoded) == len(set(decoded)) == len(of_images) == 40
+    assert told[-1] == 40
+    kept = RunDir.read(run.path)
+    expected = brightness.score("", [images.open_image(run.image(i)) for i in range(40)])
+    assert [kept.rows[i].scores["brightness"] for i in range(40)] == expected.tolist()
+    assert all(list(row.scores) == ["a", "corner", "brightness"] for row in kept.rows.values())
+    assert kept.verify() == []
+    corner.asked.clear()
+    again = compare([kept], [corner])
+    assert corner.asked == []
+    assert again.runs[0].pairs == found.runs[0].pairs
+
+
+def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", {"a": A})
+    before = (run.path / "candidates.jsonl").read_bytes()
+    compare([run], [Corner()], keep=False)
+    assert (run.path / "candidates.jsonl").read_bytes() == before
+
+    def full(path, scores):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("sp_rerank.compare.collect.add_scores", full)
+    found = compare([run], [Corner()]).runs[0]
+    assert found.problems == ("the new scores are not kept: the disk is full",)
+    assert len(found.opinions) == 2
+
+
+def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path):
+    run = make(tmp_path / "run", {"a": A, "b": [*B[:4], math.nan]}, statuses=[(3, "flagged")], n=7)
+    run.image(0).unlink()
+    run.image(1).write_bytes(png(99))
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(run.image(2).read_bytes())
+    found = compare([run]).runs[0]
+    assert list(found.seeds) == [2, 4]
+    text = "\n".join(found.problems)
+    for line in (
+        "1 candidates are left out: flagged",
+        "2 of 7 candidates are not made",
+        "images/00000.png: missing",
+        "images/00001.png: changed since it was committed (sha256 differs)",
+        "scorer b: the score of candidate 4 is not finite",
+    ):
+        assert line in text
+    assert found.opinions[1].order == (2,)
+    assert found.ensemble == (2,)
+    run.image(2).unlink()
+    (run.path / "images" / "00002.png").symlink_to(outside)
+    assert "leads out of the run folder" in "\n".join(compare([run]).runs[0].problems)
+
+
+def test_a_scorer_that_fails_on_some_images(tmp_path):
+    run = make(tmp_path / "run", {"a": A})
+    found = compare([run], [Corner(fails=(10, 40))]).runs[0]
+    assert found.problems == ("scorer corner fails on candidates 1, 4: RuntimeError: too dark for me",)
+    assert found.opinions[1].order == (3, 2, 0)
+    assert found.opinions[0].stands == {"a": 1, "corner": None}
+    assert found.scores["corner"][1] is None
+    assert "corner" not in RunDir.read(run.path).rows[1].scores  # another day it may not fail
+    assert report.markdown(compare([run], [Corner(fails=(10, 40))])).count("too dark for me") == 1
+
+
+def test_a_scorer_that_fails_on_all_images_is_left_out(tmp_path):
+    run = make(tmp_path / "run", {"a": A})
+    found = compare([run], [Corner(fails=tuple(range(256)))]).runs[0]
+    assert [one.scorer for one in found.opinions] == ["a"]
+    assert "scorer corner has no score for any candidate, and is left out" in found.problems
+    bare = make(tmp_path / "bare", {}, levels=[1, 2])
+    with pytest.raises(NothingUsableError, match=r"no candidate can be compared: .*too dark for me"):
+        compare([bare], [Corner(fails=tuple(range(256)))])
+
+
+@pytest.mark.parametrize("answer", [[0.5], [math.inf] * 5, [math.nan] * 5])
+def test_a_scorer_that_answers_wrongly_is_named(tmp_path, answer):
+    run = make(tmp_path / "run", {"a": A})
+    odd = Corner()
+    odd.score = lambda prompt, pictures: torch.tensor(answer[: len(pictures)] if len(answer) > 1 else [0.5, 0.5])
+    problems = "\n".join(compare([run], [odd]).runs[0].problems)
+    assert ("expected a score for each of 1 images, got 2" if len(answer) == 1 else "is not finite") in problems
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    bare, run = make(tmp_path / "bare", {}, levels=[1, 2]), make(tmp_path / "run", {"a": A})
+    with pytest.raises(UsageError, match="holds no scores; name a scorer with --scorer"):
+        compare([bare])
+    with pytest.raises(UsageError, match=r"run .* was given twice"):
+        compare([run, RunDir.read(tmp_path / "bare" / ".." / "run")])
+    with pytest.raises(UsageError, match="scorer corner was given twice"):
+        compare([run], [Corner(), Corner()])
+    with pytest.raises(UsageError, match="name one with --scorer"):
+        compare([run], steady=True)
+    with pytest.raises(UsageError, match="got none"):
+        compare([])
+    text = (run.path / "run.json").read_text().replace('"schema": 1', '"schema": 99')
+    (run.path / "run.json").write_text(text)
+    with pytest.raises(UsageError, match="newer sp-rerank: schema 99"):
+        RunDir.read(run.path)
+
+
+def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
+    rounds = {"strategy": "screening", "rounds": [[4, 3]]}
+    run = make(tmp_path / "run", {"a": A, "b": B}, statuses=[(0, "dropped"), (4, "dropped")], search=rounds)
+    found = compare([run])
+    assert [(one.best_of_n, one.gain, one.enough) for one in found.runs[0].opinions] == [(None, None, None)] * 2
+    assert found.runs[0].opinions[0].stands == {"a": 1, "b": 3}
+    text = report.markdown(found)
+    assert "the finalists of a search, no chance sample: neither what the best of n is worth nor the way" in text
+    assert "| a | 1 | ? | ? | 1st | 3rd |" in text
+    assert "mean candidate to the best\n" not in text  # no column has it
+    assert to_json(found)["runs"][0]["chance_sample"] is False
+    assert report.plot(found).startswith(b"<?xml")
+    whole = make(tmp_path / "whole", {"a": A, "b": B}, prompt="a cat")
+    mean = compare([run, whole]).pairs[0]
+    assert [one.n for one in (mean.kendall, *mean.gain)] == [2, 1, 1]
+    other = make(tmp_path / "other", {"a": A, "b": B}, statuses=[(1, "dropped")])
+    assert math.isnan(compare([run, other]).pairs[0].gain[0].value)
+
+
+def test_a_search_that_goes_on_has_dropped_what_it_does_not_say_yet(tmp_path):
+    run = make(tmp_path / "run", {"a": A}, search={"strategy": "halving", "rounds": [[0.4, 5]]}, n=9)
+    assert compare([run]).runs[0].opinions[0].enough is None
+    steered = make(tmp_path / "steered", {"a": A}, search={"strategy": "steering"})
+    assert compare([steered]).runs[0].opinions[0].enough == agreement.enough(agreement.best_of_n(A))
+
+
+def test_the_plot_of_one_scorer_has_no_empty_half(tmp_path):
+    one, two = make(tmp_path / "one", {"a@1": A}), make(tmp_path / "two", {"b@1": B}, prompt="a cat")
+    text = report.plot(compare([one])).decode()  # a warning of matplotlib fails the test
+    assert "worth of a's pick: from mean to best" in text
+    assert "Kendall" not in text
+    assert (
+        "worth of the pick of each run's first scorer: from mean to best" in report.plot(compare([one, two])).decode()
+    )
+
+
+def test_one_candidate_and_constant_scores_have_figures_where_there_are_any(tmp_path):
+    one = make(tmp_path / "one", {"a": [0.5], "b": [0.25]})
+    same = make(tmp_path / "same", {"a": [0.5] * 3, "b": [0.1, 0.2, 0.3]})
+    found = compare([one, same])
+    assert [run.opinions[0].enough for run in found.runs] == [1, 1]
+    assert math.isnan(found.runs[0].pairs[0].kendall.value)
+    assert math.isnan(found.runs[1].opinions[0].gain["a"])
+    assert found.runs[1].opinions[0].gain["b"] == pytest.approx(0)  # a blind pick is worth the mean
+    assert math.isnan(found.pairs[0].kendall.value)
+    json.dumps(to_json(found), allow_nan=False)
+    assert "would have chosen candidate 0" in report.markdown(found)
+    assert report.plot(found).startswith(b"<?xml")
+
+
+def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
+    monkeypatch.setattr("sp_rerank.compare.compare.RATIOS", (1.0, 0.5))
+    run = make(tmp_path / "run", {}, levels=[200, 60, 50, 0])
+    assert perturbation.RATIOS[0] == 1
+    view = ImageOps.mirror(images.open_image(run.image(0)))
+    assert np.asarray(view)[0, 0, 0] == 200  # the light corner has gone to the other side
+    found = compare([run], [Corner(), BrightnessScorer()], steady=True).runs[0]
+    corner, brightness = found.opinions
+    assert corner.order == (0, 1, 2, 3)
+    assert [(row.ratio, row.pick, row.came_from, row.went_to) for row in corner.steadiness] == [
+        (1.0, 0, 1, 1),
+        (0.5, 0, 1, 1),
+    ]
+    assert [row.went_to for row in brightness.steadiness] == [1, 1]
+    dark = make(tmp_path / "dark", {}, levels=[0, 250, 240])
+    upside = Corner()
+    upside.score = lambda prompt, pictures: torch.tensor([  # likes the dark, until the corner has moved
+        (1 if np.asarray(p)[0, 0, 0] == 255 else -1) * (255.0 - float(np.asarray(p)[1, 1, 0])) for p in pictures
+    ])
+    row = compare([dark], [upside], steady=True).runs[0].opinions[0].steadiness[0]
+    assert (row.pick, row.came_from, row.went_to) == (1, 3, 3)
+    averages = compare([dark, run], [upside], steady=True).steadiness
+    assert [(one.scorer, one.ratio, one.went_to.n) for one in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
+
+
+def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", {"a@1": A, "b@1": B})
+    known = ScorerCalibration("a@1", 0.15, "d", 4, 0.0, True)  # margin .104
+    monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    found = compare([run])
+    a, b = found.runs[0].opinions
+    assert (a.tie_groups, a.tied_first) == ((1, 1, 2, 2, 3), (1, 2))
+    assert (b.tie_groups, b.tied_first) == (None, None)
+    text = report.markdown(found)
+    assert "a would have chosen candidate 1 (seed 41); the first 2 are not told apart (1, 2): 66% of simulated" in text
+    assert "b would have chosen candidate 0 (seed 40); no calibration: ties unknown" in text
+
+
+def test_names_are_short_where_that_tells_them_apart():
+    names = report.short_names(["sp@1", "sp@2", "clip@3"])
+    assert names == {"sp@1": "sp@1", "sp@2": "sp@2", "clip@3": "clip"}
+
+
+def run_command(*words):
+    result = CliRunner().invoke(APP, list(map(str, words)))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_command_compares_and_draws(tmp_path):
+    one = make(tmp_path / "one", {"a@1": A, "b@1": B}, prompt="a lemon [bold]\x1b[2J")
+    two = make(tmp_path / "two", {"a@1": A, "b@1": C}, prompt="a cat")
+    result = run_command(one.path, two.path, "--scorer", "brightness", "--plot", tmp_path / "plot.svg")
+    assert "## 2 runs of 2 prompts" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "[bold]" in result.stdout
+    assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
+    assert (one.path / "index.html").is_file()  # the gallery knows the new scores
+    record = json.loads(run_command(one.path, "--json").stdout)
+    assert record["scorers"] == ["a@1", "b@1", "brightness"]
+    assert record["runs"][0]["pairs"][0]["overlap"] == {"1": 0.0, "4": 0.75}
+    with pytest.raises(UsageError, match="is not a folder"):
+        run_command(one.path, "--plot", tmp_path / "none" / "plot.svg")
+
+
+def test_a_run_that_cannot_be_compared_is_named_and_the_others_are_shown(tmp_path):
+    good, lost, bare, newer = (tmp_path / name for name in ("good", "lost", "bare", "v99"))
+    make(good, {"a": A, "b": B})
+    shutil.rmtree(make(lost, {"a": A}).path / "images")
+    make(bare, {}, levels=[1, 2])
+    make(newer, {"a": A})
+    (newer / "run.json").write_text((newer / "run.json").read_text().replace('"schema": 1', '"schema": 99'))
+    result = run_command(newer, lost, good, bare, tmp_path / "none")
+    assert result.exit_code == 0
+    assert "a would have chosen candidate 1" in result.stdout
+    assert "## " + str(lost) not in result.stdout
+    told = [line.removeprefix("not compared: ") for line in result.stderr.splitlines()]
+    assert len(told) == 4
+    assert "newer sp-rerank: schema 99" in told[0]
+    assert told[1].startswith(f"{tmp_path / 'none'} is not a run folder")
+    assert told[2].startswith(f"{lost}: no candidate can be compared: images/00000.png: missing")
+    assert told[3] == f"{bare} holds no scores; name a scorer with --scorer"
+
+
+def test_the_first_error_ends_the_command_where_no_run_is_left(tmp_path, capsys):
+    shutil.rmtree(make(tmp_path / "lost", {"a": A}).path / "images")
+    make(tmp_path / "bare", {}, levels=[1, 2])
+    with pytest.raises(NothingUsableError, match="lost: no candidate can be compared"):
+        command([tmp_path / "lost", tmp_path / "bare"])
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"not compared: {tmp_path / 'bare'} holds no scores; name a scorer with --scorer\n"
+    with pytest.raises(UsageError, match="none is not a run folder"):
+        command([tmp_path / "none"], scorer=["no such scorer"])
+
+
+def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
+    good = make(tmp_path / "good", {"a": A})
+    make(tmp_path / "v99", {"a": A})
+    config = tmp_path / "v99" / "run.json"
+    config.write_text(config.read_text().replace('"schema": 1', '"schema": 99'))
+    result = run_command(config.parent, good.path, "--scorer", "brightness")
+    assert "brightness would have chosen candidate 4" in result.stdout
+    assert "brightness" in (good.path / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_path, clock):
+    """The measurement: pytest -s prints it."""
+    import sp_rerank.scorers.clip  # noqa: F401  # importing torch and open_clip is not what is measured
+
+    rng = np.random.default_rng(0)
+    with RunWriter.start(tmp_path / "run", {"prompt": "a lemon", "n": 100, "seed": 0}) as run:
+        batch = []
+        for i in range(100):
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
+            row = Row.of(file.getvalue(), index=i, seed=i, status="ok", scores={}, unet_evaluations=1, batch_size=1)
+            batch.append((row, file.getvalue()))
+        run.commit(batch)
+    shutil.copytree(MINI / "clip", tmp_path / "other")
+    config = (tmp_path / "other" / "config.json").read_text()
+    (tmp_path / "other" / "config.json").write_text(config.replace('"clip-mini"', '"other"'))
+    began, wall = clock(), time.monotonic()
+    rankers = [load_scorer(spec) for spec in ("clip-mini", "brightness", f"sp@{tmp_path / 'other'}")]
+    found = compare([RunDir.read(tmp_path / "run")], rankers)
+    seconds = clock() - began
+    print(f"compare 100 candidates, three mini scorers: {seconds:.2f} s of work, {time.monotonic() - wall:.2f} s")
+    assert len(found.runs[0].pairs) == 3
+    assert seconds < 5

@@ -1,0 +1,147 @@
+"""The Stable Diffusion v1.4 path, on a checkpoint of that exact layout: safety checker, 77 tokens, precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny import save_checkpoint
+
+from sp_rerank import generate, load_pipeline
+from sp_rerank.diffusion.prompt_limits import truncations
+from sp_rerank.diffusion.sampler import Sampler
+from sp_rerank.errors import NothingUsableError, StorageError, UsageError
+from sp_rerank.scorers.brightness import BrightnessScorer
+
+FLAGS_ALL, FLAGS_NONE = -2.0, 2.0
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sd") / "lenient", safety_threshold=FLAGS_NONE)
+
+
+@pytest.fixture(scope="session")
+def strict_checkpoint(tmp_path_factory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("sd") / "strict", safety_threshold=FLAGS_ALL)
+
+
+def make(folder: Path, out: Path | None = None, **arguments):
+    pipe = load_pipeline(str(folder), **arguments)
+    return generate("a lemon", pipe=pipe, scorer=BrightnessScorer(), n=4, top_k=2, steps=2, out=out)
+
+
+def test_the_layout_is_that_of_stable_diffusion(checkpoint):
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    assert {name: parts[1] for name, parts in index.items() if isinstance(parts, list) and parts[1]} == {
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "unet": "UNet2DConditionModel",
+        "scheduler": "PNDMScheduler",
+        "safety_checker": "StableDiffusionSafetyChecker",
+        "feature_extractor": "CLIPImageProcessor",
+    }
+    assert not list(checkpoint.rglob("*.bin"))
+
+
+def test_the_safety_checker_is_on_and_lets_through(checkpoint, tmp_path):
+    best = make(checkpoint, tmp_path / "run")
+    assert len(best) == 2
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["safety_checker"] is True
+
+
+def test_black_images_never_win(strict_checkpoint, tmp_path):
+    with pytest.raises(NothingUsableError, match=r"none of 4 .* replaced 4"):
+        make(strict_checkpoint, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["flagged"] * 4
+
+
+def test_without_the_safety_checker(strict_checkpoint):
+    assert len(make(strict_checkpoint, safety_checker=False)) == 2
+
+
+def test_stable_diffusion_s_own_steps(checkpoint):
+    pipe = load_pipeline(str(checkpoint))
+    sampler = Sampler(pipe, "a lemon", batch_size=2, guidance_scale=7.5, num_inference_steps=50)
+    (batch,) = sampler.batches({0: 0, 1: 1})
+    assert batch.unet_evaluations == 51
+
+
+def test_a_prompt_of_77_tokens_and_one_of_122(checkpoint):
+    pipe, scorer = load_pipeline(str(checkpoint)), BrightnessScorer()
+    assert truncations(pipe, scorer, " ".join(["lemon"] * 75)) == []
+    (cut,) = truncations(pipe, scorer, " ".join(["lemon"] * 115 + ["a", "secret", "tail", "of", "words"]))
+    print(cut)
+    assert (cut.tokens, cut.limit) == (122, 77)
+    assert cut.tail.endswith("lemon a secret tail of words")
+    assert len(cut.tail.split()) == 45
+
+
+def test_another_scheduler(checkpoint):
+    assert type(load_pipeline(str(checkpoint), scheduler="DDIM").scheduler).__name__ == "DDIMScheduler"
+    with pytest.raises(UsageError, match=r"no scheduler 'Magic' .* expected one of .*DDIM"):
+        load_pipeline(str(checkpoint), scheduler="Magic")
+
+
+def test_half_precision(checkpoint):
+    best = make(checkpoint, dtype=torch.bfloat16)
+    assert len(best) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
+def test_on_an_accelerator(checkpoint):
+    assert len(make(checkpoint, device="cuda", dtype=torch.float16)) == 2
+
+
+def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
+    """A hostile one, and one that torch would read without harm: neither is opened."""
+    import pickle
+    import shutil
+
+    class Exploit:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "owned",))
+
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    harmless = load_pipeline(str(checkpoint)).unet.state_dict()
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    target = folder / "unet" / "diffusion_pytorch_model.bin"
+    target.write_bytes(pickle.dumps(Exploit()))
+    with pytest.raises(StorageError, match="cannot be loaded"):
+        load_pipeline(str(folder))
+    assert not (tmp_path / "owned").exists()
+    torch.save(harmless, target)
+    with pytest.raises(StorageError, match="cannot be loaded"):
+        load_pipeline(str(folder))
+
+
+def test_a_repository_in_the_cache_needs_no_network(checkpoint, tmp_path):
+    """In a process of its own: the cache's place is read when huggingface_hub is imported."""
+    import os
+    import shutil
+    import subprocess
+    import sys
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--somebody--something"
+    shutil.copytree(checkpoint, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    command = [sys.executable, "-m", "sp_rerank", "generate", "a lemon", "--model", "somebody/something", "--json"]
+    done = subprocess.run(
+        [*command, "--scorer", "brightness", "--n", "2", "--top-k", "1", "--steps", "1"],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path), "DIFFUSERS_DISABLE_REMOTE_CODE": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    config = json.loads((tmp_path / result["run"] / "run.json").read_text())
+    assert (config["model"], config["revision"]) == ("somebody/something", commit)

@@ -1,0 +1,110 @@
+"""A scorer's calibration: kept beside its weights, and nobody else's."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sp_rerank import load_scorer, rank, scorers
+from sp_rerank.errors import UsageError
+from sp_rerank.scorers import calibration
+from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of, keep, margin_of
+from sp_rerank.stats import agreement
+
+
+@dataclass
+class Weights(BrightnessScorer):
+    """Brightness as if it had been loaded from a folder."""
+
+    folder: Path
+    name: str = "weights@1"
+
+
+FITTED = agreement.calibrate([1, 1, -1, 1], [1, 1, 0, 0])  # temperature 1 / log 3
+
+
+def test_a_calibration_is_found_where_it_was_kept(tmp_path):
+    scorer = Weights(tmp_path)
+    assert calibration_of(scorer) is None
+    assert margin_of(scorer) == 0
+    file = keep(scorer, FITTED, data="four pairs", simulated=True)
+    assert file == tmp_path / "calibration.json"
+    found = calibration_of(scorer)
+    assert found == ScorerCalibration("weights@1", FITTED.temperature, "four pairs", 4, FITTED.error, True)
+    assert margin_of(scorer) == found.margin
+    assert keep(scorer, FITTED, data="four pairs") == file
+    assert not calibration_of(scorer).simulated
+
+
+def test_the_margin_is_where_two_of_three_people_agree():
+    found = ScorerCalibration("x", 0.5, "d", 1, 0.0, False)
+    assert found.preferred(found.margin) == pytest.approx(calibration.TOLD_APART)
+    assert found.margin == pytest.approx(0.5 * math.log(2))
+    assert found.preferred(0) == 0.5
+    assert found.preferred(-1) == pytest.approx(1 - found.preferred(1))
+    assert found.preferred(1e9) == 1
+    certain = ScorerCalibration("x", 0, "d", 1, 0.0, False)
+    assert [certain.preferred(gap) for gap in (-1e-9, 0, 1e-9)] == [0, 0.5, 1]
+    assert certain.margin == 0
+
+
+def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
+    keep(Weights(tmp_path), FITTED, data="d")
+    with caplog.at_level(logging.WARNING):
+        assert calibration_of(Weights(tmp_path, "weights@2")) is None
+    assert "is of weights@1, not of weights@2" in caplog.text
+    assert "--keep-calibration" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "[" * 100_000, "\xff", '{"scorer": "weights@1"}']
+    + [json.dumps({"scorer": "weights@1", "temperature": t, "data": "d", "pairs": 4, "error": 0.1, "simulated": False})
+       for t in (-1, "1", None, float("nan"), float("inf"), True)],
+)  # fmt: skip
+def test_a_damaged_file_is_warned_of_and_is_none(tmp_path, caplog, text):
+    (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
+    with caplog.at_level(logging.WARNING):
+        assert calibration_of(Weights(tmp_path)) is None
+    assert "cannot be read and is not used" in caplog.text
+
+
+def test_what_cannot_be_kept(tmp_path):
+    with pytest.raises(UsageError, match="loaded from a folder of weights"):
+        keep(BrightnessScorer(), FITTED, data="d")
+    useless = agreement.calibrate([1, 2], [0, 0])
+    with pytest.raises(UsageError, match="says nothing about what is preferred"):
+        keep(Weights(tmp_path), useless, data="d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_embedded_scorer_is_calibrated_and_says_that_its_people_are_simulated():
+    scorer = load_scorer("clip-mini")
+    found = calibration_of(scorer)
+    assert found is not None
+    assert found.simulated
+    assert found.pairs > 10_000
+    assert found.error < 0.05
+    assert calibration_of(scorer.name) == found  # without its weights
+    assert calibration_of("clip-mini@000000000000") is None
+
+
+def test_names_without_a_place_have_no_calibration():
+    for name in ("brightness", "hps-v2.1@123", "sp@somewhere", "clip:ViT-B-32/openai@1", "../../etc/passwd"):
+        assert calibration_of(name) is None
+    assert scorers.known_folders("no such") == []
+
+
+def test_images_that_nobody_tells_apart_tie_in_a_ranking(tmp_path):
+    greys = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (0, 100, 110, 255)]
+    assert [r.tie_group for r in rank(BrightnessScorer(), "x", greys)] == [1, 2, 3, 4]
+    scorer = Weights(tmp_path)
+    keep(scorer, agreement.calibrate([0.1, 0.1, -0.1, 0.1], [1, 1, 0, 0]), data="d")  # margin .063, 16 levels
+    ranked = rank(scorer, "x", greys)
+    assert [(r.candidate.index, r.tie_group) for r in ranked] == [(3, 1), (2, 2), (1, 2), (0, 3)]

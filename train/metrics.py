@@ -1,0 +1,163 @@
+"""The figures of a training run: a row a step, into metrics.jsonl always and into TensorBoard where asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from sp_rerank.errors import UsageError
+from sp_rerank.storage import atomic
+from sp_rerank.train.losses import effective_sample_size
+
+TRACKERS = ("tensorboard", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a step was like, over the global batch.
+
+    Attributes:
+        step: counted from 1.
+        stage: 1 or 2; 0 where there are no stages.
+        loss: as the recipe weighs it.
+        preference: the mean of L_pref, not weighted.
+        interference: the mean of L_ai, not weighted.
+        accuracy: share of the strict pairs in the right order; None if all are ties.
+        gate: the mean of stage 1's gate; None in other stages.
+        effective: how many pairs carry the batch, (sum w)^2 / sum w^2.
+        pairs: how many there are.
+        gradient_share: of L_pref, in the norms of the two terms' gradients to the embeddings; L_ai has the rest. NaN
+            where both are 0, as when every gate is shut.
+        gradient_norm: to the weights.
+        learning_rate: of the step.
+        logit_scale: exp of the parameter, after the step.
+        seconds: that the step took, without waiting for its images.
+        left_out: whether it was skipped as not finite.
+    """
+
+    step: int
+    stage: int
+    loss: float
+    preference: float
+    interference: float
+    accuracy: float | None
+    gate: float | None
+    effective: float
+    pairs: int
+    gradient_share: float
+    gradient_norm: float
+    learning_rate: float
+    logit_scale: float
+    seconds: float
+    left_out: bool
+
+    @classmethod
+    def of(
+        cls, *, stage: int, everyone: Tensor, weights: Tensor, loss: Tensor, norms: Tensor, gradient: Tensor,
+        logit_scale: Tensor, **rest: Any,
+    ) -> Row:  # fmt: skip
+        """From the global batch.
+
+        Args:
+            stage: 0, 1 or 2.
+            everyone: (q, 4) gap, label, L_pref and L_ai of each pair.
+            weights: (q,) of each pair in the loss.
+            loss: ().
+            norms: (2,) of the gradients of both terms.
+            gradient: () norm.
+            logit_scale: () the parameter, a logarithm.
+            **rest: as they are.
+        """
+        gap, label = everyone[:, 0], everyone[:, 1]
+        strict = label != 0.5
+        # a predicted tie is wrong
+        right = (gap != 0) & ((gap > 0) == (label > 0.5))
+        return cls(
+            stage=stage,
+            loss=loss.item(),
+            preference=everyone[:, 2].mean().item(),
+            interference=everyone[:, 3].mean().item(),
+            accuracy=right[strict].double().mean().item() if strict.any() else None,
+            gate=weights.sum().item() if stage == 1 else None,
+            effective=effective_sample_size(weights).item() if len(weights) else 0.0,
+            pairs=len(everyone),
+            gradient_share=(norms[0] / norms.sum()).item(),
+            gradient_norm=gradient.item(),
+            logit_scale=logit_scale.detach().exp().item(),
+            **rest,
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Plain values that JSON can hold: what is not finite is None."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+class Tracker:
+    """Writes rows; used as a context.
+
+    Args:
+        out: folder of the run.
+        kind: out of TRACKERS.
+        step: from which the run goes on; rows after it, of an interrupted try, are dropped.
+        writes: whether this process is the one that writes.
+
+    Raises:
+        UsageError: if the tracker is another, or not installed.
+    """
+
+    def __init__(self, out: Path, kind: str, step: int, writes: bool):
+        if kind not in TRACKERS:
+            raise UsageError(f"expected a tracker out of {', '.join(TRACKERS)}, got {kind!r}")
+        self._out, self._step, self._writes = out, step, writes
+        self._board: Any = _open_board(out / "tensorboard", step) if kind == "tensorboard" and writes else None
+        self._file: Any = None
+
+    def __enter__(self) -> Self:
+        if self._writes:
+            path = self._out / "metrics.jsonl"
+            atomic.write(path, b"".join(_rows_until(path, self._step)))
+            self._file = path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for opened in (self._file, self._board):
+            if opened is not None:
+                opened.close()
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Write a row: a "step" and what was measured there."""
+        if self._file is None:
+            return
+        with atomic.storage_errors(self._out):
+            self._file.write(json.dumps(figures, allow_nan=False) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in figures.items():
+                if name != "step" and value is not None:
+                    self._board.add_scalar(name, value, figures["step"])
+
+
+def _rows_until(path: Path, step: int) -> list[bytes]:
+    """The lines up to a step; none for a run that begins, and not the torn end of one that was killed."""
+    if step == 0 or not path.exists():
+        return []
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in lines if json.loads(line)["step"] <= step]
+
+
+def _open_board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "the tracker 'tensorboard' is not installed; run `pip install 'sp-rerank[train]'`, or take --tracker none"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,304 @@
+"""sp-rerank bench search [--out build/mini/search] [--prompts 100]
+
+What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
+world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
+can be acted out on the same images. Two opinions: of the scorer that selects, and of the judge, who does not. clip-mini
+selects, and beside it sp-mini, which learned to look through previews. Steering makes other images than the seeds, so
+it is run on a few prompts and compared with all hundred of theirs. The seconds are measured apart, on a few prompts,
+the strategies in turn. Everything is simulated.
+
+The first prompts are recorded at every stage: `sp-rerank plan build/mini/search/0[01]?` made the schedule that ships
+of them, with `--strategy halving` and `--scorer sp-mini` the others. Recordings are made once and go on after an
+interruption: an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from sp_rerank.report.tables import new_figure, percent, to_svg
+from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.search import planner
+from sp_rerank.search.planner import Promise, Recording
+from sp_rerank.search.schedule import EXHAUSTIVE, FAST, STEERING, Schedule, read_schedule, recording, shipped, to_toml
+from sp_rerank.stats import agreement
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import open_image
+from sp_rerank.train.mini.annotators import draw_captions
+from sp_rerank.train.mini.judge import Judge, load_judge
+
+SEED = 13_000_000  # of the candidates; nothing else uses these
+CANDIDATES, TOP_K = 100, 4
+CHOOSING = 20  # prompts before those of the measurement, for `sp-rerank plan`
+STEPS, SCHEDULER = 20, "DPMSolverMultistep"
+DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
+SELECTING, NOISE_AWARE = "clip-mini", "sp-mini"
+HALVING = {
+    SELECTING: Schedule("halving", ((0.4, 0.7), (0.55, 0.3))),
+    NOISE_AWARE: Schedule("halving", ((0.4, 0.4), (0.55, 0.15))),
+}
+"""By scorer, of the schedules that look at .25, .4 and .55, the cheapest that keeps a share of the gain on the first
+prompts: to clip-mini .98 for the pick and .96 for the best four, to sp-mini .99 and .97."""
+
+TIMED, STEERED = 3, 10  # prompts
+STOCHASTIC = "EulerAncestralDiscrete"  # steering needs a scheduler that draws noise
+
+
+def measured() -> dict[str, tuple[Schedule, str]]:
+    """Schedules and the scorers that select, by the name of a row."""
+    halvings = {f"halving, {scorer}": (schedule, scorer) for scorer, schedule in HALVING.items()}
+    return {FAST: (read_schedule(shipped()), SELECTING), **halvings}
+
+
+def captions(n: int) -> list[str]:
+    """The prompts: CHOOSING to choose schedules by, then n to measure on."""
+    return draw_captions(random.Random(SEED), CHOOSING + n, held_out=False, known=set())
+
+
+def stages_of(schedules: Sequence[Schedule]) -> dict[str, Any]:
+    """The search that records what these schedules look at, and no more."""
+
+    def places(strategy: str) -> list[Any]:
+        return sorted({when for one in schedules if one.strategy == strategy for when, _ in one.rounds})
+
+    return {**recording(STEPS, "mini"), "drafts": places("screening"), "previews": places("halving")}
+
+
+def record(number: int, caption: str, out: Path) -> Path:
+    """One prompt's candidates at their stages, in a run folder; a complete one is left alone."""
+    import torch
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    from sp_rerank import load_scorer
+    from sp_rerank.config import configure
+    from sp_rerank.generate import carry_out
+
+    diffusers_log.disable_progress_bar()
+    transformers_log.disable_progress_bar()
+    torch.set_num_threads(1)  # a process a core
+    pipe = _pipeline(SCHEDULER)
+    scorer, folder = load_scorer(SELECTING), out / f"{number:03}"
+    also = [load_scorer(NOISE_AWARE)]
+    config = configure(
+        caption,
+        pipe=pipe,
+        scorer=scorer,
+        also=also,
+        n=CANDIDATES,
+        top_k=TOP_K,
+        steps=STEPS,
+        seed=SEED + 1000 * number,
+        record=True,
+    )
+    if number >= CHOOSING:
+        config["search"] = stages_of([schedule for schedule, _ in measured().values()])
+    carry_out(config, pipe=pipe, scorer=scorer, also=also, top_k=TOP_K, out=folder, resume=True)
+    return folder
+
+
+def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], None]) -> list[Path]:
+    """The recordings of all prompts, a process a core."""
+    asked = captions(prompts)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(record, number, caption, out): number for number, caption in enumerate(asked)}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            future.result()
+            if done % 10 == 0:
+                say(f"{done} of {len(asked)} prompts recorded")
+    return [out / f"{number:03}" for number in range(len(asked))]
+
+
+def judged(folder: Path, judge: Judge) -> RunDir:
+    """A recording with what the judge thinks of the finished candidates, asked once."""
+    run = RunDir.read(folder)
+    if all(judge.name in row.scores for row in run.rows.values()):
+        return run
+    images = [open_image(run.image(index)) for index in range(run.n)]
+    scores = judge.score(run.config["prompt"], images).tolist()
+    return add_scores(folder, {judge.name: dict(enumerate(scores))})
+
+
+def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
+    """What the pick of the first n is worth to the scorer that picks and to the judge, a mean over prompts for each n.
+
+    As a share of the way from the mean candidate to the pick of all; the judge's ways are summed over prompts first.
+    """
+    own, others, most = [], [], []
+    for one in recordings:
+        best = agreement.best_of_n(one.finished)
+        own.append((best - best[0]) / (best[-1] - best[0]))
+        worth = agreement.best_of_n(one.finished, one.worth)
+        others.append(worth - worth[0])
+        most.append(worth[-1] - worth[0])
+    return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
+
+
+def judges_gain(recordings: Sequence[Recording]) -> Estimate:
+    """Of the judge's way from the mean candidate to his best of all, what the scorer's pick of all goes."""
+    return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
+
+
+def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
+    """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
+    return [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
+
+
+def _pipeline(scheduler: str) -> Any:
+    from sp_rerank import load_pipeline
+    from sp_rerank.diffusion.loading import find_dtype
+
+    return load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=scheduler)
+
+
+def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
+    """Median seconds of each search over some prompts, taken in turn, and the evaluations that it spent on one."""
+    from sp_rerank import generate, load_scorer
+
+    pipe = _pipeline(SCHEDULER)
+    scorers = {name: load_scorer(name) for name in HALVING}
+    seconds: dict[str, list[float]] = {}
+    spent: dict[str, int] = {}
+    with TemporaryDirectory() as folder:
+        searches: dict[str, tuple[str | Path, str]] = {EXHAUSTIVE: (EXHAUSTIVE, SELECTING)}
+        for number, (name, (schedule, scorer)) in enumerate(measured().items()):
+            file = Path(folder) / f"{number}.toml"
+            file.write_text(to_toml(schedule), encoding="utf-8")
+            searches[name] = file, scorer
+        for number, prompt in enumerate(["a warm-up", *prompts]):
+            for place, (name, (search, scorer)) in enumerate(searches.items()):
+                began, out = time.perf_counter(), Path(folder) / f"{number}-{place}"
+                n = CANDIDATES if number else 2 * TOP_K
+                generate(
+                    prompt, pipe=pipe, scorer=scorers[scorer], n=n, top_k=TOP_K, steps=STEPS, search=search, out=out
+                )
+                if number:
+                    seconds.setdefault(name, []).append(time.perf_counter() - began)
+                    spent[name] = RunDir.read(out).spent
+    return {name: (median(taken), spent[name]) for name, taken in seconds.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """What steering finds, against all candidates of the same prompts, finished by the other scheduler.
+
+    Attributes:
+        gain: of the pick: (its score - mean) / (best of all - mean).
+        worth: likewise to the judge, summed over prompts first, over what the pick of all is worth to him.
+        evaluations: spent a prompt.
+    """
+
+    gain: Estimate
+    worth: Estimate
+    evaluations: int
+
+
+def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
+    """Steer as many particles as there are candidates, on each recorded prompt."""
+    from sp_rerank import generate, load_scorer
+
+    pipe = _pipeline(STOCHASTIC)
+    scorer, spent, picks, worths = load_scorer(SELECTING), 0, [], []
+    with TemporaryDirectory() as folder:
+        for number, one in enumerate(recordings):
+            out = Path(folder) / str(number)
+            (best,) = generate(
+                one.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
+            )
+            spent = RunDir.read(out).spent
+            picks.append(best.score)
+            worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
+    finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "worth"))
+    mean = finished.mean(axis=1)
+    own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
+    way = np.array(worths) - judged.mean(axis=1)
+    return Steered(agreement.ratio(own, np.ones(len(own))), agreement.ratio(way, _worths_of_picks(recordings)), spent)
+
+
+def compare_search(
+    out: Path, prompts: int, jobs: int, figure: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
+    folders = make_recordings(out, prompts, jobs, say)[CHOOSING:]
+    say("asking the judge")
+    judge = load_judge()
+    runs = [judged(folder, judge) for folder in folders]
+    recordings = {
+        scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
+    }
+    found = {name: planner.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
+    say("steering")
+    other = steered(recordings[SELECTING][:STEERED], judge)
+    say("taking the time")
+    clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
+    if figure:
+        write(figure, draw(found, other, recordings[SELECTING]))
+    return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings), **_steered(other)}
+
+
+def _figures(
+    found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
+) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        f"the pick of all to the judge, % of the way to his own, {scorer}": percent(judges_gain(some))
+        for scorer, some in recordings.items()
+    }
+    own = recordings[SELECTING][0].evaluations
+    for name, one in found.items():
+        seconds = clock[EXHAUSTIVE][0] / clock[name][0]
+        figures[name] = {
+            "gain of the pick, %": percent(one.gain),
+            "gain of the best four, %": percent(one.top_gain),
+            "the same pick, %": percent(one.same_pick),
+            "overlap of the best four, %": percent(one.overlap),
+            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
+            f"evaluations, fewer than all with {STEPS} steps": round(one.saving, 2),
+            f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(one.saving * DEFAULT_STEPS / own, 2),
+            "images and previews decoded and scored, of all": round(one.decodes, 2),
+            "evaluations that the timed runs spent, fewer": round(clock[EXHAUSTIVE][1] / clock[name][1], 2),
+            "seconds, fewer": round(seconds, 2),
+            "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / one.saving), 2),
+        }
+    return figures
+
+
+def _steered(one: Steered) -> dict[str, Any]:
+    return {
+        STEERING: {
+            "gain of the pick, %": percent(one.gain),
+            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
+            f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / one.evaluations, 2),
+            "prompts": STEERED,
+        }
+    }
+
+
+def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
+    """Gain against evaluations as SVG: the exhaustive curve of both opinions, and each strategy on it."""
+    picture = new_figure()
+    axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
+    own, judge = curve(recordings)
+    evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
+    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, as the scorer sees it")
+    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, as the judge sees it")
+    points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
+    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
+    for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
+        (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
+        axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
+    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: as the judge sees it", fontsize=10)
+    axes.set_ylim(0, 124)
+    axes.legend()
+    return to_svg(picture)
