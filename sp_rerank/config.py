@@ -87,7 +87,7 @@ def configure(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(f"the scorer {twice[0]} is given twice; expected other scorers with --also")
-    suited_steps, suited_guidance, suited_batch = loading.suited(pipe)
+    suited_steps, suited_guidance, suited_batch = loading.default_settings(pipe)
     steps = steps or suited_steps
     if max_evaluations is not None and max_evaluations < steps:
         raise UsageError(f"--max-evaluations is {max_evaluations}; expected at least {steps}, for one candidate")

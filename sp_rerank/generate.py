@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import configure
-from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError
+from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, is_device_lost, is_out_of_memory
 from sp_rerank.rank import ranked
 from sp_rerank.run.folder import RunWriter
 from sp_rerank.run.records import Row, Stage, Status
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
-LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backend")
 
 
 Choice = Callable[[Sequence[Candidate], Sequence[float]], list[int]]
@@ -298,7 +297,11 @@ def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
     def score(batch: Tensor) -> Tensor:
         try:
             scores = scorer.score(prompt, batch)
-        except (SpRerankError, RuntimeError):  # an accelerator's errors are RuntimeErrors, and are told apart later
+        except (
+            SpRerankError,
+            RuntimeError,
+            MemoryError,
+        ):  # an accelerator's errors are RuntimeErrors, and are told apart later
             raise
         except Exception as error:
             raise SpRerankError(
@@ -314,21 +317,17 @@ def _scored_by(scorer: Scorer, prompt: str) -> Callable[[Tensor], Tensor]:
 
 def _guarded(batches: Iterator[Scored]) -> Generator[Scored]:
     """The batches of a search; an accelerator that fails becomes an error that tells how to go on."""
-    import torch
-
     try:
         yield from batches
-    except torch.OutOfMemoryError as error:
-        raise TryAgainError(
-            "out of memory while scoring; free some and go on with --resume, or start anew with a smaller --batch-size"
-        ) from error
-    except RuntimeError as error:
-        if not any(mark in str(error) for mark in LOST_ACCELERATOR):
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TryAgainError(
+                "out of memory while scoring; free some and resume the run, or start anew with a smaller batch size"
+            ) from error
+        if not is_device_lost(error):
             raise
         first = str(error).splitlines()[0]
-        raise TryAgainError(
-            f"the accelerator failed ({first}); what is done is kept, run again with --resume"
-        ) from error
+        raise TryAgainError(f"the accelerator failed ({first}); what is done is kept: resume the run") from error
 
 
 def to_images(batch: Tensor) -> list[Image.Image]:
@@ -356,7 +355,7 @@ def _see(
             continue
         score = _finite(usable[index])
         also = {name: None if score is None else _finite(column[place]) for name, column in columns.items()}
-        stage = Stage(one.stage, score, batch.unet_evaluations, flagged, also)
+        stage = Stage(one.stage, score, batch.nfe, flagged, also)
         tally.seen[index] = (*tally.seen.get(index, ()), stage)
         if run:
             candidate = Candidate(index, batch.seeds[place], image, flagged)
@@ -394,7 +393,7 @@ def _take(
             seed=candidate.seed,
             status=status,
             scores=scores,
-            unet_evaluations=batch.unet_evaluations + _spent(stages),
+            unet_evaluations=batch.nfe + _spent(stages),
             batch_size=len(batch.indices),
             stages=stages,
         )

@@ -232,7 +232,7 @@ def origin_of(pipe: Any) -> tuple[str, str | None]:
     return source, revision
 
 
-def suited(pipe: Any) -> tuple[int, float, int]:
+def default_settings(pipe: Any) -> tuple[int, float, int]:
     """Steps, guidance scale and batch size that suit a pipeline: its model's own, else its class's defaults."""
     model = MODELS.get(model_of(pipe))
     on_cpu = pipe.device.type == "cpu"

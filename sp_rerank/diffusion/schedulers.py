@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,31 @@ from sp_rerank.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCREEN = "or take screening (--search fast), which works with every pipeline"
+SCREEN = "or take screening (search 'fast'), which works with every pipeline"
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Refuse a number of steps that a scheduler cannot take.
+
+    Raises:
+        UsageError: Naming the scheduler, and what it says where it says something.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None or not hasattr(scheduler, "set_timesteps"):  # flows take any number, and may need the image's size
+        return
+    name, trained = type(scheduler).__name__, len(table)
+    trial = deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{name} cannot take {steps} steps: {reason}; expected another number of steps") from error
+    # those without sigmas look the noise level up by the time step
+    if not hasattr(trial, "sigmas") and int(trial.timesteps.max()) >= trained:
+        raise UsageError(
+            f"{name} cannot take {steps} steps: it begins at time {int(trial.timesteps.max())}, and the model was "
+            f"trained on 0 to {trained - 1}; expected fewer steps"
+        )
 
 
 def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
@@ -83,7 +108,7 @@ def _unreadable(scheduler: Any, fault: str) -> str:
     )
 
 
-def cut_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
+def slice_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
     """Leave only these places of the batch in what stepping has left behind in a scheduler.
 
     Everything of the latents' own shape is such a thing, be it called ets, model_outputs, derivatives or cur_sample;
@@ -97,20 +122,20 @@ def cut_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
     Raises:
         UsageError: if a place is repeated and the scheduler's noise cannot branch.
     """
-    _cut_brownian_noise(scheduler, places)
+    _slice_brownian_noise(scheduler, places)
     for name, value in vars(scheduler).items():
-        vars(scheduler)[name] = _cut_history(value, shape, places)
+        vars(scheduler)[name] = _slice_history(value, shape, places)
 
 
-def _cut_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
+def _slice_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
     if isinstance(value, torch.Tensor):
         return value[places.to(value.device)] if value.shape == shape else value
     if type(value) in {list, tuple}:
-        return type(value)(_cut_history(one, shape, places) for one in value)
+        return type(value)(_slice_history(one, shape, places) for one in value)
     return value
 
 
-def _cut_brownian_noise(scheduler: Any, places: Tensor) -> None:
+def _slice_brownian_noise(scheduler: Any, places: Tensor) -> None:
     """Let a sampler of noise for the whole batch (DPMSolverSDE's Brownian tree) go on for a part of it.
 
     Raises:
@@ -127,7 +152,7 @@ def _cut_brownian_noise(scheduler: Any, places: Tensor) -> None:
     scheduler.noise_sampler = lambda *times: draw(*times)[places]
 
 
-def continued(generators: Sequence[torch.Generator], kept: Sequence[int], step: int) -> list[torch.Generator]:
+def fork_generators(generators: Sequence[torch.Generator], kept: Sequence[int], step: int) -> list[torch.Generator]:
     """The generators of the kept places: the first copy goes on with its own, each further one gets a new one.
 
     The seed of a new one follows from its ancestor's seed, the step and the number of the copy.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
+from sp_rerank.diffusion.trajectory import check_watchable, open_trajectories
 from sp_rerank.search.base import Known, Scored, Strategy, best_of, check_keeps
 from sp_rerank.search.score_cache import Seen, preview, preview_name, watched_steps, within_memory
 from sp_rerank.stats import ranking
@@ -51,12 +51,12 @@ def halving(
         seen = Seen(score, known)
 
         def attempt() -> Iterator[Scored]:
-            with side_by_side(sampler, seeds, watched) as trajectories:
+            with open_trajectories(sampler, seeds, watched) as trajectories:
                 for number, (_, keep) in enumerate(rounds):
                     stage, left = preview_name(watched[number], steps), _left(trajectories)
                     for trajectory in trajectories:
                         if seen.lacks(stage, trajectory.indices):
-                            batch = preview(trajectory, trajectory.look(number), previews, seeds)
+                            batch = preview(trajectory, trajectory.advance_to(number), previews, seeds)
                             yield seen.add(batch, stage, len(left))
                     _drop(trajectories, number, seen.scores(stage, left), keep, buckets)
                 total = len(_left(trajectories))
@@ -84,4 +84,4 @@ def _drop(
         size = min((size for size in buckets if size >= wanted), default=wanted) if wanted else 0
         if size < len(mine):
             order = ranking.order([scores[index] for index in mine])
-            trajectory.keep(number, sorted(order[:size]))
+            trajectory.prune(number, sorted(order[:size]))

@@ -9,7 +9,7 @@ import torch
 
 from sp_rerank.diffusion.sampler import Batch
 from sp_rerank.diffusion.trajectory import View
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import UsageError, is_out_of_memory
 from sp_rerank.search.base import Known, Scored, usable_scores
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def preview(trajectory: Trajectory, view: View, previews: Previews, seeds: Mappi
     """What a waiting batch shows, as images; no safety checker has seen them."""
     indices = trajectory.indices
     images = previews.decode(view.x0)
-    return Batch(indices, tuple(seeds[i] for i in indices), images, (False,) * len(indices), view.unet_evaluations)
+    return Batch(indices, tuple(seeds[i] for i in indices), images, (False,) * len(indices), view.nfe)
 
 
 def within_memory(
@@ -99,6 +99,8 @@ def within_memory(
         try:
             yield from attempt()
             return
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             failed = max(map(len, sampler.blocks(seeds)))
         sampler.shrink(failed)  # once the exception is gone, for it holds the memory

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
+from sp_rerank.diffusion.trajectory import check_watchable, open_trajectories
 from sp_rerank.errors import UsageError
 from sp_rerank.search.base import Known, Scored, Strategy
 from sp_rerank.search.score_cache import Seen, preview, preview_name, watched_steps, within_memory
@@ -61,7 +61,7 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
         def steered(trajectory: Trajectory) -> Iterator[Scored]:
             rewards, scale = [0.0] * len(trajectory.indices), None
             for number, step in enumerate(watched):
-                view = trajectory.look(number)
+                view = trajectory.advance_to(number)
                 _check_stochastic(sampler, view.stochastic)
                 stage = preview_name(step, steps)
                 yield seen.add(preview(trajectory, view, previews, seeds), stage, len(seeds))
@@ -76,7 +76,7 @@ def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, de
         def attempt() -> Iterator[Scored]:
             if sampler.blocks(seeds) != blocks:
                 seen.forget()  # memory ran out: smaller batches are other systems of particles
-            with side_by_side(sampler, seeds, watched) as trajectories:
+            with open_trajectories(sampler, seeds, watched) as trajectories:
                 for trajectory in trajectories:
                     if seen.lacks(None, trajectory.indices):
                         yield from steered(trajectory)

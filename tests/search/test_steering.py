@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
-from sp_rerank.diffusion.trajectory import side_by_side
+from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.errors import UsageError
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.steering import resampled, steering
@@ -88,7 +88,7 @@ def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe):
     search = steering(SHARES, strength=50.0)(
         sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, known={}
     )
-    with side_by_side(sampler, seeds_of(4), (2, 4)) as (trajectory,):
+    with open_trajectories(sampler, seeds_of(4), (2, 4)) as (trajectory,):
         trajectory.resample(0, [3, 3, 3, 3])  # and never again: nobody has gained since
         assert torch.equal(finished(list(search)), trajectory.finish().images)
 
