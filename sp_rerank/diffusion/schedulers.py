@@ -17,7 +17,8 @@ from sp_rerank.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCREEN = "or take screening (search 'fast'), which works with every pipeline"
+INSTEAD = "take screening (search 'fast'), which works with every pipeline"
+SCREEN = f"or {INSTEAD}"
 
 
 def check_steps(scheduler: Any, steps: int) -> None:

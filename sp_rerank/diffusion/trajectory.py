@@ -21,7 +21,7 @@ from greenlet import getcurrent, greenlet
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import parameters_of, pipeline_errors
 from sp_rerank.diffusion.sampler import Batch, batch_of
-from sp_rerank.diffusion.schedulers import SCREEN, fork_generators, predict_x0, slice_state
+from sp_rerank.diffusion.schedulers import INSTEAD, SCREEN, fork_generators, predict_x0, slice_state
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def check_watchable(sampler: Sampler) -> None:
         expected = " or ".join(twin.DENOISERS)
         raise UsageError(f"{name} has no {expected}; expected a pipeline with one, {SCREEN}")
     if any(key.endswith("_pipe") for key in vars(pipe)):
-        raise UsageError(f"{name} is made of several pipelines, so it cannot be cut on its way; {SCREEN[3:]}")
+        raise UsageError(f"{name} is made of several pipelines, so it cannot be cut on its way; {INSTEAD}")
     if getattr(denoiser[1], "is_cache_enabled", False):
         raise UsageError(
             f"the cache between steps of this {name} mixes batches that take turns; call disable_cache(), {SCREEN}"
@@ -314,7 +314,7 @@ class _Loop:
 
     def _uncuttable(self, what: str) -> UsageError:
         name = type(self._sampler.pipe).__name__
-        return UsageError(f"{name} {what}, so its batch cannot be cut on its way; {SCREEN[3:]}")
+        return UsageError(f"{name} {what}, so its batch cannot be cut on its way; {INSTEAD}")
 
 
 def _slice_conditions(value: Any, *, groups: int, whole: int, origin: Tensor, listed: bool) -> Any:

@@ -106,6 +106,7 @@ class Denoiser:
         self._denoiser, self._before = denoiser, before
 
     def __call__(self, *args: Any, **more: Any) -> Any:
+        """What the denoiser returns for the inputs that `before` lets through."""
         args, more = self._before(args, more)
         return self._denoiser(*args, **more)
 
@@ -120,6 +121,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
 
     def __call__(self, *args: Any, **more: Any) -> Any:
+        """What the tokenizer returns."""
         with TOKENIZING:
             return self._tokenizer(*args, **more)
 
