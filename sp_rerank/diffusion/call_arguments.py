@@ -119,4 +119,6 @@ def pipeline_errors(pipe: TextToImagePipeline) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UsageError(f"{type(pipe).__name__} refuses its arguments: {reason}") from error
+        images = [name for name in ("image", "control_image") if name in parameters_of(type(pipe).__call__)]
+        hint = f" (it may need the further argument {images[0]})" if images else ""
+        raise UsageError(f"{type(pipe).__name__} refuses its arguments{hint}: {reason}") from error

@@ -34,6 +34,9 @@ EMBEDDINGS = {
     4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
 
+ONE_AT_A_TIME = {"PRXPipeline"}
+"""Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -92,7 +95,7 @@ class Sampler:
         self.pipe = pipe
         self.batch_size = batch_size
         self.call: Callable[..., Any] = pipe if call is None else call
-        self._limit = batch_size
+        self._limit = 1 if type(pipe).__name__ in ONE_AT_A_TIME else batch_size
         self._prompt, self._negative_prompt = prompt, negative_prompt
         check_pipeline(pipe, self.call)
         self._arguments = select_arguments(pipe, self.call, guidance_scale, negative_prompt, arguments)
@@ -269,7 +272,22 @@ class Sampler:
         names = EMBEDDINGS.get(len(encoded), ())
         if not names or not set(names) <= set(takes):
             return plain
-        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        text = {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        return text if _repeats(encode, wanted, text) else plain
+
+
+def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Whether a pipeline repeats embeddings that it is given for each image (CogView 3 does not)."""
+    nothing = dict.fromkeys(wanted.keys() & {"prompt", "negative_prompt"})
+    try:
+        again = encode(**{**wanted, **nothing, **text, "num_images_per_prompt": 2})
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return all(
+        value is None or len(value) == 2 * len(text[name])
+        for name, value in zip(EMBEDDINGS[len(again)], again, strict=True)
+        if name in text
+    )
 
 
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:

@@ -201,8 +201,10 @@ def check_watchable(sampler: Sampler) -> None:
     if denoiser is None or denoiser[0] not in twin.DENOISERS:
         expected = " or ".join(twin.DENOISERS)
         raise UsageError(f"{name} has no {expected}; expected a pipeline with one, {SCREEN}")
-    if any(key.endswith("_pipe") for key in vars(pipe)):
-        raise UsageError(f"{name} is made of several pipelines, so it cannot be cut on its way; {INSTEAD}")
+    if hasattr(pipe, "set_pag_applied_layers"):
+        raise UsageError(
+            f"the loop of {name} counts the prompts that it began with, so no batch can be cut on its way; {INSTEAD}"
+        )
     if getattr(denoiser[1], "is_cache_enabled", False):
         raise UsageError(
             f"the cache between steps of this {name} mixes batches that take turns; call disable_cache(), {SCREEN}"
@@ -238,6 +240,7 @@ class _Loop:
         self._last: tuple[Any, Tensor, Any, Tensor] | None = None
         self._stochastic = False
         self._whole = len(self._generators)
+        self._groups: int | None = None
         self._origin: Tensor | None = None
         """Of each item of a batch that was cut, its place in the whole one."""
         self._users_callback = self._arguments.get("callback_on_step_end")
@@ -303,7 +306,8 @@ class _Loop:
         listed = isinstance(latents, list)
         rows = self._whole if self._origin is None else len(self._origin)
         groups, rest = divmod(len(latents), rows)  # 2 groups where guidance doubles the batch
-        if rest or not groups:
+        self._groups = groups if self._groups is None else self._groups
+        if rest or groups != self._groups:
             raise self._uncuttable(f"gives its denoiser {len(latents)} latents for {rows} images")
         if listed and groups > 1:  # Z-Image's loop goes on over the images that it began with
             raise self._uncuttable("guides image by image (guidance_scale above 0)")
