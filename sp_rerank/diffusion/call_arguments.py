@@ -26,6 +26,7 @@ SET_BY_SAMPLER = {
     "negative_prompt_embeds",
     "return_dict",
 } - {"num_inference_steps"}
+DEPRECATED = ("callback", "callback_steps")
 OTHER_GUIDANCE = ("true_cfg_scale", "prior_guidance_scale", "decoder_guidance_scale")
 
 
@@ -66,7 +67,7 @@ def select_arguments(
     for key in arguments:
         if key in SET_BY_SAMPLER:
             raise UsageError(f"{key} is set for each batch by the sampler; expected other arguments of {name}")
-        if key not in takes and not _takes_any(takes):
+        if key not in takes and key not in DEPRECATED and not _takes_any(takes):
             close = difflib.get_close_matches(key, sorted(set(takes) - SET_BY_SAMPLER), n=1)
             meant = f"; did you mean {close[0]}?" if close else f"; expected {_listed(takes)}"
             raise UsageError(f"{name} takes no {key}{meant}")
@@ -97,7 +98,9 @@ def default_of(takes: Mapping[str, inspect.Parameter], name: str, otherwise: flo
 
 
 def _takes_any(takes: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    """Whether a call hands on whatever it gets; the **kwargs of diffusers' own calls take DEPRECATED alone."""
+    hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    return hands_on and not all(name in takes for name in NEEDED)
 
 
 def _listed(takes: Mapping[str, inspect.Parameter]) -> str:

@@ -124,7 +124,7 @@ def test_finished_latents_are_decoded_as_the_pipeline_does(name):
 
     with quiet():
         images = pipe(
-            "a lemon", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt",
+            prompt="a lemon", num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt",
             callback_on_step_end=keep, callback_on_step_end_tensor_inputs=["latents"], **arguments,
         ).images  # fmt: skip
     previews = Previews(pipe, height=arguments.get("height"), width=arguments.get("width"))

@@ -220,7 +220,8 @@ def build_chroma() -> Any:
 def build_ovis() -> Any:
     return diffusers.OvisImagePipeline(
         transformer=diffusers.OvisImageTransformer2DModel(**flux_settings(out_channels=16)).eval(),
-        scheduler=flow(), vae=build_shifted_vae(), text_encoder=build_language_model(), tokenizer=build_byte_tokenizer(),
+        scheduler=flow(), vae=build_shifted_vae(), text_encoder=build_language_model(),
+        tokenizer=build_byte_tokenizer(),
     )  # fmt: skip
 
 
