@@ -119,8 +119,7 @@ class Sampler:
             TryAgainError: If memory does not suffice for a single image.
             UsageError: If the pipeline refuses its arguments.
         """
-        if hasattr(self.pipe, "_interrupt"):  # as a pipeline does when it is called
-            vars(self.pipe)["_interrupt"] = False
+        twin.clear_interrupt(self.pipe)
         waiting = deque(block for block in self.blocks(seeds) if not all(index in done for index in block))
         while waiting:
             indices = waiting.popleft()

@@ -171,6 +171,7 @@ def open_trajectories(sampler: Sampler, seeds: Mapping[int, int], watched: Seque
         seeds: index -> seed.
         watched: Scheduler steps, as for `Trajectory`.
     """
+    twin.clear_interrupt(sampler.pipe)
     batches = sampler.blocks(seeds)
     trajectories = [Trajectory(sampler, {index: seeds[index] for index in batch}, watched) for batch in batches]
     try:

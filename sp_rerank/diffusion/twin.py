@@ -92,6 +92,12 @@ def bind_call(call: Callable[..., Any], pipe: TextToImagePipeline, twin: Any) ->
     return MethodType(getattr(call, "__func__"), twin)  # noqa: B009 (a callable need not have one)
 
 
+def clear_interrupt(pipe: TextToImagePipeline) -> None:
+    """Forget that a pipeline was interrupted, as it does when it is called; a twin's call does not reach it."""
+    if hasattr(type(pipe), "interrupt"):
+        vars(pipe)["_interrupt"] = False
+
+
 def free_hooks(pipe: TextToImagePipeline) -> None:
     """Let a pipeline offload its modules and reset the caches of its denoiser, as it does at the end of a call."""
     free = getattr(pipe, "maybe_free_model_hooks", None)

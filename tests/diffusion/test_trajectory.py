@@ -237,7 +237,8 @@ def test_the_pipeline_is_left_as_it_was(pipe):
         open_trajectories(sampler_of(pipe, callback_on_step_end=fail), seeds_of(3), (2,)) as (trajectory,),
     ):
         trajectory.advance_to(0)
-    assert vars(pipe) == before and dict(pipe.config) == config
+    assert vars(pipe) == {**before, "_interrupt": False}
+    assert dict(pipe.config) == config
     assert vars(pipe.scheduler).keys() == state.keys() and pipe.scheduler.ets == state["ets"]
 
 

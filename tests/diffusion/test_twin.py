@@ -14,6 +14,7 @@ from support.tiny import build_sd_pipeline
 
 from sp_rerank import generate
 from sp_rerank.diffusion.sampler import Sampler
+from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.errors import TryAgainError, UsageError, is_device_lost, is_out_of_memory
 from sp_rerank.scorers.brightness import BrightnessScorer
 
@@ -229,6 +230,12 @@ def test_a_callback_that_interrupts_is_seen_by_the_caller(pipe):
     assert pipe.interrupt
     next(Sampler(pipe, "a lemon", batch_size=1, num_inference_steps=2).batches({0: 0}))
     assert not pipe.interrupt
+
+
+def test_a_pipeline_that_was_never_called_can_be_asked_whether_it_was_interrupted():
+    pipe = build_sd_pipeline()
+    with open_trajectories(Sampler(pipe, "a lemon", batch_size=1, num_inference_steps=2), {0: 0}, (1,)):
+        assert not pipe.interrupt
 
 
 def test_a_call_of_something_else_is_refused(pipe):
