@@ -63,7 +63,7 @@ def tried(name: str) -> dict[str, tuple[str, dict[int, torch.Tensor]]]:
         images: dict[int, torch.Tensor] = {}
         try:
             with quiet():
-                found = strategy(sampler_of(name), brightness, {0: 5, 1: 6}, top_k=1, known={})
+                found = strategy(sampler_of(name), brightness, {0: 5, 1: 6}, top_k=1, prior={})
                 for scored in found:
                     if scored.stage is None:
                         images |= dict(zip(scored.batch.indices, scored.batch.images, strict=True))
@@ -135,7 +135,7 @@ def test_z_image_without_guidance_is_halved():
     pipe, arguments = build("ZImagePipeline")
     sampler = Sampler(pipe, "a lemon", batch_size=3, guidance_scale=0.0, num_inference_steps=3, **arguments)
     whole = next(sampler.batches({0: 5, 1: 6, 2: 7})).images
-    *_, last = halving([(0.4, 1)])(sampler, brightness, {0: 5, 1: 6, 2: 7}, top_k=1, known={})
+    *_, last = halving([(0.4, 1)])(sampler, brightness, {0: 5, 1: 6, 2: 7}, top_k=1, prior={})
     torch.testing.assert_close(last.batch.images, whole[list(last.batch.indices)], atol=1e-3, rtol=0)
 
 
