@@ -150,12 +150,12 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
 
 
 def _has_transformer(spec: str) -> bool:
-    """Whether the model's denoiser is a transformer, as its model_index.json says; False where it says nothing."""
+    """Whether the model's denoiser is a transformer, as its model_index.json names it; False where it names none."""
     if spec in MODELS:
         return False
     try:
         index = json.loads((_folder_of(spec) / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # `load_pipeline` says what is wrong with it
+    except (OSError, ValueError):  # `load_pipeline` names what is wrong with it
         return False
     return isinstance(index, dict) and "transformer" in index
 
@@ -244,7 +244,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
 
 

@@ -100,7 +100,7 @@ class Previews:
 
         latents = self._unpacked(latents)
         decoder, dtype = self._decoder, self._decoder.dtype
-        # SDXL's autoencoder overflows in half precision; its configuration says so
+        # SDXL's autoencoder overflows in half precision; its configuration marks it
         upcast = dtype == torch.float16 and getattr(decoder.config, "force_upcast", False)
         if upcast:
             decoder.to(torch.float32)

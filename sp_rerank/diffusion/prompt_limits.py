@@ -45,7 +45,7 @@ def truncations(pipe: TextToImagePipeline, scorer: Scorer, prompt: str) -> list[
 
 
 def _of_tokenizer(tokenizer: Any, prompt: str) -> Truncation | None:
-    # `verbose` off: the tokenizer's own warning does not say what is lost
+    # `verbose` off: the tokenizer's own warning does not name what is lost
     with TOKENIZING:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         limit = tokenizer.model_max_length

@@ -1,4 +1,4 @@
-"""What diffusers' schedulers keep to themselves: the x_0 that a model predicts, the history of a batch, its noise.
+"""What diffusers' schedulers do not offer: the x_0 that a model predicts, the history of a batch cut, its noise forked.
 
 Knows one scheduler at one step; knows nothing of loops or batches.
 """
@@ -25,7 +25,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
     """Refuse a number of steps that a scheduler cannot take.
 
     Raises:
-        UsageError: Naming the scheduler, and what it says where it says something.
+        UsageError: Naming the scheduler and, where it has one, its own reason.
     """
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None or not hasattr(scheduler, "set_timesteps"):  # flows take any number, and may need the image's size
@@ -48,7 +48,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
 def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """The finished latents that a model predicts, after `output = scheduler.step(model_output, timestep, sample)`.
 
-    The scheduler's own word where its output has one; else from the noise level of x_t = alpha x_0 + sigma e, by what
+    Taken from the scheduler's output where it holds one; else computed from the noise level of x_t = alpha x_0 + sigma e, by what
     the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), or the flow's
     velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
 
@@ -56,7 +56,7 @@ def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any,
         Like `sample`, in its dtype.
 
     Raises:
-        UsageError: if the scheduler is of no known kind.
+        UsageError: If the scheduler is of no known kind.
     """
     reported = getattr(output, "pred_original_sample", None)
     if reported is not None:
@@ -81,10 +81,10 @@ def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any,
 
 
 def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
-    """alpha and sigma of x_t = alpha x_0 + sigma e as they were when a scheduler that reports no x_0 was last stepped.
+    """alpha and sigma of x_t = alpha x_0 + sigma e at the last step of a scheduler that reports no x_0.
 
     Raises:
-        UsageError: if the scheduler is of no known kind.
+        UsageError: If the scheduler is of no known kind.
     """
     if hasattr(scheduler, "scale_noise"):  # flow matching, Euler and Heun
         sigma = _sigma_before(scheduler)
@@ -95,7 +95,7 @@ def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
     if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):  # PNDM, LCM, TCD
         kept = float(scheduler.alphas_cumprod[int(timestep)])
         return kept**0.5, (1 - kept) ** 0.5
-    raise UsageError(_unreadable(scheduler, "does not tell its noise level"))
+    raise UsageError(_unreadable(scheduler, "does not give its noise level"))
 
 
 def _sigma_before(scheduler: Any) -> float:
@@ -110,18 +110,18 @@ def _unreadable(scheduler: Any, fault: str) -> str:
 
 
 def slice_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
-    """Leave only these places of the batch in what stepping has left behind in a scheduler.
+    """Keep only some images of the batch in the history that a scheduler holds.
 
-    Everything of the latents' own shape is such a thing, be it called ets, model_outputs, derivatives or cur_sample;
-    tables of noise levels have another.
+    Its history is everything that has the shape of the latents (ets, model_outputs, derivatives, cur_sample); tables of
+    noise levels have another shape.
 
     Args:
-        scheduler: any of diffusers, between two steps.
-        shape: of the latents.
-        places: in the batch; one may be repeated.
+        scheduler: A scheduler of diffusers, between two steps.
+        shape: Shape of the latents.
+        places: (k,) places in the batch to keep; a place may be repeated.
 
     Raises:
-        UsageError: if a place is repeated and the scheduler's noise cannot branch.
+        UsageError: If a place is repeated and the scheduler's noise cannot branch.
     """
     _slice_brownian_noise(scheduler, places)
     for name, value in vars(scheduler).items():
@@ -132,7 +132,7 @@ def _slice_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
     if isinstance(value, torch.Tensor):
         return value[places.to(value.device)] if value.shape == shape else value
     if type(value) in {list, tuple}:
-        return type(value)(_slice_history(one, shape, places) for one in value)
+        return type(value)(_slice_history(item, shape, places) for item in value)
     return value
 
 
@@ -140,7 +140,7 @@ def _slice_brownian_noise(scheduler: Any, places: Tensor) -> None:
     """Let a sampler of noise for the whole batch (DPMSolverSDE's Brownian tree) go on for a part of it.
 
     Raises:
-        UsageError: if a place is repeated, for its copies would draw the same noise.
+        UsageError: If a place is repeated, because its copies would draw the same noise.
     """
     draw = getattr(scheduler, "noise_sampler", None)
     if draw is None:

@@ -100,7 +100,7 @@ def test_survivors_of_two_cuts_are_bitwise_those_of_the_uncut_run(pipe, name):
         batch = trajectory.finish()
     assert [len(view.x0) for view in views] == [3, 2]
     assert all(view.x0.isfinite().all() for view in views)
-    assert sum(one.nfe for one in (*views, batch)) == whole.nfe
+    assert sum(part.nfe for part in (*views, batch)) == whole.nfe
     assert views[0].nfe == {5: 1, 6: 1, 9: 2, 14: 3}[whole.nfe]
     assert batch.indices == (2,) and batch.seeds == (102,)
     assert torch.equal(batch.images, whole.images[[2]])
@@ -180,7 +180,7 @@ def test_x0_of_a_flow(name):
     torch.testing.assert_close(x0, truth, atol=1e-5, rtol=0)
 
 
-def test_a_scheduler_that_does_not_tell_its_noise_level(pipe):
+def test_a_scheduler_of_unknown_noise_level(pipe):
     schedule(pipe, "IPNDM", {})
     refused = pytest.raises(UsageError, match=r"IPNDMScheduler .*DPMSolverMultistep.*screening")
     with open_trajectories(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,), refused:
@@ -297,7 +297,7 @@ def test_ctrl_c_in_mid_step_ends_all(pipe):
     assert not waiting_loops() and len(steps) == 4
 
 
-def test_nobody_left_ends_the_batch(pipe):
+def test_a_batch_that_is_pruned_to_nothing_ends(pipe):
     schedule(pipe, "PNDM", {})
     with open_trajectories(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,):
         trajectory.advance_to(0)
@@ -305,7 +305,7 @@ def test_nobody_left_ends_the_batch(pipe):
         assert trajectory.indices == () and not waiting_loops()
 
 
-def test_the_callers_gradient_mode_is_his_own(pipe):
+def test_the_callers_gradient_mode_stays(pipe):
     schedule(pipe, "PNDM", {})
     with open_trajectories(sampler_of(pipe), seeds_of(6), (2,)) as (one, other):
         assert torch.is_grad_enabled()
@@ -345,7 +345,7 @@ def test_a_method_of_the_pipeline_may_be_called(pipe):
         assert torch.equal(trajectory.finish().images, whole)
 
 
-def test_steps_that_nobody_named(pipe):
+def test_steps_by_default(pipe):
     assert sampler_of(pipe, num_inference_steps=7).steps == 7
     sampler = sampler_of(pipe)
     del sampler._arguments["num_inference_steps"]
@@ -371,7 +371,7 @@ def test_a_small_decoder_takes_the_place_of_the_autoencoder(pipe, tmp_path, monk
         num_decoder_blocks=(1, 1), latent_channels=4,
     ).eval()  # fmt: skip
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_decoder("somebody's") is None
+    assert find_decoder("another") is None
     assert find_decoder("sd-v1.4") is None
     cached, commit = tmp_path / "models--madebyollin--taesd", "a" * 40
     small.save_pretrained(cached / "snapshots" / commit)
@@ -383,8 +383,8 @@ def test_a_small_decoder_takes_the_place_of_the_autoencoder(pipe, tmp_path, monk
     assert 0 <= images.min() < images.max() <= 1
     with pytest.raises(HubUnavailableError, match="began with the small decoder"):
         Previews(pipe, f"madebyollin/taesd@{'b' * 40}")
-    with pytest.raises(UsageError, match="no small decoder 'somebody/elses'"):
-        Previews(pipe, "somebody/elses")
+    with pytest.raises(UsageError, match="no small decoder 'another/decoder'"):
+        Previews(pipe, "another/decoder")
 
 
 def test_latents_that_are_not_finite_make_images_that_are_not(pipe):
