@@ -90,7 +90,7 @@ class Sampler:
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         call: Callable[..., Any] | None = None,
-        **arguments: Any,
+        **arguments: object,
     ) -> None:
         self.pipe = pipe
         self.batch_size = batch_size
