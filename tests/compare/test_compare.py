@@ -47,6 +47,7 @@ def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None, 
     """A run whose candidate i is as light as `levels` say, and holds the scores."""
     count = len(next(iter(scores.values()))) if scores else len(levels)
     levels = levels or [10 * i for i in range(count)]
+    described = run_config(n or count, **{"prompt": prompt, "scorers": tuple(scores), **config})
     with RunWriter.start(folder, described) as run:
         for i in range(count):
             status = dict(statuses).get(i, "ok")
