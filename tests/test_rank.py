@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from sp_rerank import load_scorer, rank
+from sp_rerank import load_scorer
 from sp_rerank.cli.rank import rank as command
 from sp_rerank.errors import UsageError
 from sp_rerank.rank import rank_files
@@ -68,7 +68,7 @@ def run(files, *words):
 
 
 def test_the_command_says_what_a_diverse_choice_costs_and_what_ties(files, monkeypatch):
-    monkeypatch.setattr(rank, "load_scorer", lambda spec, model, device: ByLook())
+    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device: ByLook())
     result = run(files, "--scorer", "look", "--top-k", "2", "--diverse")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "4"]
     assert "no near-copies: ranks 1, 4; their mean score is 0.0" in result.stderr

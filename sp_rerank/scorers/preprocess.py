@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
+from sp_rerank.storage.images import to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -161,7 +162,7 @@ class Preprocess:
 
 def _bytes_of(image: Image.Image) -> Tensor:
     """A PIL image as (1, 3, H, W) uint8."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
 
 
 def _resample(pixels: Tensor, axis: int, resized: int, kept: int) -> Tensor:

@@ -171,10 +171,10 @@ def test_a_disk_that_cannot_be_written_leaves_nothing(checkpoint: Path, cache: P
     def fail(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert_module.os, "fsync", fail)
+    monkeypatch.setattr("sp_rerank.storage.atomic.os.fsync", fail)
     with pytest.raises(StorageError, match=r"No space left.*free some space"):
         convert(checkpoint, "hps-v2.1")
-    assert list(cache.iterdir()) == []
+    assert [path.name for path in cache.iterdir()] == [".lock"]
 
 
 class Exploit:

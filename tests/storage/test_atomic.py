@@ -99,9 +99,8 @@ def test_a_lock_of_another_process_is_named_and_gone_with_it(tmp_path):
     )
     with holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(FolderBusyError, match=r"another process is writing there \(it holds \.lock\); wait"):
-            with atomic.locked(folder):
-                pass
+        with pytest.raises(FolderBusyError, match=r"is writing there \(it holds \.lock\); wait"), atomic.locked(folder):
+            pass
         holder.kill()
     with atomic.locked(folder):
         assert (folder / atomic.LOCK).exists()
@@ -140,9 +139,9 @@ def test_a_file_system_that_refuses_locks_is_said_so(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with pytest.raises(StorageError, match="gives no locks \\(No locks available\\); choose a folder on another one"):
-        with atomic.locked(tmp_path):
-            pass
+    said = r"gives no locks \(No locks available\); choose a folder on another one"
+    with pytest.raises(StorageError, match=said), atomic.locked(tmp_path):
+        pass
 
 
 def test_an_error_under_the_lock_is_the_callers_own(tmp_path):
