@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,37 +15,19 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from sp_rerank.errors import UnreadableImageError, UsageError
-from sp_rerank.storage import atomic
+from sp_rerank.errors import UnreadableImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """By Pillow's names; its other readers are not let near a file of unknown origin."""
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 MAX_PIXELS = 64_000_000
 """Of an image that is read; above it a small file can hold gigabytes."""
 
 RECORD_KEY = "sp_rerank"
 PARAMETERS_KEY = "parameters"
-
-
-def find_images(folder: str | Path) -> list[Path]:
-    """The image files right in a folder, by their suffix; hidden ones left out; "2.png" before "10.png".
-
-    Raises:
-        UsageError: if there is no such folder.
-        StorageError: if it cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; a folder of images was expected")
-    with atomic.storage_errors(folder):
-        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted((path for path in files if not path.name.startswith(".")), key=_natural)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -235,11 +216,6 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _unreadable(name: str, why: str) -> UnreadableImageError:
     return UnreadableImageError(f"{name}: cannot be read as an image: {' '.join(why.split())}")
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits by turns: like is compared with like
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
 
 
 def _png_text(text: str) -> str:
