@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Embed = Callable[[Sequence[Image.Image]], Tensor]
 
-IMAGES_AT_ONCE = 16
+FILES_AT_ONCE = 16
 PIXELS_AT_ONCE = 16_000_000
 """Of the images that are scored together; a larger image is scored alone."""
 
@@ -202,7 +202,7 @@ def _score_all(
         except UnreadableImageError as error:
             scored.unreadable.append(error)
             continue
-        if len(batch) == IMAGES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
+        if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
             score_batch()
         batch.append(image)
         scored.readable.append(place)
