@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sp_rerank.generate import to_images
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Loader, PairOrder
+from sp_rerank.train.data import Loader, PairOrder
 from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
 from sp_rerank.train.recipe import Recipe, changed, read_recipe

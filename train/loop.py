@@ -24,7 +24,7 @@ from accelerate import PartialState
 from sp_rerank.errors import NothingUsableError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.batches import Loader, PairOrder
+from sp_rerank.train.data import Loader, PairOrder
 from sp_rerank.train.distributed import anywhere, current, device, summed
 from sp_rerank.train.metrics import Row, Tracker
 from sp_rerank.train.model import freeze

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from sp_rerank.errors import NothingUsableError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Batch, Encoding, Frozen
+from sp_rerank.train.data import Batch
 from sp_rerank.train.distributed import current, device, gathered, summed
+from sp_rerank.train.encoding import Encoding, Frozen
 from sp_rerank.train.metrics import Row
 from sp_rerank.train.model import build_optimizer
 from sp_rerank.train.recipe import Recipe

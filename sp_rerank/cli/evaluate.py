@@ -46,6 +46,7 @@ def evaluate(
     """Compare scorers with what people preferred: accuracy, margins, ties, calibration."""
     from sp_rerank.scorers import calibration
     from sp_rerank.train import evaluate as measure
+    from sp_rerank.train import tables
 
     if keep_calibration and len(data) > 1:
         raise UsageError(f"--keep-calibration was given with {len(data)} --data; expected one, a scorer has one")
@@ -61,7 +62,7 @@ def evaluate(
 
     _prepare(out)
     results = _measure(measured, data, scorer, images, layout, batch_size, seed, device)
-    _report(results, as_json, out, "evaluation", measure.markdown(results), measure.reliability_plot)
+    _report(results, as_json, out, "evaluation", tables.markdown(results), tables.reliability_plot)
 
 
 def robustness(
@@ -94,7 +95,7 @@ def correlate(
 ) -> None:
     """Each generator's mean score under two scorers: do they agree which is better?"""
     from sp_rerank.diffusion import loading
-    from sp_rerank.train import robustness as measure
+    from sp_rerank.train import correlation as measure
 
     if len(scorer) != 2:
         raise UsageError(f"--scorer was given {len(scorer)} times; expected two scorers to compare")
@@ -105,7 +106,7 @@ def correlate(
         first, second = (load_scorer(spec, None, hardware) for spec in scorer)
         with progress_bar(2 * len(made), "scores") as progress:
             result = measure.correlate((first, second), made, batch_size=batch_size, seed=seed, progress=progress)
-    text = measure.correlation_markdown(result)
+    text = measure.markdown(result)
     _report(result, as_json, out, "correlation", text, measure.scatter_plot)
 
 
@@ -121,7 +122,7 @@ def _measure(
 ) -> list[Any]:
     """One result a scorer and data set."""
     from sp_rerank.diffusion import loading
-    from sp_rerank.train.preferences import read_preferences
+    from sp_rerank.train.readers import read_preferences
 
     if len(set(scorers)) < len(scorers) or len(set(data)) < len(data):
         raise UsageError("a --scorer or --data was given twice; expected each once")

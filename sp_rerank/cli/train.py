@@ -80,7 +80,8 @@ def _read(
     data: list[str], validation: list[str], layout: str | None, images: Path | None, plan: Recipe
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
     """What to learn from, and what to choose the best step by."""
-    from sp_rerank.train.preferences import read_preferences, split_groups
+    from sp_rerank.train.preferences import split_groups
+    from sp_rerank.train.readers import read_preferences
 
     def read(places: list[str]) -> list[PreferenceGroup]:
         return [group for place in places for group in read_preferences(place, layout=layout, images=images)]

@@ -9,7 +9,8 @@ from PIL import Image
 
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.train.preferences import ImageSource, PreferenceGroup
+from sp_rerank.train.data import Loader, PairOrder
+from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
 from sp_rerank.train.recipe import Recipe
 
 MERGES = ["l e", "le m", "lem o", "lemo n</w>"]
@@ -61,3 +62,9 @@ def make_recipe(**changes: Any) -> Recipe:
     }  # fmt: skip
     settings |= changes
     return Recipe(**({"stage_1_steps": min(10, settings["steps"])} | settings))
+
+
+def make_loader(groups: list[PreferenceGroup], scorer: DualEncoder, total: int | None = None, **changes: Any) -> Loader:
+    order = PairOrder(groups, batch=changes.pop("batch", 8), together=changes.pop("together", 1), seed=0)
+    settings: dict[str, Any] = {"seed": 0, "copies": True, "augment": False, "crop_from": 0.9, "flip_chance": 1.0}
+    return Loader(groups, order, scorer, ImageReader(total), **(settings | changes))

@@ -12,7 +12,7 @@ from sp_rerank.train.mini import annotators
 from sp_rerank.train.mini.annotators import CARES, Shown
 from sp_rerank.train.mini.grammar import parse
 from sp_rerank.train.mini.judge import TERMS, load_judge
-from sp_rerank.train.preferences import read_preferences
+from sp_rerank.train.readers import read_preferences
 
 
 @pytest.mark.parametrize("agreement", [0.6, 0.65, 0.8])
