@@ -21,6 +21,7 @@ from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.storage.perturbation import flip_and_crop
 from sp_rerank.train.losses import Views
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
+from sp_rerank.train.recipe import Recipe
 
 _THREADS = 8  # that open images; Pillow and torch let go of the interpreter while they work
 
@@ -33,22 +34,32 @@ class PairOrder:
 
     Args:
         groups: with their pairs.
-        batch: pairs a step.
-        together: how many pairs of one prompt come next to each other. They are chosen to share images: the first k
-            images of a prompt, in a random order, make k (k - 1) / 2 pairs.
-        seed: of the order.
-        ties: whether pairs without a better image are among them.
+        batch_size: Pairs in a step.
+        pairs_per_prompt: How many pairs of one prompt come next to each other. They are chosen to share images: the
+            first k images of a prompt, in a random order, make k (k - 1) / 2 pairs.
+        seed: Decides the order.
+        include_ties: Whether pairs without a better image are among them.
 
     Raises:
         UsageError: if there is no pair.
     """
 
-    def __init__(self, groups: Sequence[PreferenceGroup], *, batch: int, together: int, seed: int, ties: bool = True):
-        self._groups, self._batch, self._together, self._seed = groups, batch, together, seed
-        self._kept = [[i for i, pair in enumerate(group.pairs) if ties or pair.label != 0.5] for group in groups]
+    def __init__(
+        self,
+        groups: Sequence[PreferenceGroup],
+        *,
+        batch_size: int,
+        pairs_per_prompt: int,
+        seed: int,
+        include_ties: bool = True,
+    ):
+        self._groups, self._batch_size, self._pairs_per_prompt, self._seed = groups, batch_size, pairs_per_prompt, seed
+        self._kept = [
+            [i for i, pair in enumerate(group.pairs) if include_ties or pair.label != 0.5] for group in groups
+        ]
         self._pairs = sum(map(len, self._kept))
         if not self._pairs:
-            which = "" if ties else " of which one is better"
+            which = "" if include_ties else " of which one is better"
             raise UsageError(f"expected at least one pair of images{which} to learn from, got none")
         self._known: tuple[int, list[Place]] = (-1, [])
 
@@ -58,7 +69,7 @@ class PairOrder:
 
     def of_step(self, step: int) -> list[Place]:
         """The pairs of a step counted from 0."""
-        places = range(step * self._batch, (step + 1) * self._batch)
+        places = range(step * self._batch_size, (step + 1) * self._batch_size)
         return [self._epoch(place // self._pairs)[place % self._pairs] for place in places]
 
     def _epoch(self, epoch: int) -> list[Place]:
@@ -80,12 +91,12 @@ class PairOrder:
             return max(one, other), min(one, other)
 
         places = sorted(((index, pair) for pair in self._kept[index]), key=images_so_far)
-        for start in range(0, len(places), self._together):
-            yield places[start : start + self._together]
+        for start in range(0, len(places), self._pairs_per_prompt):
+            yield places[start : start + self._pairs_per_prompt]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PairBatch:
     """The pairs of one step, or of one process's share of it, with each distinct image and prompt once.
 
     Attributes:
@@ -112,7 +123,7 @@ class Batch:
         """Pairs."""
         return len(self.label)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> PairBatch:
         """The same on a device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=True)
@@ -132,6 +143,39 @@ class Batch:
         return pairs, (Views(images[self.first + n], images[self.second + n], pairs.text) if self.copied else None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Perturbations:
+    """How images are perturbed: flipped at random, then center-cropped to a random side ratio.
+
+    Attributes:
+        seed: Decides the draws, together with the step and the image.
+        copies: Whether each image gets a perturbed copy.
+        augment: Whether the images themselves are perturbed.
+        min_crop_ratio: Smallest side ratio of a crop, drawn from [min_crop_ratio, 1).
+        flip_probability: Probability of a flip.
+        preview_probability: Probability that a copy is made of one of the image's previews, where it has some.
+    """
+
+    seed: int
+    copies: bool
+    augment: bool
+    min_crop_ratio: float
+    flip_probability: float
+    preview_probability: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Perturbations:
+        """The perturbations of a training run."""
+        return cls(
+            seed=recipe.seed,
+            copies=recipe.ai_weight > 0,
+            augment=recipe.augment,
+            min_crop_ratio=recipe.min_crop_ratio,
+            flip_probability=recipe.flip_probability,
+            preview_probability=recipe.preview_probability,
+        )
+
+
 class Loader:
     """Makes the batches: opens, perturbs and preprocesses, the next batch while the present one is used.
 
@@ -140,12 +184,7 @@ class Loader:
         order: which pairs a step takes.
         scorer: for its preprocessing and its tokenizer.
         reader: opens the images, and skips, counts and names those that cannot be read.
-        seed: of the perturbations.
-        copies: whether to make perturbed copies.
-        augment: whether the images themselves are perturbed.
-        crop_from: the smallest side ratio of a crop, drawn from [crop_from, 1).
-        flip_chance: of a flip.
-        preview_chance: of a copy being made of one of the image's previews, where it has some.
+        perturbations: How images and their copies are perturbed.
         share: (index of this process, number of processes): each takes its part of every step's pairs.
     """
 
@@ -155,21 +194,14 @@ class Loader:
         order: PairOrder,
         scorer: DualEncoder,
         reader: ImageReader,
-        *,
-        seed: int,
-        copies: bool,
-        augment: bool,
-        crop_from: float,
-        flip_chance: float,
-        preview_chance: float = 0.0,
+        perturbations: Perturbations,
         share: tuple[int, int] = (0, 1),
     ):
         self._groups, self._order, self._scorer, self._reader = groups, order, scorer, reader
-        self._seed, self._copies, self._augment = seed, copies, augment
-        self._crop_from, self._flip_chance, self._preview_chance = crop_from, flip_chance, preview_chance
+        self._perturbations = perturbations
         self._share = share
 
-    def load(self, step: int, apply: Callable[..., Iterable[Any]] = map) -> Batch:
+    def load(self, step: int, apply: Callable[..., Iterable[Any]] = map) -> PairBatch:
         """The batch of a step counted from 0; a pair with an image that cannot be read is left out of it.
 
         Args:
@@ -179,13 +211,13 @@ class Loader:
         Raises:
             NothingUsableError: if too many images cannot be read.
         """
-        everyone = self._order.of_step(step)
+        global_batch = self._order.of_step(step)
         index, count = self._share
         return self.load_pairs(
-            step, everyone[len(everyone) * index // count : len(everyone) * (index + 1) // count], apply
+            step, global_batch[len(global_batch) * index // count : len(global_batch) * (index + 1) // count], apply
         )
 
-    def load_pairs(self, step: int, places: Sequence[Place], apply: Callable[..., Iterable[Any]] = map) -> Batch:
+    def load_pairs(self, step: int, places: Sequence[Place], apply: Callable[..., Iterable[Any]] = map) -> PairBatch:
         """A batch of these pairs, perturbed as that step perturbs them; see `load`."""
         wanted = dict.fromkeys(image for place in places for image in self._images_of(place))
         made = dict(zip(wanted, apply(lambda image: self._views_of(step, image), wanted), strict=True))
@@ -197,9 +229,9 @@ class Loader:
         versions = zip(*(made[image] for image in images), strict=True)
         pixels = torch.cat([blank, *(view for version in versions for view in version)])
         ends = [self._images_of(place) for place in usable]
-        return Batch(
+        return PairBatch(
             pixels=pixels,
-            copied=self._copies,
+            copied=self._perturbations.copies,
             tokens=self._scorer.tokenize(prompts) if prompts else torch.empty(0, self._scorer.max_tokens).long(),
             first=_indices(images, [first for first, _ in ends]),
             second=_indices(images, [second for _, second in ends]),
@@ -208,7 +240,7 @@ class Loader:
             names=tuple(self._groups[group].images[image].name for group, image in images),
         )
 
-    def batches(self, first: int, end: int) -> Iterator[tuple[int, Batch]]:
+    def batches(self, first: int, end: int) -> Iterator[tuple[int, PairBatch]]:
         """The steps from `first` up to `end` with their batches; the next one is made meanwhile."""
         with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(_THREADS) as pool:
             coming = ahead.submit(self.load, first, pool.map) if first < end else None
@@ -230,21 +262,23 @@ class Loader:
         if opened is None:
             return None
         # of the image alone, not of its place in the batch: the number of processes changes nothing
-        rng = random.Random(f"view-{self._seed}-{step}-{image[0]}-{image[1]}")
-        views = [self._perturb(opened, rng) if self._augment else opened]
-        views += [self._perturb(self._preview_of(image, rng) or opened, rng)] if self._copies else []
+        rng = random.Random(f"view-{self._perturbations.seed}-{step}-{image[0]}-{image[1]}")
+        views = [self._perturb(opened, rng) if self._perturbations.augment else opened]
+        views += [self._perturb(self._preview_of(image, rng) or opened, rng)] if self._perturbations.copies else []
         return [self._scorer.preprocess([view], device="cpu") for view in views]
 
     def _preview_of(self, image: Place, rng: random.Random) -> Image.Image | None:
         """One of an image's previews, if the dice say so and it has some that can be read."""
-        if not self._preview_chance or rng.random() >= self._preview_chance:
+        probability = self._perturbations.preview_probability
+        if not probability or rng.random() >= probability:
             return None
         previews = self._groups[image[0]].images[image[1]].previews()
         return self._reader.read(rng.choice(previews)) if previews else None
 
     def _perturb(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        ratio = self._crop_from + (1 - self._crop_from) * rng.random()
-        return flip_and_crop(image, ratio, flip=rng.random() < self._flip_chance)
+        smallest = self._perturbations.min_crop_ratio
+        ratio = smallest + (1 - smallest) * rng.random()
+        return flip_and_crop(image, ratio, flip=rng.random() < self._perturbations.flip_probability)
 
 
 def _indices(values: Sequence[Any], wanted: Sequence[Any]) -> Tensor:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.scorers.clip import DualEncoder
-from sp_rerank.train.data import Batch
+from sp_rerank.train.data import PairBatch
 
 _IMAGE_TOWER, _SCALE = "visual.", "logit_scale"
 
 
-class Frozen:
+class EmbeddingCache:
     """Embeddings that cannot change, each made once: of texts where no part of the text tower learns, of images where
     no part of the image tower does and they are not perturbed.
 
@@ -42,13 +42,13 @@ class Frozen:
         self._images = None if augment or dropped or learns(image=True) else dict[str, Tensor]()
         self._texts = None if learns(image=False) else dict[bytes, Tensor]()
 
-    def images(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def images(self, batch: PairBatch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
         """(n, d) of a batch's images as they are, or None if they may change."""
         if self._images is None or not batch.names:
             return None
         return _remembered(self._images, batch.names, batch.pixels, encode)
 
-    def texts(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def texts(self, batch: PairBatch, encode: Callable[[Tensor], Tensor]) -> Tensor | None:
         """(m, d) of a batch's prompts, or None if they may change."""
         if self._texts is None or not len(batch.tokens):
             return None
@@ -67,17 +67,17 @@ def _remembered(
     return torch.cat([known[key] for key in keys]).to(rows.device)
 
 
-class Encoding:
+class EncodedBatch:
     """The embeddings of a batch, and the way back of a gradient from them to the weights.
 
-    With `micro_batch` = 0 one pass keeps its graph. Otherwise a first pass without a graph gives the embeddings, and a
-    second one, part by part, takes their gradient to the weights: the loss sees the whole batch, the memory holds one
-    part. Source: Gao et al. 2021, arXiv 2101.06983 (GradCache).
+    With `micro_batch_size` 0 one pass keeps its graph. Otherwise a first pass without a graph gives the embeddings, and
+    a second one, part by part, takes their gradient to the weights: the loss sees the whole batch, the memory holds
+    one part. Source: Gao et al. 2021, arXiv 2101.06983 (GradCache).
 
     Args:
         scorer: its encoders, in training or evaluation mode as it is.
         batch: on the scorer's device.
-        micro_batch: images or texts a part; 0 is all.
+        micro_batch_size: images or texts a part; 0 is all.
         seed: of the dropout of this batch; each part has its own, the same in both passes.
         autocast: gives the context in which the encoders compute.
         frozen: embeddings that cannot change; None encodes everything.
@@ -90,25 +90,25 @@ class Encoding:
     def __init__(
         self,
         scorer: DualEncoder,
-        batch: Batch,
+        batch: PairBatch,
         *,
-        micro_batch: int,
+        micro_batch_size: int,
         seed: int,
         autocast: Callable[[], AbstractContextManager[Any]],
-        frozen: Frozen | None = None,
+        frozen: EmbeddingCache | None = None,
     ):
         self._scorer, self._seed, self._autocast = scorer, seed, autocast
         images = frozen.images(batch, self._encode_images) if frozen else None
         texts = frozen.texts(batch, self._encode_texts) if frozen else None
         first = 0 if images is None else len(images)  # copies come behind
-        self._parts = [(batch.pixels, part) for part in _parts(first, len(batch.pixels), micro_batch)]
+        self._parts = [(batch.pixels, part) for part in _parts(first, len(batch.pixels), micro_batch_size)]
         self._first_text = len(self._parts)
         if texts is None:
-            self._parts += [(batch.tokens, part) for part in _parts(0, len(batch.tokens), micro_batch)]
+            self._parts += [(batch.tokens, part) for part in _parts(0, len(batch.tokens), micro_batch_size)]
         self._kept: list[Tensor] | None = None
-        with torch.set_grad_enabled(not micro_batch):
+        with torch.set_grad_enabled(not micro_batch_size):
             made = [self._encode(index) for index in range(len(self._parts))]
-        if not micro_batch:
+        if not micro_batch_size:
             self._kept = made
         empty = torch.empty(0, scorer.config["embed_dim"], device=batch.pixels.device)
         detached = [part.detach() for part in made]

@@ -28,7 +28,8 @@ def test_the_command_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "own.toml").write_text(f'name = "own"\nbase = "sp@{tmp_path / "base"}"\nsteps = 4\nstage_1_steps = 1\n')
     words: dict[str, Any] = {
-        "data": [str(tmp_path / "own.jsonl")], "validation": [], "change": ["batch=3", "validation_share=0.25"],
+        "data": [str(tmp_path / "own.jsonl")], "validation": [],
+        "override": ["batch_size=3", "validation_fraction=0.25"],
         "out": tmp_path / "run", "tracker": "none", "as_json": True,
     }  # fmt: skip
     commands.train(str(tmp_path / "own.toml"), **words)

@@ -8,8 +8,8 @@ from support.bright_world import make_encoder, make_groups, make_loader
 
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.data import Batch, PairOrder
-from sp_rerank.train.encoding import Encoding, Frozen
+from sp_rerank.train.data import PairBatch, PairOrder
+from sp_rerank.train.encoding import EmbeddingCache, EncodedBatch
 from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import PreferenceGroup
 
@@ -25,12 +25,16 @@ def scorer() -> DualEncoder:
 
 
 def gradients(
-    scorer: DualEncoder, batch: Batch, micro_batch: int, autocast: bool = False, frozen: Frozen | None = None
+    scorer: DualEncoder,
+    batch: PairBatch,
+    micro_batch_size: int,
+    autocast: bool = False,
+    frozen: EmbeddingCache | None = None,
 ) -> dict[str, torch.Tensor]:
     """Of stage 2's loss, whose softmax spans the batch."""
     scorer.zero_grad()
     context = (lambda: torch.autocast("cpu", torch.bfloat16)) if autocast else nullcontext
-    encoding = Encoding(scorer, batch, micro_batch=micro_batch, seed=5, autocast=context, frozen=frozen)
+    encoding = EncodedBatch(scorer, batch, micro_batch_size=micro_batch_size, seed=5, autocast=context, frozen=frozen)
     scale = scorer.clip.logit_scale.exp().detach()
     views, copies = batch.views(encoding.images, encoding.texts)
     gap = views.gap(scale)
@@ -50,25 +54,28 @@ def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -
     return max((ours[name] - theirs[name]).abs().max().item() for name in theirs) / largest
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 1000])
-def test_a_micro_batch_has_the_gradient_of_the_whole(micro_batch: int, groups: list[PreferenceGroup]):
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 1000])
+def test_a_micro_batch_has_the_gradient_of_the_whole(micro_batch_size: int, groups: list[PreferenceGroup]):
     scorer = make_encoder()
-    batch = make_loader(groups, scorer, batch=6).load(0)
+    batch = make_loader(groups, scorer, batch_size=6).load(0)
     whole = gradients(scorer, batch, 0)
     assert len(whole) == len(list(scorer.parameters())) - 1  # but for the logit scale
-    found = difference(gradients(scorer, batch, micro_batch), whole)
+    found = difference(gradients(scorer, batch, micro_batch_size), whole)
     print(f"largest difference {found:.1e} of the largest gradient")
     assert found < 1e-6
 
 
-@pytest.mark.parametrize("micro_batch", [0, 5])
-@pytest.mark.parametrize(("image_blocks", "text_blocks"), [(-1, 0), (0, -1), (1, 1), (0, 0)])
+@pytest.mark.parametrize("micro_batch_size", [0, 5])
+@pytest.mark.parametrize(("trainable_image_blocks", "trainable_text_blocks"), [(-1, 0), (0, -1), (1, 1), (0, 0)])
 def test_what_a_frozen_tower_makes_is_made_once(
-    groups: list[PreferenceGroup], image_blocks: int, text_blocks: int, micro_batch: int
+    groups: list[PreferenceGroup], trainable_image_blocks: int, trainable_text_blocks: int, micro_batch_size: int
 ):
     scorer = make_encoder()
-    freeze(scorer, image_blocks, text_blocks)
-    frozen, loader = Frozen(scorer, augment=False), make_loader(groups, scorer, batch=24, together=4)
+    freeze(scorer, trainable_image_blocks, trainable_text_blocks)
+    frozen, loader = (
+        EmbeddingCache(scorer, augment=False),
+        make_loader(groups, scorer, batch_size=24, pairs_per_prompt=4),
+    )
     encoded = {"image": 0, "text": 0}
     for kind in encoded:
         tower = getattr(scorer.clip, f"encode_{kind}")
@@ -80,25 +87,25 @@ def test_what_a_frozen_tower_makes_is_made_once(
         setattr(scorer.clip, f"encode_{kind}", counted)
     for step in range(2):
         batch = loader.load(step)
-        plain, kept = (gradients(scorer, batch, micro_batch, frozen=one) for one in (None, frozen))
+        plain, kept = (gradients(scorer, batch, micro_batch_size, frozen=one) for one in (None, frozen))
         assert plain.keys() == kept.keys()
         assert not plain or difference(kept, plain) < 1e-6
     encoded |= {"image": 0, "text": 0}
     gradients(scorer, batch, 0, frozen=frozen)
     copies, images = len(batch.names), len(batch.names)
-    assert encoded["image"] == copies + (0 if image_blocks == 0 else images)
-    assert encoded["text"] == (0 if text_blocks == 0 else len(batch.tokens))
+    assert encoded["image"] == copies + (0 if trainable_image_blocks == 0 else images)
+    assert encoded["text"] == (0 if trainable_text_blocks == 0 else len(batch.tokens))
 
 
 def test_a_frozen_embedding_does_not_depend_on_the_batch_it_was_met_in(groups: list[PreferenceGroup]):
     scorer = make_encoder()
     freeze(scorer, 0, 0)
-    small, large = (make_loader(groups, scorer, batch=size).load(0) for size in (6, 60))
+    small, large = (make_loader(groups, scorer, batch_size=size).load(0) for size in (6, 60))
 
-    def embed(*batches: Batch) -> dict[str, torch.Tensor]:
-        frozen, made = Frozen(scorer, augment=False), {}
+    def embed(*batches: PairBatch) -> dict[str, torch.Tensor]:
+        frozen, made = EmbeddingCache(scorer, augment=False), {}
         for batch in batches:
-            encoding = Encoding(scorer, batch, micro_batch=0, seed=0, autocast=nullcontext, frozen=frozen)
+            encoding = EncodedBatch(scorer, batch, micro_batch_size=0, seed=0, autocast=nullcontext, frozen=frozen)
             made |= dict(zip(batch.names, encoding.images, strict=False))
         return made
 
@@ -111,14 +118,14 @@ def test_what_may_change_is_not_kept(groups: list[PreferenceGroup]):
     for scorer in (dropping, whole):
         freeze(scorer, 0, 0)
     batch = make_loader(groups, whole).load(0)
-    assert Frozen(whole, augment=False).images(batch, whole.clip.encode_image) is not None
-    assert Frozen(whole, augment=True).images(batch, whole.clip.encode_image) is None
-    assert Frozen(dropping, augment=False).images(batch, dropping.clip.encode_image) is None
+    assert EmbeddingCache(whole, augment=False).images(batch, whole.clip.encode_image) is not None
+    assert EmbeddingCache(whole, augment=True).images(batch, whole.clip.encode_image) is None
+    assert EmbeddingCache(dropping, augment=False).images(batch, dropping.clip.encode_image) is None
 
 
 def test_the_second_pass_drops_what_the_first_one_dropped(groups: list[PreferenceGroup]):
     scorer = make_encoder(dropout=0.3).train()
-    batch = make_loader(groups, scorer, batch=6).load(0)
+    batch = make_loader(groups, scorer, batch_size=6).load(0)
     one_pass, two_passes = gradients(scorer, batch, 0), gradients(scorer, batch, 1000)
     assert difference(two_passes, one_pass) < 1e-6
     assert difference(gradients(scorer.eval(), batch, 0), one_pass) > 0.01
@@ -127,12 +134,12 @@ def test_the_second_pass_drops_what_the_first_one_dropped(groups: list[Preferenc
 def test_the_gradient_is_that_of_autograd_through_the_whole(groups: list[PreferenceGroup]):
     """Against a plain loop that encodes both images and the text of each pair by themselves."""
     scorer = make_encoder()
-    loader = make_loader(groups, scorer, batch=6, together=3, copies=False)
+    loader = make_loader(groups, scorer, batch_size=6, pairs_per_prompt=3, copies=False)
     batch = loader.load(0)
     ours = gradients(scorer, batch, 2)
     scorer.zero_grad()
     gaps = []
-    for group, index in PairOrder(groups, batch=6, together=3, seed=0).of_step(0):
+    for group, index in PairOrder(groups, batch_size=6, pairs_per_prompt=3, seed=0).of_step(0):
         pair = groups[group].pairs[index]
         ends = [groups[group].images[i].open() for i in (pair.first, pair.second)]
         first, second = scorer.encode_image(ends) @ scorer.encode_text([groups[group].prompt])[0]
@@ -145,7 +152,7 @@ def test_the_gradient_is_that_of_autograd_through_the_whole(groups: list[Prefere
 
 def test_bfloat16_keeps_weights_embeddings_and_gradients_in_float32(groups: list[PreferenceGroup]):
     scorer = make_encoder()
-    batch = make_loader(groups, scorer, batch=4).load(0)
+    batch = make_loader(groups, scorer, batch_size=4).load(0)
     found = gradients(scorer, batch, 2, autocast=True)
     assert {gradient.dtype for gradient in found.values()} == {torch.float32}
     whole = torch.cat([gradient.flatten() for gradient in gradients(scorer, batch, 0).values()])
@@ -155,13 +162,13 @@ def test_bfloat16_keeps_weights_embeddings_and_gradients_in_float32(groups: list
 
 def test_an_empty_share_goes_through(groups: list[PreferenceGroup]):
     scorer = make_encoder()
-    batch = make_loader(groups, scorer, batch=1, share=(0, 2)).load(0)
+    batch = make_loader(groups, scorer, batch_size=1, share=(0, 2)).load(0)
     assert len(batch) == 0
     views, copies = batch.views(torch.empty(0, 16), torch.empty(0, 16))
     assert copies is not None
     assert views.gap(1.0).shape == (0,)
     assert replace(batch, copied=False).views(torch.empty(0, 16), torch.empty(0, 16))[1] is None
-    for micro_batch in (0, 2):
-        encoding = Encoding(scorer, batch, micro_batch=micro_batch, seed=0, autocast=nullcontext)
+    for micro_batch_size in (0, 2):
+        encoding = EncodedBatch(scorer, batch, micro_batch_size=micro_batch_size, seed=0, autocast=nullcontext)
         encoding.backward(encoding.images, encoding.texts)
     assert all(p.grad is None for p in scorer.parameters())

@@ -21,7 +21,7 @@ from sp_rerank import load_scorer
 from sp_rerank.errors import FolderBusyError, NothingUsableError, UsageError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.data import Batch, Loader
+from sp_rerank.train.data import Loader, PairBatch
 from sp_rerank.train.loop import Outcome, train, validate
 from sp_rerank.train.preferences import PreferenceGroup
 from sp_rerank.train.recipe import Recipe
@@ -122,12 +122,12 @@ def test_uniform_weights_are_the_plain_mean(tmp_path: Path, groups: list[Prefere
         assert row["loss"] == pytest.approx(row["preference"])
 
 
-@pytest.mark.parametrize("micro_batch", [0, 5])
+@pytest.mark.parametrize("micro_batch_size", [0, 5])
 def test_a_resumed_run_is_the_same_to_the_bit(
-    micro_batch: int, tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
+    micro_batch_size: int, tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
 ):
     """25 steps against 13 + 12, with dropout."""
-    recipe = make_recipe(micro_batch=micro_batch, save_every=100)
+    recipe = make_recipe(micro_batch_size=micro_batch_size, save_every=100)
 
     def run(out: Path, **how: Any) -> None:
         train(recipe, groups, scorer=make_encoder(dropout=0.3), out=out, validation=unseen, **how)
@@ -196,7 +196,7 @@ def planted(first: int, end: int) -> Iterator[None]:
     """An infinite pixel in the batches of some steps."""
     load = Loader.load
 
-    def load_damaged(self: Loader, step: int, *rest: Any) -> Batch:
+    def load_damaged(self: Loader, step: int, *rest: Any) -> PairBatch:
         batch = load(self, step, *rest)
         if first <= step < end:
             batch.pixels[0, 0, 0, 0] = torch.inf
@@ -235,7 +235,7 @@ def test_too_many_unreadable_images_stop_it(tmp_path: Path):
 def test_killed_at_random_times_it_ends_as_if_it_had_not_been(
     tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
 ):
-    recipe = make_recipe(steps=10, stage_1_steps=4, evaluate_every=2, save_every=1, batch=4)
+    recipe = make_recipe(steps=10, stage_1_steps=4, evaluate_every=2, save_every=1, batch_size=4)
 
     def run(out: Path, resume: bool) -> None:
         train(recipe, groups, scorer=make_encoder(dropout=0.3), out=out, validation=unseen[:1], resume=resume)
@@ -289,7 +289,7 @@ def test_bfloat16_and_recomputation_learn_the_same_in_float32_weights(tmp_path: 
     for name, changes in {
         "plain": {},
         "recomputed": {"gradient_checkpointing": True},
-        "half": {"precision": "bfloat16", "micro_batch": 3},
+        "half": {"precision": "bfloat16", "micro_batch_size": 3},
     }.items():
         scorer = make_encoder()
         train(make_recipe(steps=10, **changes), groups, scorer=scorer, out=tmp_path / name)
@@ -303,7 +303,7 @@ def test_bfloat16_and_recomputation_learn_the_same_in_float32_weights(tmp_path: 
 def test_only_the_last_blocks_learn(tmp_path: Path, groups: list):
     before = make_encoder().state_dict()
     scorer = make_encoder()
-    train(make_recipe(steps=3, image_blocks=1, text_blocks=0), groups, scorer=scorer, out=tmp_path)
+    train(make_recipe(steps=3, trainable_image_blocks=1, trainable_text_blocks=0), groups, scorer=scorer, out=tmp_path)
     moved = {key for key, value in scorer.state_dict().items() if not torch.equal(value, before[key])}
     behind = {key for key in before if key.startswith(("clip.visual.ln_post", "clip.visual.proj"))}
     last = {key for key in before if key.startswith("clip.visual.transformer.resblocks.1.")}
@@ -314,7 +314,7 @@ def test_only_the_last_blocks_learn(tmp_path: Path, groups: list):
 def test_the_logit_scale_stays_in_its_range(start: float, tmp_path: Path, groups: list):
     scorer = make_encoder()
     torch.nn.init.constant_(scorer.clip.logit_scale, start)
-    train(make_recipe(steps=8, learning_rate=0.05, warm_up=0), groups, scorer=scorer, out=tmp_path)
+    train(make_recipe(steps=8, learning_rate=0.05, warmup_steps=0), groups, scorer=scorer, out=tmp_path)
     scales = [row["logit_scale"] for row in steps(tmp_path)]
     assert all(1 <= scale <= 100.001 for scale in scales)
 

@@ -68,5 +68,5 @@ def test_every_method_is_a_recipe(name, tmp_path):
 
 def test_the_twin_recipe_is_the_baseline(tmp_path):
     twin, ours = read_recipe("mini-ce"), method.recipe_of(Task("", METHODS[BASELINE], 0, tmp_path, tmp_path))
-    for key in ("steps", "batch", "learning_rate", "weighting", "ai_weight", "weight_decay", "warm_up"):
+    for key in ("steps", "batch_size", "learning_rate", "weighting", "ai_weight", "weight_decay", "warmup_steps"):
         assert getattr(twin, key) == getattr(ours, key)

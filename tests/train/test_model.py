@@ -10,21 +10,21 @@ from sp_rerank.train.recipe import read_recipe
 
 
 @pytest.mark.parametrize(
-    ("image_blocks", "text_blocks", "share"), [(-1, -1, 1.0), (0, 0, 0.0), (2, 2, 0.5), (0, 1, 0.1)]
+    ("trainable_image_blocks", "trainable_text_blocks", "share"), [(-1, -1, 1.0), (0, 0, 0.0), (2, 2, 0.5), (0, 1, 0.1)]
 )
-def test_freezing_marks_parameters(image_blocks: int, text_blocks: int, share: float):
+def test_freezing_marks_parameters(trainable_image_blocks: int, trainable_text_blocks: int, share: float):
     scorer = make_encoder()
-    freeze(scorer, image_blocks, text_blocks)
+    freeze(scorer, trainable_image_blocks, trainable_text_blocks)
     learning = {name for name, p in scorer.named_parameters() if p.requires_grad}
-    assert ("clip.visual.conv1.weight" in learning) == (image_blocks == -1)
-    assert ("clip.token_embedding.weight" in learning) == (text_blocks == -1)
-    assert ("clip.text_projection" in learning) == ("clip.ln_final.bias" in learning) == (text_blocks != 0)
+    assert ("clip.visual.conv1.weight" in learning) == (trainable_image_blocks == -1)
+    assert ("clip.token_embedding.weight" in learning) == (trainable_text_blocks == -1)
+    assert ("clip.text_projection" in learning) == ("clip.ln_final.bias" in learning) == (trainable_text_blocks != 0)
     assert "clip.logit_scale" in learning
     assert (len(learning) - 1) / (len(list(scorer.parameters())) - 1) >= share
 
 
 def test_more_blocks_than_there_are_is_an_error():
-    with pytest.raises(UsageError, match="text_blocks is 3, but the text tower has 2 blocks"):
+    with pytest.raises(UsageError, match="trainable_text_blocks is 3, but the text tower has 2 blocks"):
         freeze(make_encoder(), 1, 3)
 
 
@@ -51,7 +51,7 @@ def test_random_weights_have_the_real_size(name: str, parameters: int, learning:
     recipe = read_recipe(name)
     with torch.device("meta"):
         scorer = random_base(recipe)
-    freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+    freeze(scorer, recipe.trainable_image_blocks, recipe.trainable_text_blocks)
     assert sum(p.numel() for p in scorer.parameters()) == parameters
     found = sum(p.numel() for p in scorer.parameters() if p.requires_grad) / parameters
     print(f"{found:.3f} of {name} learns")

@@ -39,7 +39,7 @@ from sp_rerank.train.mini.judge import load_judge, make_images
 from sp_rerank.train.model import load_base
 from sp_rerank.train.preferences import ImageReader
 from sp_rerank.train.readers import read_preferences
-from sp_rerank.train.recipe import Recipe, changed, read_recipe
+from sp_rerank.train.recipe import Recipe, read_recipe
 from sp_rerank.train.scores import ScoredGroup, score_groups
 from sp_rerank.types import Scorer
 
@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 """By name, what it changes in the recipe `mini`; a stage 1 of 9999 steps is one that lasts to the end."""
 
 _LOGITS = ("gap_scale=logit", "gate_b=0.1", "gate_tau=0.05")  # the deck's gate
-_RELATIVE = ("gap_scale=normalised", "gate_b=0.5", "gate_tau=0.5", "temperature=2.0")  # in deviations of the gaps
+_RELATIVE = ("gap_scale=normalized", "gate_b=0.5", "gate_tau=0.5", "temperature=2.0")  # in deviations of the gaps
 _OF_SCORES, _OF_IMAGES = "ai_distance=score-logit", "ai_distance=embedding-cosine"
 SEARCH: dict[str, tuple[str, ...]] = {
     "cross-entropy, rate 1e-5": (*METHODS[BASELINE], "learning_rate=1e-5"),
@@ -95,7 +95,7 @@ def recipe_of(task: Task) -> Recipe:
     """The recipe `mini` with a task's changes and seed."""
     recipe = read_recipe("mini")
     changes = [c.replace("9999", str(recipe.steps)) for c in task.changes]
-    return changed(recipe, [*changes, f"seed={task.seed}"])
+    return recipe.with_overrides([*changes, f"seed={task.seed}"])
 
 
 def train(task: Task) -> float:
