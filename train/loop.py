@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
-from sp_rerank.errors import NothingUsableError
+from sp_rerank.errors import NothingUsableError, StorageError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
@@ -31,6 +32,8 @@ from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 from sp_rerank.train.recipe import Recipe
 from sp_rerank.train.step import TrainStep
+
+_MOST_STEPS = 10_000_000  # as in `recipe`
 
 
 @dataclass(slots=True)
@@ -42,6 +45,33 @@ class TrainingState:
     first_accuracy: float | None = None
     best_step: int | None = None
     best_accuracy: float | None = None
+
+    @classmethod
+    def from_json(cls, stored: Any) -> TrainingState:
+        """What a checkpoint holds, checked.
+
+        Raises:
+            StorageError: if it is no such state.
+        """
+        kinds: dict[str, Callable[[Any], bool]] = {
+            "step": _is_count,
+            "failures": _is_count,
+            "first_accuracy": _is_accuracy,
+            "best_step": lambda value: value is None or _is_count(value),
+            "best_accuracy": _is_accuracy,
+        }
+        whole = isinstance(stored, dict) and set(stored) == set(kinds)
+        if not whole or not all(kinds[name](value) for name, value in stored.items()):
+            raise StorageError("the checkpoint holds no state of a training run; begin anew in another folder")
+        return cls(**stored)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_STEPS
+
+
+def _is_accuracy(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +290,17 @@ class _Trainer:
         stored = checkpoints.load(self._out)
         if stored is None:
             return TrainingState()
-        tensors, state = stored
+        tensors, state = stored[0], TrainingState.from_json(stored[1])
+        try:
+            self._take_over(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise StorageError(
+                f"{self._out}: the checkpoint is of another scorer: {error}; begin anew in another folder"
+            ) from error
+        self._train_step.failures = state.failures
+        return state
+
+    def _take_over(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._train_step.learning.items():
                 parameter.copy_(tensors.pop(f"weight/{name}"))
@@ -269,5 +309,3 @@ class _Trainer:
             # AdamW counts its steps on the CPU
             moved = value if what == "step" else value.to(device())
             self._train_step.optimizer.state[self._train_step.learning[name]][what] = moved
-        self._train_step.failures = state["failures"]
-        return TrainingState(**state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from sp_rerank.errors import UsageError
 from sp_rerank.storage import atomic
 from sp_rerank.train.losses import effective_sample_size
+
+log = logging.getLogger(__name__)
 
 TRACKERS = ("tensorboard", "none")
 
@@ -149,8 +152,21 @@ def _rows_until(path: Path, step: int) -> list[bytes]:
     """The lines up to a step; none for a run that begins, and not the torn end of one that was killed."""
     if step == 0 or not path.exists():
         return []
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    with atomic.storage_errors(path):
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    steps = [_step_of(line) for line in lines]
+    if None in steps:
+        log.warning("%s: %d damaged lines are dropped", path, steps.count(None))
+    return [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row, None where the line is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _open_board(folder: Path, step: int) -> Any:

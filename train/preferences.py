@@ -11,14 +11,14 @@ import io
 import logging
 import math
 import os
-import random
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations, count, takewhile
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -89,14 +89,16 @@ class Pair:
     """Two images of a group, and which one was preferred.
 
     Attributes:
-        first: its index in the group.
-        second: likewise.
+        first: Index of the first image in the group.
+        second: Index of the second image.
         label: 1 if the first is better, 0 if the second is, .5 if they tie.
+        extra: Further columns of one's own data, such as annotator and answered_ms, as they were read.
     """
 
     first: int
     second: int
     label: float
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,20 +189,14 @@ class ImageReader:
         return None
 
 
-def shuffled(groups: Iterable[PreferenceGroup], seed: int) -> list[PreferenceGroup]:
-    """The groups in an order that the seed decides."""
-    dealt = list(groups)
-    random.Random(seed).shuffle(dealt)
-    return dealt
-
-
 def split_groups(groups: Iterable[Prompted], shares: Sequence[float], seed: int) -> tuple[list[Prompted], ...]:
     """Deal groups out by a hash of their prompt: a prompt is on one side only, whatever else is in the data.
 
     Args:
-        groups: whatever has a prompt, of one data set or of several.
-        shares: of the parts, each above 0, together 1; the sizes come near them.
-        seed: another one deals otherwise.
+        groups: Whatever has a prompt, of one data set or of several.
+        shares: Shares of the parts, each above 0, together 1. The sizes come near them; no part is empty where there
+            are as many prompts as parts.
+        seed: Another seed deals otherwise.
 
     Returns:
         The parts, in the groups' order. Prompts that differ in case and spaces only are one prompt.
@@ -210,14 +206,57 @@ def split_groups(groups: Iterable[Prompted], shares: Sequence[float], seed: int)
     """
     if not shares or not min(shares) > 0 or not math.isclose(sum(shares), 1):
         raise UsageError(f"expected shares above 0 that add up to 1, got {', '.join(map(str, shares)) or 'none'}")
-    ends = [sum(shares[:i]) for i in range(1, len(shares))]
+    groups = list(groups)
+    places = {_prompt_key(group.prompt): 0.0 for group in groups}
+    for key in places:
+        digest = hashlib.sha256(f"{seed}\n{key}".encode("utf-8", "replace")).digest()
+        places[key] = int.from_bytes(digest[:8]) / 2**64
+    part_of = _deal(places, shares)
     parts: tuple[list[Prompted], ...] = tuple([] for _ in shares)
     for group in groups:
-        prompt = " ".join(group.prompt.casefold().split())
-        digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "replace")).digest()
-        place = int.from_bytes(digest[:8]) / 2**64
-        parts[sum(place >= end for end in ends)].append(group)
+        parts[part_of[_prompt_key(group.prompt)]].append(group)
     return parts
+
+
+def _prompt_key(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
+
+
+def _deal(places: Mapping[str, float], shares: Sequence[float]) -> dict[str, int]:
+    """The part of each key by its place in [0, 1); an empty part takes the nearest key of the fullest one."""
+    ends = [sum(shares[:i]) for i in range(len(shares) + 1)]
+    part_of = {key: sum(place >= end for end in ends[1:-1]) for key, place in places.items()}
+    for part in range(len(shares)):
+        sizes = Counter(part_of.values())
+        fullest, size = max(sorted(sizes.items()), key=lambda item: item[1], default=(0, 0))
+        if sizes[part] == 0 and size > 1:
+            middle = (ends[part] + ends[part + 1]) / 2
+            taken = [key for key, current in part_of.items() if current == fullest]
+            part_of[min(taken, key=lambda key: (abs(places[key] - middle), key))] = part
+    return part_of
+
+
+def hold_out(
+    groups: Sequence[PreferenceGroup], fraction: float, seed: int
+) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+    """Set prompts aside to validate on, at least one of several: only prompts with a better image say anything there.
+
+    Args:
+        groups: All groups.
+        fraction: Fraction of the prompts to hold out, in (0, 1).
+        seed: Another seed holds out others.
+
+    Returns:
+        The groups held out and the groups to learn from. Nothing is held out where that would leave no prompt with a
+        better image to learn from.
+    """
+    strict = {_prompt_key(group.prompt) for group in groups if any(pair.label != 0.5 for pair in group.pairs)}
+    if len(strict) < 2:
+        return [], list(groups)
+    deciding = [group for group in groups if _prompt_key(group.prompt) in strict]
+    held_out, _ = split_groups(deciding, (fraction, 1 - fraction), seed)
+    away = {_prompt_key(group.prompt) for group in held_out}
+    return held_out, [group for group in groups if _prompt_key(group.prompt) not in away]
 
 
 @lru_cache(maxsize=64)

@@ -31,7 +31,7 @@ def read_preferences(
 ) -> Iterator[PreferenceGroup]:
     """Groups of a data set, one at a time, in its order; docs/preference-data.md has the layouts.
 
-    Groups of fewer than two images are left out, counted in a log warning.
+    Groups of fewer than two images and entries of one's own without a label are left out, counted in a log warning.
 
     Args:
         place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split).
@@ -64,10 +64,14 @@ def _data_files(place: Path) -> list[Path]:
     if not place.is_dir():
         raise UsageError(f"{place} is not there; a file of preferences or a folder with one was expected")
     with storage_errors(place):
-        files = sorted(path for path in place.iterdir() if path.suffix in _SUFFIXES and not path.name.startswith("."))
+        files = sorted(
+            path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+        )
     if not files:
         raise UsageError(f"{place} holds no data file; one ending in {', '.join(_SUFFIXES)} was expected")
-    if len(files) > 1 and not all(path.suffix == ".parquet" and "jpg_0" in _open_table(path)[0] for path in files):
+    if len(files) > 1 and not all(
+        path.suffix.lower() == ".parquet" and "jpg_0" in _open_table(path)[0] for path in files
+    ):
         raise UsageError(
             f"{place} holds several data files: {_list(path.name for path in files)}; name the one to read"
         )
@@ -86,8 +90,10 @@ def _check_columns(file: Path, columns: Iterable[str], layout: Layout) -> None:
     columns, expected = list(columns), ", ".join(layout.columns)
     if missing := [name for name in layout.columns if name not in columns]:
         raise UsageError(f"{file} has no column {_list(missing)}; expected {expected}, got {_list(columns)}")
-    if not layout.others and (unknown := [name for name in columns if name not in layout.columns]):
-        raise UsageError(f"{file} has an unknown column, {_list(unknown)}; expected {expected} and no others")
+    if None in columns:  # as the reader of CSV calls what is behind the last column
+        raise UsageError(
+            f"{file} has a row of more cells than columns; expected {expected} and what else its head names"
+        )
 
 
 def _list(names: Iterable[str]) -> str:
@@ -96,17 +102,18 @@ def _list(names: Iterable[str]) -> str:
 
 def _open_table(file: Path) -> tuple[list[str], Iterator[Entry]]:
     """The columns of a data file and its entries; a large table is read as it is used."""
-    if file.suffix == ".parquet":
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
         table = _parquet(file)
         return table.schema_arrow.names, (row for batch in table.iter_batches(64) for row in batch.to_pylist())
-    if file.suffix not in _SUFFIXES:
+    if suffix not in _SUFFIXES:
         raise UsageError(f"{file}: expected a file ending in {', '.join(_SUFFIXES)}")
     with storage_errors(file):
         text = file.read_bytes()
     try:
-        entries = _parse(file.suffix, text.decode("utf-8-sig"))
+        entries = _parse(suffix, text.decode("utf-8-sig"))
     except (ValueError, RecursionError, csv.Error) as error:
-        raise UsageError(f"{file} is no {file.suffix[1:]} file: {error}") from error
+        raise UsageError(f"{file} is no {suffix[1:]} file: {error}") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f"{file}: expected entries with a prompt, images and a label or ranks, and found none such")
     return list(entries[0]), iter(entries)
@@ -136,7 +143,7 @@ def _groups(file: Path, entries: Iterable[Entry], layout: Layout, folder: Path |
     find = ImageFinder(file, folder)
     checked = _checked_entries(file, entries, layout)
     for number, entry in enumerate(_gathered(checked, layout.by) if layout.by else checked, start=1):
-        find.row = number
+        find.start(number)
         try:
             group = layout.group(entry, find)
         except UsageError:
@@ -150,9 +157,15 @@ def _groups(file: Path, entries: Iterable[Entry], layout: Layout, folder: Path |
 
 
 def _checked_entries(file: Path, entries: Iterable[Entry], layout: Layout) -> Iterator[Entry]:
+    unanswered = 0
     for entry in entries:
         _check_columns(file, entry, layout)
-        yield entry
+        if layout.label and entry[layout.label] in (None, ""):
+            unanswered += 1
+        else:
+            yield entry
+    if unanswered:
+        log.warning("%s: %d entries without a label left out", file, unanswered)
 
 
 def _gathered(entries: Iterable[Entry], by: str) -> Iterator[dict[str, list[Any]]]:

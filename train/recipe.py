@@ -259,8 +259,9 @@ def read_recipe(name: str) -> Recipe:
         UsageError: if there is no such recipe, or it is not TOML or not a recipe.
         StorageError: if the file cannot be read.
     """
-    file = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
-    if not file.is_file() or (not name.endswith(".toml") and name not in recipe_names()):
+    is_file = name.lower().endswith(".toml")
+    file = Path(name) if is_file else RECIPES / f"{name}.toml"
+    if not file.is_file() or (not is_file and name not in recipe_names()):
         near = difflib.get_close_matches(name, recipe_names(), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UsageError(f"expected a recipe out of {', '.join(recipe_names())} or a .toml file, got {name!r}{hint}")

@@ -63,6 +63,8 @@ def train(
         if main:
             pairs = sum(len(group.pairs) for group in learning)
             say(f"training on {pairs} pairs of {len(learning)} groups, validating on {len(held_out)} groups")
+            if not held_out:
+                say("no prompts to validate on: the scorer of the last step is written to last/, and no best/")
         scorer = random_base(chosen) if random_weights else load_base(chosen)
         with _progress_bar(chosen.steps, main) as progress, stop_on_interrupt() as stop:
             try:
@@ -89,7 +91,7 @@ def _read(
     data: list[str], validation: list[str], layout: str | None, images: Path | None, recipe: Recipe
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
     """The groups to learn from, and those that choose the best step."""
-    from sp_rerank.train.preferences import split_groups
+    from sp_rerank.train.preferences import hold_out
     from sp_rerank.train.readers import read_preferences
 
     def read(places: list[str]) -> list[PreferenceGroup]:
@@ -98,9 +100,7 @@ def _read(
     learning = read(data)
     if validation or not recipe.validation_fraction:
         return learning, read(validation)
-    held_out, learning = split_groups(
-        learning, (recipe.validation_fraction, 1 - recipe.validation_fraction), SPLIT_SEED
-    )
+    held_out, learning = hold_out(learning, recipe.validation_fraction, SPLIT_SEED)
     return learning, held_out
 
 

@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and a damaged one is passed over."""
 
+import json
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ import torch
 from support.children import in_child
 
 from sp_rerank.errors import StorageError
+from sp_rerank.storage import atomic
 from sp_rerank.train import checkpoints
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL are POSIX")
@@ -102,3 +104,66 @@ def test_killed_at_any_operation_of_a_save_a_checkpoint_is_left(tmp_path: Path):
     assert found == sorted(found)
     assert set(found) == {(2, 2), (3, 2), (3, 3)}
     print(f"killed at each of {len(found) - 1} operations")
+
+
+def two_checkpoints(out: Path) -> Path:
+    for step in (5, 10):
+        checkpoints.save(out, step, {"weight": torch.full((3,), float(step))}, {"step": step})
+    return out / "checkpoints" / "latest.json"
+
+
+DAMAGED = {
+    "empty": "",
+    "torn": '{"schema": 1, "check',
+    "another thing": "[1, 2]",
+    "no schema": '{"checkpoints": []}',
+    "no checkpoints": '{"schema": 1}',
+    "none in it": '{"schema": 1, "checkpoints": []}',
+    "no hashes": '{"schema": 1, "checkpoints": [{"folder": "step-000010"}]}',
+    "empty hashes": '{"schema": 1, "checkpoints": [{"folder": "step-000010", "sha256": {}}]}',
+    "a folder elsewhere": json.dumps({
+        "schema": 1,
+        "checkpoints": [{"folder": "../../x", "sha256": {"state.safetensors": "0" * 64, "progress.json": "0" * 64}}],
+    }),
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_with_a_damaged_pointer_the_newest_whole_checkpoint_is_taken(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    two_checkpoints(tmp_path).write_text(DAMAGED[case])
+    loaded = checkpoints.load(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == {"step": 10}
+    assert "latest.json" in caplog.text
+    assert "taking the checkpoints that lie beside it" in caplog.text
+    checkpoints.save(tmp_path, 15, {"weight": torch.zeros(3)}, {"step": 15})
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["latest.json", "step-000010", "step-000015"]
+
+
+def test_without_a_pointer_the_checkpoints_are_found_and_what_is_none_is_not(tmp_path: Path):
+    pointer = two_checkpoints(tmp_path)
+    pointer.unlink()
+    (pointer.parent / "step-000020").mkdir()
+    (pointer.parent / "step-000030").symlink_to(pointer.parent / "step-000010")
+    (pointer.parent / f"step-000040{atomic.TEMPORARY_SUFFIX}").mkdir()
+    loaded = checkpoints.load(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == {"step": 10}
+
+
+def test_without_a_pointer_a_torn_checkpoint_is_passed_over(tmp_path: Path):
+    pointer = two_checkpoints(tmp_path)
+    pointer.unlink()
+    state = pointer.parent / "step-000010" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-5])
+    loaded = checkpoints.load(tmp_path)
+    assert loaded is not None
+    assert loaded[1] == {"step": 5}
+
+
+def test_without_a_checkpoint_a_run_begins(tmp_path: Path):
+    assert checkpoints.load(tmp_path) is None

@@ -16,7 +16,15 @@ from PIL import Image
 from support.preference_files import encoded, put_json
 
 from sp_rerank.errors import NothingUsableError, StorageError, UnreadableImageError, UsageError
-from sp_rerank.train.preferences import MOST_SKIPPED, ImageReader, ImageSource, Pair, PreferenceGroup, split_groups
+from sp_rerank.train.preferences import (
+    MOST_SKIPPED,
+    ImageReader,
+    ImageSource,
+    Pair,
+    PreferenceGroup,
+    hold_out,
+    split_groups,
+)
 from sp_rerank.train.readers import read_preferences
 
 
@@ -40,6 +48,42 @@ def test_parts_share_no_prompt_and_lose_none(prompts, seed):
     keys = [{" ".join(group.prompt.casefold().split()) for group in part} for part in parts]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
     assert split_groups(groups[::-1], (0.5, 0.3, 0.2), seed) == tuple(part[::-1] for part in parts)
+
+
+@given(st.sets(st.integers(), min_size=2, max_size=12), st.integers(0, 50), st.floats(0.001, 0.5))
+def test_no_part_is_empty_where_there_is_a_prompt_for_each(prompts, seed, share):
+    held_out, rest = split_groups(groups_of(map(str, prompts)), (share, 1 - share), seed)
+    assert held_out
+    assert rest
+    if len(prompts) > 2:
+        assert all(split_groups(groups_of(map(str, prompts)), (share, 0.4, 0.6 - share), seed))
+
+
+def strict(prompt, label=1.0):
+    sources = (ImageSource(Path("a")), ImageSource(Path("b")))
+    return PreferenceGroup(prompt, sources, (Pair(0, 1, label),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_six_prompts_one_is_held_out_that_has_a_better_image(seed):
+    ties = [strict(f"tie {i}", 0.5) for i in range(40)]
+    deciding = [strict(f"prompt {i}") for i in range(6)]
+    held_out, learning = hold_out([*ties, *deciding], 0.1, seed)
+    assert 1 <= len(held_out) <= 5
+    assert not set(held_out) & set(ties)
+    assert sorted(group.prompt for group in held_out + learning) == sorted(g.prompt for g in (*ties, *deciding))
+
+
+def test_a_tie_of_a_held_out_prompt_is_held_out_with_it():
+    groups = [strict("A"), strict("b"), strict("a", 0.5), strict("B ", 0.5)]
+    held_out, learning = hold_out(groups, 0.5, 0)
+    assert {group.prompt.casefold().strip() for group in held_out} != {g.prompt.casefold().strip() for g in learning}
+    assert not {g.prompt.casefold().strip() for g in held_out} & {g.prompt.casefold().strip() for g in learning}
+
+
+def test_where_one_prompt_decides_nothing_is_held_out():
+    groups = [strict("a"), strict("b", 0.5), strict("A", 0.0)]
+    assert hold_out(groups, 0.5, 0) == ([], groups)
 
 
 def test_shares_are_kept_and_seeds_differ():

@@ -20,6 +20,9 @@ from sp_rerank.train.readers import read_preferences
 REAL = Path(__file__).parents[3] / "shared" / "data" / "imagereward" / "test.json"
 
 
+PAIR = {"prompt": "x", "first": "a.png", "second": "b.png", "label": 1}
+
+
 # The layouts
 
 
@@ -131,6 +134,90 @@ def test_own_winners_need_no_label(tmp_path):
     assert labels(group) == {(0, 1): 1}
 
 
+def test_further_columns_of_ones_own_are_carried(tmp_path):
+    answers = {"annotator": "me", "both_bad": False, "answered_ms": 812, "repeat": 3, "time": "12:00"}
+    first, second = PAIR | answers, PAIR | answers | {"second": "c.png", "label": 0, "annotator": "you"}
+    (group,) = read_preferences(own(tmp_path, [first, second]))
+    assert group.pairs[0].extra == answers
+    assert group.pairs[1].extra["annotator"] == "you"
+    (read,) = read_preferences(own(tmp_path, [first, second], "pairs.csv"))
+    assert read.pairs[1].extra == {name: str(value) for name, value in (answers | {"annotator": "you"}).items()}
+    assert labels(read) == labels(group)
+
+
+def test_entries_without_an_answer_are_left_out_and_counted(tmp_path, caplog):
+    skipped = {**PAIR, "second": "c.png", "label": None, "both_bad": True}
+    rows = [{**PAIR, "both_bad": False}, skipped, {**PAIR, "first": "c.png", "label": 0, "both_bad": False}]
+    for name in ("pairs.jsonl", "pairs.csv"):
+        caplog.clear()
+        (group,) = read_preferences(own(tmp_path, rows, name))
+        assert [pair.label for pair in group.pairs] == [1, 0]
+        assert "1 entries without a label left out" in caplog.text
+
+
+def test_a_row_longer_than_its_head_is_refused(tmp_path):
+    file = own(tmp_path, [PAIR], "pairs.csv")
+    file.write_text(file.read_text() + "x,a.png,c.png,0,12:00\n")
+    with pytest.raises(UsageError, match="a row of more cells than columns"):
+        list(read_preferences(file))
+
+
+@pytest.mark.parametrize("name", ["UP.CSV", "Up.JsonL"])
+def test_the_case_of_a_suffix_does_not_matter(tmp_path, name):
+    rows = [PAIR, {**PAIR, "second": "c.png", "label": 0}]
+    (group,) = read_preferences(own(tmp_path, rows, name.lower()))
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    assert list(read_preferences(tmp_path / name)) == [group]
+    assert list(read_preferences(tmp_path)) == [group]
+
+
+def test_parquet_whose_suffix_is_written_large(tmp_path):
+    put_table(tmp_path / "A.PARQUET", [pick(1.0), pick(0.0)])
+    put_table(tmp_path / "B.Parquet", [pick(0.0)])
+    assert len(list(read_preferences(tmp_path))) == 3
+
+
+def as_struct(data, path=None):
+    """An image as `datasets` and pandas write it."""
+    return {"bytes": data, "path": path}
+
+
+def test_images_in_cells_with_their_names(tmp_path):
+    rows = [{**pick(label), "jpg_0": as_struct(encoded(level), "x.png")} for label, level in [(1.0, 50), (0.0, 70)]]
+    rows = [{**row, "jpg_1": as_struct(row["jpg_1"])} for row in rows]
+    put_table(tmp_path / "a.parquet", rows)
+    first, second = read_preferences(tmp_path)
+    assert first.images[0].open().getpixel((0, 0)) == (50, 50, 50)
+    assert second.images[0].open().getpixel((0, 0)) == (70, 70, 70)
+
+
+def test_own_pairs_with_their_images_in_the_table(tmp_path):
+    """The same picture in several rows is one image of the group; a cell with a path alone names a file."""
+    a, b = as_struct(encoded(10), "a.png"), as_struct(encoded(20), "b.png")
+    put(tmp_path, "c.png", level=30)
+    c = as_struct(None, "c.png")
+    rows = [{"prompt": "x", "first": one, "second": two, "label": y} for one, two, y in [(a, b, 1.0), (c, a, 0.0)]]
+    put_table(tmp_path / "own.parquet", rows)
+    (group,) = read_preferences(tmp_path)
+    assert [image.open().getpixel((0, 0))[0] for image in group.images] == [10, 30, 20]
+    assert labels(group) == {(0, 2): 1, (1, 0): 0}
+
+
+def test_a_ranking_with_its_images_in_the_table(tmp_path):
+    cells = [as_struct(encoded(level)) for level in (10, 20, 30)]
+    put_table(tmp_path / "own.parquet", [{"prompt": "x", "generations": cells, "ranking": [2, 1, 3]}])
+    (group,) = read_preferences(tmp_path)
+    assert [image.open().getpixel((0, 0))[0] for image in group.images] == [10, 20, 30]
+    assert len(set(group.images)) == 3
+
+
+@pytest.mark.parametrize("cell", [{"bytes": None, "path": None}, None, 7, ""])
+def test_a_cell_that_is_no_image_is_named(tmp_path, cell):
+    rows = [{"prompt": "x", "first": "a.png", "second": cell, "label": 1}]
+    with pytest.raises(UsageError, match=r"group 1 .* an image file or its path was expected in row 1 second"):
+        list(read_preferences(own(tmp_path, rows)))
+
+
 def test_images_in_another_folder(tmp_path):
     put(tmp_path / "elsewhere", "a.png", "b.png")
     data = put_json(tmp_path / "x.json", [{"prompt": "x", "generations": ["a.png", "b.png"], "ranking": [1, 2]}])
@@ -175,10 +262,12 @@ def test_a_bad_json_file_is_named_with_what_is_wrong(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
-PAIR = {"prompt": "x", "first": "a.png", "second": "b.png", "label": 1}
 BAD_PAIRS = {
-    "unknown column": ([{**PAIR, "lable": 1}], "unknown column, lable; expected prompt, first, second, label"),
-    "later": ([PAIR, {**PAIR, "note": ""}], "unknown column, note"),
+    "missing column": (
+        [{"prompt": "x", "first": "a.png", "second": "b.png", "lable": 1}],
+        "expected those of one layout",
+    ),
+    "later": ([PAIR, {"prompt": "x", "first": "a.png", "second": "c.png"}], "no column label"),
     "one class": ([PAIR, {**PAIR, "second": "c.png"}], "the label of every pair is 1; .* better and worse"),
     "label": ([{**PAIR, "label": 0.3}], "a label should be 1"),
     "itself": ([{**PAIR, "second": "a.png"}], "two of 1 images"),
