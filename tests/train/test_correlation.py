@@ -13,9 +13,10 @@ from support.halves import BRIGHTNESS, Corner, Darkness, put
 from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
+from sp_rerank.config import RunConfig
 from sp_rerank.errors import UsageError
-from sp_rerank.run.folder import RunWriter
 from sp_rerank.run.records import Row
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.storage.images import encode
 from sp_rerank.train.correlation import correlate, markdown, read_made, scatter_plot
 
@@ -32,16 +33,14 @@ def run(*words):
 
 
 def make_run(folder, model, levels, prompt="a lemon", scores=None, statuses=None):
-    config = {
-        "n": len(levels), "prompt": prompt, "model": model, "steps": 20, "guidance_scale": 7.5, "scheduler": "PNDM",
-    }  # fmt: skip
+    config = RunConfig(n=len(levels), prompt=prompt, model=model, steps=20, guidance_scale=7.5, scheduler="PNDM")
     with RunWriter.start(folder, config) as run:
         batch = []
         for index, level in enumerate(levels):
             png = encode(Image.new("RGB", (4, 4), (level,) * 3), parameters="", record={})
             row = Row(
                 index=index, seed=index, status=statuses[index] if statuses else "ok",
-                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), unet_evaluations=1,
+                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), nfe=1,
                 batch_size=1,
             )  # fmt: skip
             batch.append((row, png))
