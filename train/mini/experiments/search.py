@@ -1,4 +1,4 @@
-"""sp-rerank bench search [--out build/mini/search] [--prompts 100]
+"""python -m sp_rerank.train.mini.experiments.search [--prompts 100] [--figure FILE]
 
 What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
 world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
@@ -14,6 +14,8 @@ interruption: an hour on two cores.
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +109,7 @@ def record(number: int, caption: str, out: Path) -> Path:
     return folder
 
 
-def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], None]) -> list[Path]:
+def make_recordings(out: Path, prompts: int, jobs: int, progress: Callable[[str], None]) -> list[Path]:
     """The recordings of all prompts, a process a core."""
     asked = captions(prompts)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -115,7 +117,7 @@ def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], Non
         for done, future in enumerate(as_completed(waiting), start=1):
             future.result()
             if done % 10 == 0:
-                say(f"{done} of {len(asked)} prompts recorded")
+                progress(f"{done} of {len(asked)} prompts recorded")
     return [out / f"{number:03}" for number in range(len(asked))]
 
 
@@ -226,20 +228,20 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
 
 
 def compare_search(
-    out: Path, prompts: int, jobs: int, figure: Path | None, say: Callable[[str], None]
+    out: Path, prompts: int, jobs: int, figure: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
-    folders = make_recordings(out, prompts, jobs, say)[CHOOSING:]
-    say("asking the judge")
+    folders = make_recordings(out, prompts, jobs, progress)[CHOOSING:]
+    progress("asking the judge")
     judge = load_judge()
     runs = [judged(folder, judge) for folder in folders]
     recordings = {
         scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
     found = {name: planner.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
-    say("steering")
+    progress("steering")
     other = steered(recordings[SELECTING][:STEERED], judge)
-    say("taking the time")
+    progress("taking the time")
     clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
     if figure:
         write(figure, draw(found, other, recordings[SELECTING]))
@@ -300,3 +302,13 @@ def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recordi
     axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/mini/search"), help="recordings, made where missing")
+    parser.add_argument("--prompts", type=int, default=100, help="prompts to measure on")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that record, a core each")
+    parser.add_argument("--figure", type=Path, help="SVG file of score against evaluations")
+    args = parser.parse_args()
+    print(json.dumps(compare_search(args.out, args.prompts, args.jobs, args.figure, print), indent=1))
