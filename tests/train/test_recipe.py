@@ -13,7 +13,7 @@ from sp_rerank.train.model import build_optimizer
 from sp_rerank.train.recipe import RECIPES, Recipe, read_recipe, recipe_names
 
 SHIPPED = ["mini", "clip-l", "clip-h", "clip-h-hps"]
-NOISE_AWARE = "mini-noise-aware"  # measured against clip-mini by bench search; no twin
+NOISE_AWARE = "mini-noise-aware"  # measured against clip-mini by the experiment on searches; no twin
 
 
 def write(folder: Path, text: str) -> str:
