@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """What made images, and how two scorers like them.
+    """What made images, and its mean score under two scorers.
 
     Attributes:
         name: of the model, with its settings.
@@ -56,7 +56,7 @@ class Correlation:
         prompts: that every generator has images of; the others do not count, for scores compare within prompts only.
         generators: a point each.
         pearson: over the points, with an interval from resampling them.
-        spearman: likewise.
+        spearman: The rank correlation over the points, with such an interval.
     """
 
     scorers: tuple[str, str]
@@ -133,7 +133,7 @@ def correlate(
         made: by at least three generators.
         batch_size: images scored at once.
         seed: of the bootstrap over generators.
-        progress: told how many images are done, by both scorers together.
+        progress: Called with the number of images done, by both scorers together.
 
     Raises:
         UsageError: if the scorers are one, or there are fewer than three generators with usable images of a prompt that

@@ -102,12 +102,12 @@ class PairBatch:
     Attributes:
         pixels: (v n, 3, S, S) float32, preprocessed: n images, then their perturbed copies where v = 2.
         copied: whether there are copies.
-        tokens: (m, L) int64, of the m distinct prompts.
+        tokens: (m, L) int64, tokens of the m distinct prompts.
         first: (p,) int64, for each pair the index of its first image.
-        second: (p,) likewise.
+        second: (p,) int64, the index of its second image.
         prompt: (p,) the index of its prompt.
         label: (p,) float32, 1 where the first is better.
-        names: of the n images, for messages.
+        names: Names of the n images, for messages.
     """
 
     pixels: Tensor

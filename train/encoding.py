@@ -84,7 +84,7 @@ class EncodedBatch:
 
     Attributes:
         images: (v n, d) float32 of norm 1, a leaf whose gradient can be asked for.
-        texts: (m, d) likewise.
+        texts: (m, d) float32 of norm 1, such a leaf too.
     """
 
     def __init__(

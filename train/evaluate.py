@@ -84,7 +84,7 @@ def evaluate(
         data: name of the data set, for the tables.
         batch_size: images scored at once, of whatever prompts.
         seed: of the bootstrap over prompts and of the prompts that choose the threshold of ties.
-        progress: told how many images are done, scored or skipped.
+        progress: Called with the number of images done, scored or skipped.
 
     Raises:
         NothingUsableError: if no pair of images could be read.

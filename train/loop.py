@@ -171,7 +171,7 @@ def validate(
 
 
 class _Trainer:
-    """The state of a run: weights, optimiser, progress."""
+    """The state of a run: weights, optimizer, how far it is."""
 
     def __init__(
         self,

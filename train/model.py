@@ -1,4 +1,4 @@
-"""What training starts from: the scorer, which of its parameters learn, and the optimiser over them."""
+"""What training starts from: the scorer, which of its parameters learn, and the optimizer over them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_base(recipe: Recipe) -> DualEncoder:
 
     Raises:
         UsageError: if it is no dual encoder, or as `load_scorer` does.
-        HubUnavailableError, StorageError: likewise.
+        HubUnavailableError, StorageError: as `load_scorer` does.
     """
     scorer = load_scorer(recipe.base, dtype=torch.float32)
     if not isinstance(scorer, DualEncoder):
@@ -58,9 +58,9 @@ def freeze(scorer: DualEncoder, trainable_image_blocks: int, trainable_text_bloc
     """Let the last blocks of each tower learn, with the norm and the projection behind them, and nothing before them.
 
     Args:
-        scorer: whose parameters are marked.
-        trainable_image_blocks: of the image tower; 0 freezes it, -1 trains all of it.
-        trainable_text_blocks: of the text tower, likewise.
+        scorer: Its parameters are marked.
+        trainable_image_blocks: Number of blocks of the image tower; 0 freezes it, -1 trains all of it.
+        trainable_text_blocks: The same for the text tower.
 
     Raises:
         UsageError: if a tower has fewer blocks.

@@ -1,7 +1,7 @@
 """Preferences out of files: JSON, JSON lines, CSV and parquet, read one prompt at a time.
 
-A layout is told by its columns, not by a file's name. Knows files and tables; what their columns mean is in `layouts`.
-Knows nothing of models, batches or scores.
+A layout is recognized by its columns, not by a file's name. Knows files and tables; what their columns mean is in
+`layouts`. Knows nothing of models, batches or scores.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_preferences(
     Args:
         place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split).
         images: the folder that image paths start from; by default that of the data file, or its train/ or test/.
-        layout: a name out of LAYOUTS; by default told by the columns.
+        layout: A name out of LAYOUTS; by default recognized by the columns.
 
     Raises:
         UsageError: at once if the data are of no known layout; at a group that is not as expected or whose image is

@@ -92,7 +92,7 @@ def robustness(
         ratios: of the sides after the crop, in (0, 1].
         batch_size: images scored at once.
         seed: of the bootstrap over prompts.
-        progress: told how many images are done, scored in all ways or skipped.
+        progress: Called with the number of images done, scored in all ways or skipped.
 
     Raises:
         NothingUsableError: if no pair of images could be read.
@@ -155,7 +155,7 @@ def _mean(values: Sequence[float], seed: int) -> Estimate:
 
 def markdown(results: Sequence[Robustness]) -> str:
     """A table a data set: a row a scorer and ratio."""
-    text = "HP&CC: mirrored, and the centre cropped to a side ratio; figures in % [95 % interval over prompts]\n"
+    text = "HP&CC: mirrored, and the center cropped to a side ratio; figures in % [95 % interval over prompts]\n"
     head = ["scorer", "images", "accuracy", "order flips", "mean shift / std", "Kendall tau", f"top-{TOP_K} overlap"]
     for name in dict.fromkeys(one.data for one in results):
         rows = [(one.scorer, row) for one in results if one.data == name for row in one.rows]

@@ -31,7 +31,7 @@ class ScoredGroup:
         prompt: of the group.
         pairs: of images that could be read, by their numbers among these.
         ranks: of the images that could be read, or None.
-        annotations: likewise, an annotator each.
+        annotations: Ranks of single annotators, one tuple each.
         scores: (views, images) float64.
     """
 
@@ -68,7 +68,7 @@ def score_groups(
         reader: opens the images, each once, and remembers those that cannot be read.
         batch_size: images at once.
         views: what is done to an image before it is scored.
-        progress: told how many images are done so far.
+        progress: Called with the number of images done so far.
 
     Raises:
         UsageError: if the scorer does not give a score for each image.

@@ -12,7 +12,7 @@ def scored(ranks, scores, prompt="x", annotations=()):
     return ScoredGroup(prompt, group.pairs, group.ranks, annotations, np.array([scores], float))
 
 
-def grey(folder, *levels):
+def gray(folder, *levels):
     """An image file a level; None is one that cannot be read."""
     sources = []
     for number, level in enumerate(levels):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import typer
-from support.scored_groups import grey, scored
+from support.scored_groups import gray, scored
 from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate as commands
@@ -26,7 +26,7 @@ def write_data(folder, seed=0, tie=False):
     entries = []
     for number in range(10):
         levels = sorted(rng.choice(200, 4, replace=False).tolist(), reverse=True)
-        grey(folder / str(number), *levels)
+        gray(folder / str(number), *levels)
         ranking = [1, 2, 3, 3] if tie else [1, 2, 4, 3]
         names = [f"{number}/{i}.png" for i in range(4)]
         entries.append({"prompt": f"prompt {number}", "generations": names, "ranking": ranking})

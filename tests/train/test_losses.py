@@ -144,7 +144,7 @@ def test_large_scores_do_not_overflow(label: float):
 
 @pytest.mark.parametrize("kind", losses.DISTANCES)
 def test_a_copy_that_is_the_image_itself_has_a_gradient(kind: str):
-    """A crop of a plain picture is the picture: the norm of nought must not give NaN."""
+    """A crop of a plain picture is the picture: the norm of zero must not give NaN."""
     views, _ = random_views()
     first = views.first.clone().requires_grad_()
     own = Views(first, views.second, views.text)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.scored_groups import grey
+from support.scored_groups import gray
 
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.scorers.brightness import BrightnessScorer
@@ -32,9 +32,9 @@ class Spy:
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_each_image_is_scored_once_in_batches_across_groups(tmp_path, batch_size):
     groups = [
-        PreferenceGroup.ranked("a", grey(tmp_path / "a", 10, None, 30, 50), [3, 2, 2, 1]),
-        PreferenceGroup.ranked("b", grey(tmp_path / "b", None, 70), [1, 2]),
-        PreferenceGroup.ranked("c", grey(tmp_path / "c", 5, 250), [2, 1], [[1, 2], [2, 1]]),
+        PreferenceGroup.ranked("a", gray(tmp_path / "a", 10, None, 30, 50), [3, 2, 2, 1]),
+        PreferenceGroup.ranked("b", gray(tmp_path / "b", None, 70), [1, 2]),
+        PreferenceGroup.ranked("c", gray(tmp_path / "c", 5, 250), [2, 1], [[1, 2], [2, 1]]),
     ]
     spy, reader, done = Spy(), ImageReader(), []
     result = list(
@@ -65,7 +65,7 @@ def test_groups_are_finished_as_they_come(tmp_path):
     def groups():
         for name in "abcdef":
             taken.append(name)
-            yield PreferenceGroup.ranked(name, grey(tmp_path / name, 1, 2), [1, 2])
+            yield PreferenceGroup.ranked(name, gray(tmp_path / name, 1, 2), [1, 2])
 
     next(score_groups(BRIGHTNESS, groups(), reader=ImageReader(), batch_size=4))
     assert taken == ["a", "b"]
@@ -82,10 +82,10 @@ class Broken:
 
 
 def test_a_scorer_that_misbehaves(tmp_path):
-    groups = [PreferenceGroup.ranked("a", grey(tmp_path, 1, 2, 3), [1, 2, 3])]
+    groups = [PreferenceGroup.ranked("a", gray(tmp_path, 1, 2, 3), [1, 2, 3])]
     with pytest.raises(UsageError, match="scorer broken: expected a score for each of 3 images, got 2"):
         evaluate(Broken([0.0, 1.0]), groups, data="x")
     evaluation = evaluate(Broken([math.inf, 1.0, math.nan]), groups, data="x")
     assert (evaluation.nonfinite, evaluation.micro.value, evaluation.macro.value) == (2, 0, 0)
     with pytest.raises(NothingUsableError, match="1 images cannot be read"):
-        evaluate(BRIGHTNESS, [PreferenceGroup.ranked("a", grey(tmp_path, 1, None), [1, 2])], data="x")
+        evaluate(BRIGHTNESS, [PreferenceGroup.ranked("a", gray(tmp_path, 1, None), [1, 2])], data="x")

@@ -23,7 +23,7 @@ class Scores:
 
     Attributes:
         test: (views, groups, images) of the first domain's test prompts; the images as they are, then HP&CC.
-        other: likewise of the second domain.
+        other: The same of the second domain.
         candidates: (prompts, candidates) of the best-of-a-hundred prompts.
     """
 
@@ -38,13 +38,13 @@ class Figures:
 
     Attributes:
         test: accuracy against the judge's order on the first domain's test prompts.
-        other: likewise on the second domain.
+        other: The same on the second domain.
         ahead: accuracy on the second domain, less that of the baseline, prompt by prompt.
         seeds: accuracy on the second domain of each seed.
         changes: accuracy at each ratio of HP&CC less that on the images as they are, mean over the domains.
         unsteady: the mean of their sizes.
         flips: share of pairs whose order HP&CC turns, mean over ratios and domains.
-        shift: mean |S - S'| over the standard deviation of S, likewise.
+        shift: mean |S - S'| over the standard deviation of S, mean over ratios and domains.
         gain: of the judge's best of a hundred over their mean, what the pick has.
         picked: the judge's score of the pick less that of clip-mini's pick, prompt by prompt.
     """
@@ -122,7 +122,7 @@ def _mean_right(runs: Sequence[Scores], name: str, groups: Sequence[PreferenceGr
 
 
 def _picked(run: Scores, judged: np.ndarray) -> np.ndarray:
-    """(prompts,) the judge's score of the candidate that a scorer likes best."""
+    """(prompts,) the judge's score of the candidate that a scorer ranks first."""
     return judged[np.arange(len(judged)), run.candidates.argmax(axis=1)]
 
 

@@ -1,8 +1,8 @@
 """python -m sp_rerank.train.mini.experiments.method [--data FOLDER] [--out FOLDER] [--seeds 3]
 
-Does Stable Preference do on the mini world what its authors say? Trains every method of METHODS from clip-mini on the
+What does Stable Preference do on the mini world? Trains every method of METHODS from clip-mini on the
 same noisy preferences, at equal steps, several seeds each, and compares them: accuracy in domain and across domains,
-steadiness under HP&CC, and what the judge thinks of the best of a hundred. With --search it tries the readings of
+steadiness under HP&CC, and the judge's score of the best of a hundred. With --search it tries the readings of
 SEARCH instead, one seed each, on the validation prompts: how the recipe's values were found.
 
 Needs the files of `sp_rerank.train.mini.annotators`. A run that is there already is not made again, so the same command
@@ -77,7 +77,7 @@ SEARCH: dict[str, tuple[str, ...]] = {
     "relative, L_ai 3 of scores": (*_RELATIVE, "ai_weight=3.0", _OF_SCORES),
     "relative, L_ai 10 of scores": (*_RELATIVE, "ai_weight=10.0", _OF_SCORES),
 }
-"""Likewise, of the learning rates and readings that are tried first; where no rate is named it is the recipe's."""
+"""The same for the learning rates and readings that are tried first; where no rate is named it is the recipe's."""
 
 
 @dataclass(frozen=True, slots=True)

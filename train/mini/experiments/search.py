@@ -2,7 +2,7 @@
 
 What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
 world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
-can be acted out on the same images. Two opinions: of the scorer that selects, and of the judge, who does not. clip-mini
+can be acted out on the same images. Two views: of the scorer that selects, and of the judge, which does not. clip-mini
 selects, and beside it sp-mini, which learned to look through previews. Steering makes other images than the seeds, so
 it is run on a few prompts and compared with all hundred of theirs. The seconds are measured apart, on a few prompts,
 the strategies in turn. Everything is simulated.
@@ -122,7 +122,7 @@ def make_recordings(out: Path, prompts: int, jobs: int, progress: Callable[[str]
 
 
 def judged(folder: Path, judge: Judge) -> RunDir:
-    """A recording with what the judge thinks of the finished candidates, asked once."""
+    """A recording with the judge's scores of the finished candidates, taken once."""
     run = RunDir.read(folder)
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
@@ -147,7 +147,7 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
-    """Of the judge's way from the mean candidate to his best of all, what the scorer's pick of all goes."""
+    """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
     return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
 
 
@@ -196,7 +196,7 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        worth: likewise to the judge, summed over prompts first, over what the pick of all is worth to him.
+        worth: The same by the judge's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
     """
 
@@ -252,7 +252,7 @@ def _figures(
     found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        f"the pick of all to the judge, % of the way to his own, {scorer}": percent(judges_gain(some))
+        f"the pick of all to the judge, % of the way to its own, {scorer}": percent(judges_gain(some))
         for scorer, some in recordings.items()
     }
     own = recordings[SELECTING][0].evaluations
@@ -286,19 +286,19 @@ def _steered(one: Steered) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
-    """Gain against evaluations as SVG: the exhaustive curve of both opinions, and each strategy on it."""
+    """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
     own, judge = curve(recordings)
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
-    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, as the scorer sees it")
-    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, as the judge sees it")
+    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
+    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
     points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
     points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
         axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
-    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: as the judge sees it", fontsize=10)
+    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: by the judge's score", fontsize=10)
     axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)
