@@ -123,7 +123,7 @@ def test_search_also_diverse_compare_gallery(sp_rerank):
     code, out, _ = sp_rerank("generate", PROMPT, *words, "--json")  # it is complete: nothing is made again
     result = json.loads(out)
     assert (code, result["made"], result["dropped"], len(result["best"])) == (0, 8, 5, 2)
-    assert result["unet_evaluations"] == 8 * 2 + 3 * 4  # PNDM calls the denoiser once more than it has steps
+    assert result["nfe"] == 8 * 2 + 3 * 4  # PNDM calls the denoiser once more than it has steps
 
     code, out, err = sp_rerank("compare", "run", "--no-keep")
     assert code == 0, err

@@ -21,8 +21,9 @@ from sp_rerank.compare import tables as report
 from sp_rerank.compare.compare import compare
 from sp_rerank.errors import NothingUsableError, StorageError, UsageError
 from sp_rerank.report.tables import to_json
-from sp_rerank.run.folder import RunDir, RunWriter
+from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import Row
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration
 from sp_rerank.stats import agreement
@@ -50,7 +51,7 @@ def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None, 
         for i in range(count):
             status = dict(statuses).get(i, "ok")
             row = Row.of(
-                png(levels[i]), index=i, seed=40 + i, status=status, unet_evaluations=1, batch_size=1,
+                png(levels[i]), index=i, seed=40 + i, status=status, nfe=1, batch_size=1,
                 scores={name: column[i] for name, column in scores.items()},
             )  # fmt: skip
             run.commit([(row, png(levels[i]))])
@@ -406,7 +407,7 @@ def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_pa
         for i in range(100):
             file = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
-            row = Row.of(file.getvalue(), index=i, seed=i, status="ok", scores={}, unet_evaluations=1, batch_size=1)
+            row = Row.of(file.getvalue(), index=i, seed=i, status="ok", scores={}, nfe=1, batch_size=1)
             batch.append((row, file.getvalue()))
         run.commit(batch)
     shutil.copytree(MINI / "clip", tmp_path / "other")

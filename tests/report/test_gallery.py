@@ -19,8 +19,9 @@ from sp_rerank.errors import UsageError
 from sp_rerank.report import gallery as galleries
 from sp_rerank.report.gallery import gallery, orderings_of, write_gallery
 from sp_rerank.report.overview import write_overview
-from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import Stage
+from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers import calibration
 
 GOLDEN = Path(__file__).parents[1] / "data" / "run_v1"

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
 from sp_rerank.run import records
-from sp_rerank.run.folder import RunDir, RunWriter, run_folder_name
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.records import Row
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.storage import atomic
 
 GOLDEN = Path(__file__).parents[1] / "data" / "run_v1"
@@ -22,7 +24,7 @@ CONFIG = {"prompt": "a lemon", "n": 5, "seed": 40, "steps": 2}
 
 
 def commit(run, index, png=None, **changes):
-    values = {"seed": 40 + index, "status": "ok", "scores": {"test": index / 4}, "unet_evaluations": 3, "batch_size": 2}
+    values = {"seed": 40 + index, "status": "ok", "scores": {"test": index / 4}, "nfe": 3, "batch_size": 2}
     png = png or b"image %d" % index
     (row,) = run.commit([(Row.of(png, index=index, **{**values, **changes}), png)])
     return row
@@ -125,7 +127,7 @@ def test_finish_refuses_a_changed_image_and_an_absent_candidate(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"status": "fine"}, {"batch_size": 0}, {"seed": 1.0}, {"unet_evaluations": -1}, {"index": 5}, {"index": True}],
+    [{"status": "fine"}, {"batch_size": 0}, {"seed": 1.0}, {"nfe": -1}, {"index": 5}, {"index": True}],
 )
 def test_a_wrong_value_is_not_committed(tmp_path, changes):
     with RunWriter.start(tmp_path / "run", CONFIG) as run:

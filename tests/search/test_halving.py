@@ -69,7 +69,7 @@ def test_the_best_previews_of_all_batches_go_on_and_are_the_images_of_their_seed
             assert image.shape == every[index].shape and 0 <= image.min() <= image.max() <= 1
             assert one.stage or torch.equal(image, every[index])
     # each stage counts its own; PNDM's loop of 6 steps has 7
-    assert {(one.stage, one.batch.unet_evaluations) for one in seen} == {(EARLY, 2), (LATE, 3), (None, 2)}
+    assert {(one.stage, one.batch.nfe) for one in seen} == {(EARLY, 2), (LATE, 3), (None, 2)}
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
@@ -89,7 +89,7 @@ def test_an_interrupted_search_goes_on_where_it_was_and_scores_nothing_twice(pip
     rest = scores_by_stage(after)
     together = {stage: {**known.get(stage, {}), **rest.get(stage, {})} for stage in whole}
     assert together == whole
-    assert {(one.stage, one.batch.unet_evaluations) for one in after} <= {(EARLY, 2), (LATE, 3), (None, 2)}
+    assert {(one.stage, one.batch.nfe) for one in after} <= {(EARLY, 2), (LATE, 3), (None, 2)}
     assert sum(scored.values()) == sum(map(len, whole.values())) and max(scored.values()) == 1
 
 

@@ -62,8 +62,8 @@ def test_the_finalists_are_those_of_the_drafts_and_made_as_ever(tmp_path, schedu
     finished = [row for row in rows.values() if row.status == "ok"]
     assert all(row.sha256 == all_rows[row.index].sha256 for row in finished)
     assert [stage.name for stage in finished[0].stages] == ["draft, 2 steps", "draft, 3 steps"]
-    assert {row.unet_evaluations for row in finished} == {2 + 3 + 5}
-    spent = sum(row.unet_evaluations for row in rows.values())
+    assert {row.nfe for row in finished} == {2 + 3 + 5}
+    spent = sum(row.nfe for row in rows.values())
     assert spent == 40 * 2 + 16 * 3 + 6 * 5
     first = {row.index: row.stages[0].score for row in rows.values()}
     second = {row.index: row.stages[1].score for row in rows.values() if len(row.stages) == 2}

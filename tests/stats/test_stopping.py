@@ -62,7 +62,7 @@ def test_a_run_ends_when_it_is_sure(tmp_path):
 
 def test_a_run_ends_before_it_spends_more(tmp_path):
     run(tmp_path / "run", max_evaluations=60)
-    spent = sum(row.unet_evaluations for row in RunDir.read(tmp_path / "run").rows.values())
+    spent = sum(row.nfe for row in RunDir.read(tmp_path / "run").rows.values())
     assert spent == 50
     run(tmp_path / "time", max_seconds=1e-9)
     assert len(RunDir.read(tmp_path / "time").rows) == 5
@@ -72,7 +72,7 @@ def test_the_last_batch_may_be_smaller_and_a_batch_is_cut_to_the_budget(tmp_path
     run(tmp_path / "all", n=8, batch_size=5, max_evaluations=40)
     assert len(RunDir.read(tmp_path / "all").rows) == 8
     run(tmp_path / "few", max_evaluations=12, top_k=1)
-    assert sum(row.unet_evaluations for row in RunDir.read(tmp_path / "few").rows.values()) == 10
+    assert sum(row.nfe for row in RunDir.read(tmp_path / "few").rows.values()) == 10
     with pytest.raises(UsageError, match="expected at least 5, for one candidate"):
         run(max_evaluations=4)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from sp_rerank.errors import SpRerankError
-from sp_rerank.run.folder import RunWriter
 from sp_rerank.run.records import Row, Stage
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.storage import images
 
 BATCH = 8
@@ -36,7 +36,7 @@ def candidate(index):
 def row_of(index, seed):
     png, scores = candidate(index)
     status = "ok" if index % 10 else "nonfinite"
-    fields = {"index": index, "seed": seed + index, "status": status, "unet_evaluations": 2, "batch_size": BATCH}
+    fields = {"index": index, "seed": seed + index, "status": status, "nfe": 2, "batch_size": BATCH}
     return Row.of(png, scores=scores, **fields), png
 
 

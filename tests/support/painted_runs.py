@@ -14,8 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from sp_rerank.run.folder import CONFIG as CONFIG_FILE
-from sp_rerank.run.folder import MANIFEST, RunDir
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.layout import CONFIG as CONFIG_FILE
+from sp_rerank.run.layout import MANIFEST
 from sp_rerank.run.records import Row, Stage, encode_config
 
 CONFIG = {
@@ -50,10 +51,10 @@ def make_run(
     for index in range(made):
         own = {name: math.nan if values[index] is None else values[index] for name, values in scores.items()}
         seen = tuple(stages(index))
-        spent = sum(stage.unet_evaluations for stage in seen) + (0 if status(index) == "dropped" else 17)
+        spent = sum(stage.nfe for stage in seen) + (0 if status(index) == "dropped" else 17)
         row = Row.of(
             png(index, size), index=index, seed=40 + index, status=status(index), scores=own,
-            unet_evaluations=spent, batch_size=2, stages=seen,
+            nfe=spent, batch_size=2, stages=seen,
         )  # fmt: skip
         (folder / row.file).write_bytes(png(index, size))
         lines.append(row.to_line())

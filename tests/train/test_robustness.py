@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.run.folder import RunWriter
 from sp_rerank.run.records import Row
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.storage.images import encode
 from sp_rerank.train.preferences import ImageSource, PreferenceGroup
@@ -156,7 +156,7 @@ def make_run(folder, model, levels, prompt="a lemon", scores=None, statuses=None
             png = encode(Image.new("RGB", (4, 4), (level,) * 3), parameters="", record={})
             row = Row(
                 index=index, seed=index, status=statuses[index] if statuses else "ok",
-                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), unet_evaluations=1,
+                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), nfe=1,
                 batch_size=1,
             )  # fmt: skip
             batch.append((row, png))
