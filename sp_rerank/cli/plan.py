@@ -36,7 +36,7 @@ def plan(
         if name not in WHEN:
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
     read = [planner.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
-    chosen = [name for name in WHEN if name in strategy] or list(WHEN)
+    chosen = list(filter(strategy.__contains__, WHEN)) or list(WHEN)
     schedule, promise = planner.plan(
         read,
         top_k=top_k,

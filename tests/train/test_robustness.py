@@ -12,6 +12,7 @@ import torch
 import typer
 from PIL import Image
 from scipy import stats
+from support.runs import run_config
 from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
@@ -147,9 +148,9 @@ def test_a_plot_is_the_same_bytes_again(tmp_path):
 
 
 def make_run(folder, model, levels, prompt="a lemon", scores=None, statuses=None):
-    config = {
-        "n": len(levels), "prompt": prompt, "model": model, "steps": 20, "guidance_scale": 7.5, "scheduler": "PNDM",
-    }  # fmt: skip
+    config = run_config(
+        len(levels), prompt=prompt, model=model, steps=20, guidance_scale=7.5, scheduler="PNDM", scorers=()
+    )
     with RunWriter.start(folder, config) as run:
         batch = []
         for index, level in enumerate(levels):
