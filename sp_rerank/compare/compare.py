@@ -19,7 +19,7 @@ from sp_rerank.compare.collect import ScoredRun, is_chance_sample, named, score_
 from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of
-from sp_rerank.stats import agreement, ranking
+from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS
 
@@ -61,7 +61,7 @@ class Opinion:
             None, like the next two, of a search's finalists; see `sp_rerank.compare.collect.is_chance_sample`.
         gain: by every scorer's name the way from its mean candidate to its best that this one's pick has gone: 1 by its
             own, 0 what chance would do, NaN where all are worth the same.
-        enough: how many candidates reach `agreement.ENOUGH` of its own gain.
+        enough: how many candidates reach `best_of_n.ENOUGH` of its own gain.
         steadiness: a row a ratio; empty where it was not asked for.
     """
 
@@ -306,7 +306,7 @@ def _opinion(name: str, columns: Mapping[str, list[float]], seen: ScoredRun, sco
     groups = ranking.tie_groups([column[place] for place in places], calibration.margin) if calibration else None
     curves = None
     if is_chance_sample(seen.run):
-        curves = {other: tuple(agreement.best_of_n(column, columns[other]).tolist()) for other in columns}
+        curves = {other: tuple(best_of_n.expected_best(column, columns[other]).tolist()) for other in columns}
     order = [seen.indices[place] for place in places]
     return Opinion(
         scorer=name,
@@ -316,7 +316,7 @@ def _opinion(name: str, columns: Mapping[str, list[float]], seen: ScoredRun, sco
         stands={other: _rank(columns[other], places[0]) for other in columns},
         best_of_n=curves,
         gain={other: _gain(column, columns[other], curves[other]) for other in columns} if curves else None,
-        enough=agreement.enough(curves[name]) if curves else None,
+        enough=best_of_n.n_for_gain(curves[name]) if curves else None,
         steadiness=tuple(
             _steadiness(order, ratio, scores) for (of, ratio), scores in seen.perturbed.items() if of == name
         ),

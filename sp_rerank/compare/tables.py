@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.compare.compare import Comparison, MeanAgreement, Opinion, PairAgreement, RunComparison, Steadiness
 from sp_rerank.report.tables import new_figure, percent, table, to_svg
-from sp_rerank.stats.agreement import ENOUGH, Estimate
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.best_of_n import ENOUGH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

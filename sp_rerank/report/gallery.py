@@ -24,7 +24,7 @@ from sp_rerank.report.page import page
 from sp_rerank.run.folder import TOP, RunDir
 from sp_rerank.run.records import Row
 from sp_rerank.scorers.calibration import calibration_of
-from sp_rerank.stats import agreement, ranking
+from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.storage import atomic
 
 FILE = "index.html"
@@ -357,25 +357,25 @@ def _pairs(orderings: Sequence[Ordering]) -> list[dict[str, Any]]:
 def _curve(picking: Ordering, orderings: Sequence[Ordering]) -> dict[str, Any] | None:
     """What the best of n is worth, to the scorer that picks it and to the others, between their mean and their best."""
     scores = list(picking.scores.values())
-    own = agreement.best_of_n(scores)
+    own = best_of_n.expected_best(scores)
     if len(own) < 2 or not own[-1] > own[0]:
         return None
     others = [one for one in orderings if one is not picking and one.scores.keys() == picking.scores.keys()]
     series, labels = [_share(own, own)], [picking.label]
     for other in others:
         values = [other.scores[index] for index in picking.scores]
-        theirs = agreement.best_of_n(values)
+        theirs = best_of_n.expected_best(values)
         if theirs[-1] > theirs[0]:
-            series.append(_share(agreement.best_of_n(scores, values), theirs))
+            series.append(_share(best_of_n.expected_best(scores, values), theirs))
             labels.append(other.label)
     shown = [n for n in (1, 4, 10, 100) if n < len(own)] + [len(own)]
     return {
         "by": picking,
-        "chart": charts.curves(series, agreement.enough(own)),
+        "chart": charts.curves(series, best_of_n.n_for_gain(own)),
         "labels": labels,
         "ends": [one[-1] for one in series],
         "values": [(n, picking.text(own[n - 1])) for n in shown],
-        "reached": agreement.enough(own),
+        "reached": best_of_n.n_for_gain(own),
     }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from sp_rerank.errors import UsageError
 
 FEWEST = 5  # scores before a distribution is fitted to them
-RULES = ("until", "max_evaluations", "max_seconds")
 
 
 def parse_until(text: str) -> float:
@@ -71,7 +70,7 @@ def reason_to_stop(
     """Why a run ends here, in words; None if it goes on.
 
     Args:
-        rules: of RULES, as in a run's configuration.
+        rules: "until", "max_evaluations" and "max_seconds", each optional, as in a run's configuration.
         scores: of the candidates so far.
         n: candidates of the whole run.
         margin: what the scorer cannot tell apart; 0 if it has no calibration.

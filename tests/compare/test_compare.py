@@ -25,7 +25,7 @@ from sp_rerank.run.folder import RunDir, RunWriter
 from sp_rerank.run.records import Row
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration
-from sp_rerank.stats import agreement
+from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.storage import images, perturbation
 
 MINI = Path(mini.__file__).parent
@@ -88,8 +88,8 @@ def test_one_run_by_hand(tmp_path):
     assert run.ensemble[0] == 2  # second, second and first
     assert run.seeds == {i: 40 + i for i in range(5)}
     assert (a.gain["a@1"], a.gain["b@1"]) == (1, pytest.approx(-1))  # from 3 to 1, where 5 is the best
-    assert a.best_of_n["b@1"] == pytest.approx(agreement.best_of_n(A, B).tolist())
-    assert c.enough == agreement.enough(agreement.best_of_n(C))
+    assert a.best_of_n["b@1"] == pytest.approx(best_of_n.expected_best(A, B).tolist())
+    assert c.enough == best_of_n.n_for_gain(best_of_n.expected_best(C))
     pair = run.pairs[0]
     assert pair.scorers == ("a@1", "b@1")
     assert pair.kendall == agreement.kendall_interval(A, B)
@@ -262,7 +262,7 @@ def test_a_search_that_goes_on_has_dropped_what_it_does_not_say_yet(tmp_path):
     run = make(tmp_path / "run", {"a": A}, search={"strategy": "halving", "rounds": [[0.4, 5]]}, n=9)
     assert compare([run]).runs[0].opinions[0].enough is None
     steered = make(tmp_path / "steered", {"a": A}, search={"strategy": "steering"})
-    assert compare([steered]).runs[0].opinions[0].enough == agreement.enough(agreement.best_of_n(A))
+    assert compare([steered]).runs[0].opinions[0].enough == best_of_n.n_for_gain(best_of_n.expected_best(A))
 
 
 def test_the_plot_of_one_scorer_has_no_empty_half(tmp_path):
