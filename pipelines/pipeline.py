@@ -26,11 +26,12 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
 from sp_rerank.diffusion.loading import model_of, suited
 from sp_rerank.diffusion.sampler import Batch, Sampler
 from sp_rerank.errors import UsageError
-from sp_rerank.search import Strategy
-from sp_rerank.search.schedule import EXHAUSTIVE, STEERING, plan_for, strategy_of
+from sp_rerank.search.base import Strategy
+from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
 from sp_rerank.types import Scorer
 
@@ -285,7 +286,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
     ) -> Strategy:
         """How the candidates of a prompt are found."""
         if search == EXHAUSTIVE:
-            return strategy_of(EXHAUSTIVE)
+            return strategy_of(SearchPlan())
         for name in ("timesteps", "sigmas"):
             if arguments[name] is not None:
                 raise UsageError(f"{name}: expected None with search={str(search)!r}, because drafts take other steps")
@@ -299,9 +300,9 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             raise UsageError(f"search={STEERING!r}: its images have no seed of their own; use sp_rerank.generate")
         plan = plan_for(
             search if isinstance(search, str) else Path(search),
-            n=num_candidates, top_k=chosen, steps=steps, model=model, scorer=self.scorer.name,
-        )  # fmt: skip
-        if arguments["callback_on_step_end"] is not None and plan != EXHAUSTIVE and plan["strategy"] != "screening":
+            RunShape(num_candidates, chosen, steps, model, self.scorer.name),
+        )
+        if arguments["callback_on_step_end"] is not None and plan.strategy not in ("exhaustive", "screening"):
             raise UsageError(
                 f"callback_on_step_end: expected None with search={str(search)!r}, which takes that place itself"
             )
@@ -344,7 +345,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
         """The best `chosen` candidates of one prompt, best first; of the others no more than a batch is held."""
         best: list[_Finished] = []
         score = partial(self.scorer.score, prompt)
-        with closing(strategy(sampler, score, dict(enumerate(seeds)), top_k=chosen, known={})) as seen:
+        with closing(strategy(sampler, score, dict(enumerate(seeds)), top_k=chosen, prior={})) as seen:
             for one in seen:
                 if one.stage is None:
                     pool = best + _finished(one.batch, one.scores)

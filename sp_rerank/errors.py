@@ -2,6 +2,7 @@
 
 SpRerankError            1   a bug, if it is raised itself
 ├── UsageError           2   wrong arguments or configuration
+│   └── OptionError      2   one option, by its Python name; each layer shows it in its own spelling
 ├── FolderBusyError      3   another process writes to the run folder
 ├── NothingUsableError   4   no image could be used
 ├── HubUnavailableError  69  a model is neither here nor within reach
@@ -23,6 +24,28 @@ class UsageError(SpRerankError, ValueError):
     """An argument or a configuration is not usable."""
 
     exit_code = 2
+
+
+class OptionError(UsageError):
+    """One option has a value that is not usable.
+
+    Args:
+        name: The option's Python name, such as "guidance_scale".
+        value: What came.
+        expected: What was expected, in words that fit every layer: no command line flags.
+    """
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(name, value, expected)
+        self.name, self.value, self.expected = name, value, expected
+
+    def __str__(self) -> str:
+        return self.spelled(self.name)
+
+    def spelled(self, name: str) -> str:
+        """The message with the option's name as another layer spells it, such as "--guidance-scale"."""
+        value = repr(self.value) if isinstance(self.value, str) else str(self.value)
+        return f"{name} is {value}; expected {self.expected}"
 
 
 class FolderBusyError(SpRerankError):

@@ -29,7 +29,7 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
     Args:
         scorer: what ranks them.
         prompt: what they should show.
-        pictures: PIL images of any sizes; the index of each goes into its result, its seed is -1.
+        pictures: PIL images of any sizes; the index of each goes into its result, its seed is None.
         top_k: how many to return; None returns all, those with a non-finite score last.
 
     Returns:
@@ -37,11 +37,13 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
     """
     scores = [float(score) for score in scorer.score(prompt, list(pictures))]
     places = ranking.order(scores)[:top_k]
-    candidates = [Candidate(i, -1, pictures[i].convert("RGB")) for i in places]
-    return ranked(candidates, [scores[i] for i in places], margin_of(scorer))
+    candidates = [Candidate(i, None, pictures[i].convert("RGB")) for i in places]
+    return ranked(candidates, [scores[i] for i in places], margin_of(scorer), prompt)
 
 
-def ranked(candidates: Sequence[Candidate], scores: Sequence[float], margin: float = 0.0) -> list[Ranked]:
+def ranked(
+    candidates: Sequence[Candidate], scores: Sequence[float], margin: float = 0.0, prompt: str = ""
+) -> list[Ranked]:
     """Candidates that are in order already, with their ranks and tie groups.
 
     Args:
@@ -49,10 +51,11 @@ def ranked(candidates: Sequence[Candidate], scores: Sequence[float], margin: flo
         scores: of the candidates.
         margin: the gap below which two of them are not told apart, see `sp_rerank.scorers.calibration.margin_of`; with
             0 only equal scores tie.
+        prompt: What the images should show.
     """
     groups = ranking.tie_groups(scores, margin)
     return [
-        Ranked(candidate, score, rank, group)
+        Ranked(candidate, score, rank, group, prompt)
         for rank, (candidate, score, group) in enumerate(zip(candidates, scores, groups, strict=True), start=1)
     ]
 

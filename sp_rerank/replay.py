@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
-from sp_rerank.generate import sampler_of, to_images, to_png
-from sp_rerank.storage import atomic, images
+from sp_rerank.generate import sampler_of
+from sp_rerank.run.png import to_png
+from sp_rerank.storage import atomic
+from sp_rerank.storage.images import to_images
 from sp_rerank.types import Candidate
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sp_rerank.run.folder import RunDir
-
-
-NEEDED = {"prompt", "negative_prompt", "steps", "guidance_scale", "height", "width", "batch_size", "seed"}
 
 
 def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> Image.Image:
@@ -36,17 +36,13 @@ def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> I
         UsageError: if the candidate is not in the run, the run does not say how it was made, or it was steered.
         TryAgainError: if memory does not suffice for the batch.
     """
-    absent = sorted(NEEDED - run.config.keys())
-    if absent:
-        raise UsageError(
-            f"{run.path / 'run.json'} does not say how its images were made: {', '.join(absent)} not given"
-        )
+    run.config.require("prompt", "steps", "guidance_scale", "batch_size")
     if index not in run.rows:
         raise UsageError(f"no candidate {index} in {run.path}; it holds {len(run.rows)} of 0..{run.n - 1}")
     config = run.config
     again = [index] if steps else _together(run, index)
-    sampler = sampler_of({**config, "batch_size": run.n}, pipe, steps)  # one batch, whatever indices it holds
-    for batch in sampler.batches({i: config["seed"] + i for i in again}):
+    sampler = sampler_of(config, pipe, steps=steps, batch_size=run.n)  # one batch, whatever indices it holds
+    for batch in sampler.batches({i: config.seed + i for i in again}):
         if index in batch.indices:  # one batch, unless memory is scarcer now
             return to_images(batch.images)[batch.indices.index(index)]
     raise AssertionError("the sampler makes every index that it is given")
@@ -62,29 +58,28 @@ def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | 
         StorageError: if the file cannot be written.
     """
     image = replay(run, index, pipe=pipe, steps=steps)
-    config = {**run.config, "steps": steps or run.config["steps"]}
-    png = to_png(Candidate(index, config["seed"] + index, image), config, {"replayed": True})
+    run.config.require("scheduler", "model")
+    config = replace(run.config, steps=steps or run.config.steps)
+    png = to_png(Candidate(index, config.seed + index, image), config, {"replayed": True})
     with atomic.storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(target, png)
     if steps or run.rows[index].status == "dropped":  # its file is a draft
         return None
-    return image.tobytes() == images.open_image(run.image(index)).tobytes()
+    return image.tobytes() == run.read_image(index).tobytes()
 
 
 def _together(run: RunDir, index: int) -> list[int]:
     """The indices that a candidate was made together with, as its search made its batches."""
-    search, batch_size, made_with = run.config.get("search"), run.config["batch_size"], run.rows[index].batch_size
-    strategy = search["strategy"] if isinstance(search, dict) else search
-    if strategy == "screening":  # the finalists made batches of their own
-        finished = sorted(other for other, row in run.rows.items() if row.status != "dropped")
-        return batch_of(index, made_with, batch_size, finished)
-    if strategy == "steering":
+    search, batch_size, made_with = run.config.search, run.config.batch_size, run.rows[index].batch_size
+    if search.strategy == "screening":  # the finalists made batches of their own
+        return batch_of(index, made_with, batch_size, sorted(run.finished))
+    if not search.replayable:
         raise UsageError(
             f"{run.path} was steered: its images descend from others of their batch, so no seed alone makes one again; "
-            "expected a run of another search, or other --steps"
+            "expected a run of another search, or other steps"
         )
-    if strategy == "halving":  # cut on the way; it began whole
+    if search.strategy == "halving":  # cut on the way; it began whole
         made_with = min(batch_size, run.n - index // batch_size * batch_size)
     return batch_of(index, made_with, batch_size, range(run.n))
 

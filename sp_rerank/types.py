@@ -20,13 +20,13 @@ class Candidate:
 
     Attributes:
         index: 0..n-1, its place in the run and its file name.
-        seed: of its initial noise; seed = base + index.
+        seed: Seed of its initial noise; None for an image that was not made here.
         image: RGB.
-        flagged: whether the safety checker replaced it.
+        flagged: Whether the safety checker replaced it.
     """
 
     index: int
-    seed: int
+    seed: int | None
     image: Image.Image
     flagged: bool = False
 
@@ -36,16 +36,28 @@ class Ranked:
     """A candidate with its place in the order.
 
     Attributes:
-        candidate: what was ranked.
-        score: in the scorer's own scale; higher is better; comparable within one prompt only.
+        candidate: What was ranked.
+        score: In the scorer's own scale; higher is better; comparable within one prompt only.
         rank: 1 = best.
-        tie_group: candidates of one group are not reliably told apart.
+        tie_group: Candidates of one group are not reliably told apart.
+        prompt: What the image should show.
     """
 
     candidate: Candidate
     score: float
     rank: int
     tie_group: int
+    prompt: str = ""
+
+    @property
+    def image(self) -> Image.Image:
+        """The candidate's image, RGB."""
+        return self.candidate.image
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the candidate's noise; None for an image that was not made here."""
+        return self.candidate.seed
 
 
 @runtime_checkable

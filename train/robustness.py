@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from sp_rerank.errors import UsageError
 from sp_rerank.report.tables import new_figure, percent, table, to_svg
-from sp_rerank.run.folder import CONFIG, RunDir
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.layout import CONFIG
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import storage_errors
@@ -254,11 +255,12 @@ def _of_run(folder: Path) -> Iterator[Made]:
     if not (folder / CONFIG).is_file():
         raise UsageError(f"{folder} is no run folder and no list; expected one with {CONFIG}, or a JSON file")
     run = RunDir.read(folder)
-    settings = [f"{run.config['steps']} steps", f"guidance {run.config['guidance_scale']:g}", run.config["scheduler"]]
-    name = f"{run.config['model']}, {', '.join(settings)}"
+    config = run.config
+    config.require("prompt", "model", "steps", "guidance_scale", "scheduler")
+    name = f"{config.model}, {config.steps} steps, guidance {config.guidance_scale:g}, {config.scheduler}"
     for row in run.rows.values():
         if row.status == "ok":
-            yield Made(name, run.config["prompt"], ImageSource(run.image(row.index)), row.scores)
+            yield Made(name, config.prompt, ImageSource(run.image(row.index)), row.scores)
 
 
 def _of_list(file: Path) -> Iterator[Made]:

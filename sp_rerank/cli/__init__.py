@@ -9,9 +9,12 @@ import sys
 
 import typer
 
-from sp_rerank.cli import compare, diagnostics, evaluate, gallery, generate, plan, rank, scorers, train
+from sp_rerank.cli import compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
 from sp_rerank.cli.console import say
-from sp_rerank.errors import SpRerankError, TryAgainError
+from sp_rerank.errors import OptionError, SpRerankError, TryAgainError
+
+RENAMED = {"--until": '--confidence 0.9 for "p>0.9"'}
+"""Options of earlier versions, for the error that names them."""
 
 app = typer.Typer(
     help="Make N candidates for a prompt, rank them with a model of human preference, keep the best.",
@@ -26,8 +29,8 @@ for command in (
     plan.plan,
     compare.compare,
     gallery.gallery,
-    generate.replay,
-    generate.verify,
+    folders.replay,
+    folders.verify,
     train.train,
     evaluate.evaluate,
     evaluate.robustness,
@@ -62,6 +65,9 @@ def main() -> None:
     """Run the command line; the process ends with the exit code of the README's table."""
     try:
         code = app(standalone_mode=False)
+    except OptionError as error:
+        say(f"error: {error.spelled(generate.flag_of(error.name))}")
+        code = error.exit_code
     except SpRerankError as error:
         say(f"error: {error}")
         code = error.exit_code
@@ -84,5 +90,6 @@ def _exit_code(error: Exception) -> int:
     show = getattr(error, "format_message", None)
     if show is None:
         raise error
-    say(f"error: {show()}")
+    renamed = RENAMED.get(getattr(error, "option_name", ""))
+    say(f"error: {show()}" + (f" It is {renamed} now." if renamed else ""))
     return getattr(error, "exit_code", 2)

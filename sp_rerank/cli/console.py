@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,27 +18,31 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON, for programs")]
-ScorerOption = Annotated[str, typer.Option(help="what ranks: a name from `sp-rerank scorers`, or sp@FOLDER")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto: the accelerator where there is one")]
-Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16 or auto: half where it is fast")]
+    from sp_rerank.generate import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
+ScorerOption = Annotated[
+    str, typer.Option(help="Ranks the candidates: a name of `sp-rerank scorers`, or sp@FOLDER for a trained one.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: half precision where it is fast.")]
 
 
 def console(*, out: bool = False) -> Console:
     """The one place that prints: messages to standard error, results to standard output."""
     from rich.console import Console
 
-    return Console(stderr=not out, highlight=False, soft_wrap=True)
+    return Console(stderr=not out, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:
     """Print a line of text as it is: no markup, no control characters."""
-    console().print(plain(text), markup=False)
+    console().print(plain(text), markup=False, emoji=False)
 
 
 def tell(text: str) -> None:
-    """Print a line of a result, likewise."""
-    console(out=True).print(plain(text), markup=False)
+    """Print a line of a result as it is: no markup, no control characters."""
+    console(out=True).print(plain(text), markup=False, emoji=False)
 
 
 def plain(text: str) -> str:
@@ -114,3 +120,39 @@ def load_scorer(spec: str, model: str | None, device: str) -> Any:
         spec, why = scorers.resolve_sp(model)
         say(why)
     return scorers.load_scorer(spec, device=device)
+
+
+def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:
+    """The pipeline that the options name, with a line where the choice was ours."""
+    from sp_rerank.diffusion import loading
+
+    found = loading.find_device(device)
+    spec, why = loading.find_model(model, found)
+    if why:
+        say(why)
+    precision = loading.find_dtype(dtype, spec, found)
+    return loading.load_pipeline(
+        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker
+    )
+
+
+@contextmanager
+def run_progress(n: int) -> Iterator[Callable[[Progress], None]]:
+    """One bar of a run: how many, how fast, how good so far."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    texts = [TextColumn(f"{{task.{what}}}") for what in ("completed", "total", "fields[rate]", "fields[best]")]
+    screen, began = console(), time.monotonic()
+    with Bar(
+        texts[0], BarColumn(), texts[1], texts[2], TimeRemainingColumn(), texts[3],
+        console=screen, transient=True, disable=not screen.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("", total=n, rate="", best="")
+
+        def show(progress: Progress) -> None:
+            rate = progress.made / (time.monotonic() - began)
+            best = progress.stage or ("" if math.isnan(progress.best) else f"best {progress.best:.4f}")
+            bar.update(task, completed=progress.done, total=progress.total, rate=f"{rate:.1f} images/s", best=best)
+
+        yield show

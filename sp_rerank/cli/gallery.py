@@ -14,7 +14,8 @@ def gallery(folder: Annotated[Path, typer.Argument(help="a run folder, or a fold
     """Make index.html, the page to look at a run, or at each scorer's best of several runs."""
     from sp_rerank.report.gallery import write_gallery
     from sp_rerank.report.overview import write_overview
-    from sp_rerank.run.folder import CONFIG, RunDir
+    from sp_rerank.run.folder import RunDir
+    from sp_rerank.run.layout import CONFIG
 
     if (folder / CONFIG).exists():
         path = write_gallery(RunDir.read(folder))

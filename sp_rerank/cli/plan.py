@@ -36,8 +36,14 @@ def plan(
         if name not in WHEN:
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
     read = [planner.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
+    chosen = [name for name in WHEN if name in strategy] or list(WHEN)
     schedule, promise = planner.plan(
-        read, top_k=top_k, gain=gain, top_gain=top_gain, strategies=strategy or list(WHEN), seed=seed
+        read,
+        top_k=top_k,
+        gain=gain,
+        top_gain=top_gain,
+        strategies=chosen,
+        seed=seed,
     )
     lines = [
         f"gain of the pick            {percent(promise.gain)} %",

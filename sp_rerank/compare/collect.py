@@ -6,9 +6,9 @@ left out, and the rest goes on. Knows run folders and scorers; knows nothing of 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
 from sp_rerank.rank import FILES_AT_ONCE
-from sp_rerank.run.folder import RunDir, add_scores
-from sp_rerank.storage import atomic, images
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.writer import add_scores
+from sp_rerank.storage import images
 from sp_rerank.storage.perturbation import flip_and_crop
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def score_run(
     Raises:
         UsageError: if the run holds no scores and no scorer is given.
     """
+    run.config.require("prompt")
     rows = [row for _, row in sorted(run.rows.items()) if row.status == "ok"]
     held = dict.fromkeys(name for row in rows for name in row.scores)
     if not held and not scorers:
@@ -107,8 +109,7 @@ def is_chance_sample(run: RunDir) -> bool:
     Of its finalists neither the best of n candidates nor the mean one can be told. While it goes on no row says yet who
     was dropped, but its configuration has rounds.
     """
-    search = run.config.get("search")
-    goes_on = bool(run.missing) and isinstance(search, dict) and bool(search.get("rounds"))
+    goes_on = bool(run.missing) and run.config.search.drops
     return not goes_on and all(row.status != "dropped" for row in run.rows.values())
 
 
@@ -124,23 +125,16 @@ _Picture = Callable[[], "Image.Image"]
 def _open(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
     """What decodes an image whose file is as it was committed, when it is first asked for; None for any other file."""
     try:
-        path = run.image(row.index)
-        if not path.is_file():
-            problems.append(f"{row.file}: missing; left out")
-            return None
-        with atomic.storage_errors(path):
-            png = path.read_bytes()
-        if hashlib.sha256(png).hexdigest() != row.sha256:
-            problems.append(f"{row.file}: changed since it was committed (sha256 differs); left out")
-            return None
+        png = run.image_bytes(row.index)
     except StorageError as error:
-        problems.append(f"{error}; left out")
+        why = str(error).removeprefix(f"{run.path}{os.sep}").removesuffix("; --resume makes it again")
+        problems.append(f"{why}; left out")
         return None
     decoded: list[Image.Image] = []
 
     def picture() -> Image.Image:
         if not decoded:
-            decoded.append(images.read_image(lambda: io.BytesIO(png), str(path)))
+            decoded.append(images.read_image(lambda: io.BytesIO(png), str(run.path / row.file)))
         return decoded[0]
 
     return picture
@@ -154,7 +148,7 @@ def _score(
     failures: list[tuple[int, str]],
 ) -> None:
     """Add what a scorer says of some images to what is known of the run."""
-    ask = partial(_ask, scorer, seen.run.config["prompt"])
+    ask = partial(_ask, scorer, seen.run.config.prompt)
     new = [index for index in opened if index not in seen.scores[scorer.name]]
     taken, failed = ask({index: opened[index] for index in new})
     seen.scores[scorer.name] |= taken

@@ -284,7 +284,7 @@ def _compare(seen: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunCompar
     places = ranking.top([-mean for mean in means], len(means))
     return RunComparison(
         run=str(run.path),
-        prompt=run.config["prompt"],
+        prompt=run.config.prompt,
         n=run.n,
         chance_sample=is_chance_sample(run),
         seeds={index: run.rows[index].seed for index in indices},

@@ -41,14 +41,14 @@ class Batch:
         seeds: of their noise.
         images: (b, 3, H, W) float in [0, 1] on the pipeline's device; not finite where the model broke down.
         flagged: which of them the safety checker replaced.
-        unet_evaluations: denoiser calls that each of them took; the two halves of guidance count as one.
+        nfe: denoiser calls that each of them took; the two halves of guidance count as one.
     """
 
     indices: tuple[int, ...]
     seeds: tuple[int, ...]
     images: Tensor
     flagged: tuple[bool, ...]
-    unet_evaluations: int
+    nfe: int
 
 
 class Sampler:

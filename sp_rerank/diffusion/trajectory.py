@@ -41,12 +41,12 @@ class View:
 
     Attributes:
         x0: (b, ...) the guided model's prediction of the finished latents, laid out as the pipeline holds its latents.
-        unet_evaluations: denoiser calls that each candidate has taken since the watched step before.
+        nfe: denoiser calls that each candidate has taken since the watched step before.
         stochastic: whether the scheduler has drawn noise on the way.
     """
 
     x0: Tensor
-    unet_evaluations: int
+    nfe: int
     stochastic: bool
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from sp_rerank.storage.images import open_image
+from sp_rerank.run.layout import GRID, inside
+from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
     from sp_rerank.run.folder import RunDir
@@ -22,6 +23,16 @@ BEST = 320  # the most pixels of a side of the best ones
 PAPER, INK, FAINT, GOLD = (250, 249, 246), (32, 32, 36), (130, 130, 138), (196, 138, 20)
 MOST = 400  # candidates on a sheet: of a larger run the best ones, so that the sheet stays a picture
 LOST = {"flagged": "replaced", "nonfinite": "broken", "dropped": "dropped"}
+
+
+def write_contact_sheet(run: RunDir) -> None:
+    """Draw the sheet of a run that is being concluded into its folder.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    best = run.result.best if run.result else ()
+    atomic.write(inside(run.path, GRID), contact_sheet(run, run.order(), best, run.config.scorers[0]))
 
 
 def contact_sheet(run: RunDir, order: Sequence[int], best: Sequence[int], scorer: str) -> bytes:
@@ -39,7 +50,7 @@ def contact_sheet(run: RunDir, order: Sequence[int], best: Sequence[int], scorer
     width = 2 * MARGIN + COLUMNS * (THUMBNAIL + GAP) - GAP
     per_row = min(max(len(best), 1), 4)
     large = min(BEST, (width - 2 * MARGIN - (per_row - 1) * 2 * GAP) // per_row)
-    title = textwrap.wrap(run.config["prompt"], 74)[:3] or [""]
+    title = textwrap.wrap(run.config.prompt, 74)[:3] or [""]
     head = MARGIN + 34 * len(title) + 34
     best_rows = math.ceil(len(best) / per_row)
     below = head + best_rows * (large + CAPTION + 2 * GAP)
@@ -77,8 +88,8 @@ def _subtitle(run: RunDir, scorer: str) -> str:
     made = len(run.rows)
     shown = f"the best {MOST} of " if made > MOST else ""
     return (
-        f"{shown}{made} candidates by {config['model']}, {config['steps']} steps of "
-        f"{config['scheduler'].removesuffix('Scheduler')}, guidance {config['guidance_scale']:g}, ranked by {name}"
+        f"{shown}{made} candidates by {config.model}, {config.steps} steps of "
+        f"{config.scheduler.removesuffix('Scheduler')}, guidance {config.guidance_scale:g}, ranked by {name}"
     )
 
 
@@ -91,7 +102,7 @@ def _label(run: RunDir, index: int, scorer: str, *, short: bool = False) -> str:
 
 def _put(sheet: Image.Image, run: RunDir, index: int, corner: tuple[int, int], side: int) -> None:
     """An image scaled to fit a square, in its middle."""
-    image = open_image(run.image(index))
+    image = run.read_image(index)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)

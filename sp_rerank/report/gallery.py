@@ -21,7 +21,7 @@ from sp_rerank.compare.collect import is_chance_sample
 from sp_rerank.errors import StorageError
 from sp_rerank.report import charts
 from sp_rerank.report.page import page
-from sp_rerank.run.folder import TOP, RunDir
+from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import Row
 from sp_rerank.scorers.calibration import calibration_of
 from sp_rerank.stats import agreement, best_of_n, ranking
@@ -126,7 +126,7 @@ def gallery(run: RunDir) -> bytes:
         title=shortened(prompt_of(run), TITLE),
         prompt=prompt_of(run),
         length=length_of(prompt_of(run)),
-        negative=str(run.config.get("negative_prompt") or ""),
+        negative=run.config.negative_prompt,
         facts=_facts(run),
         notes=_notes(run, pictures, orderings),
         small=_is_small(pictures),
@@ -177,8 +177,7 @@ def _ordering(run: RunDir, name: str, label: str, scores: dict[int, float]) -> O
 
 
 def _configured(run: RunDir) -> list[str]:
-    names = run.config.get("scorers")
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return list(run.config.scorers)
 
 
 def labels_of(names: Sequence[str]) -> dict[str, str]:
@@ -234,7 +233,7 @@ def _is_small(pictures: Mapping[int, Picture]) -> bool:
 
 def prompt_of(run: RunDir) -> str:
     """The prompt as the page shows it; a run by another tool may have none."""
-    return str(run.config.get("prompt") or "")
+    return run.config.prompt or ""
 
 
 def shortened(text: str, most: int) -> str:
@@ -255,11 +254,8 @@ def ordinal(number: int) -> str:
 
 
 def ended_by_rule(run: RunDir) -> bool:
-    """Whether a rule such as --until ended the run before its last candidate: it is complete as it is.
-
-    A run that was cut short has not got its best copies yet, whatever its rules.
-    """
-    return bool(run.config.get("stop")) and bool(run.missing) and bool(run.rows) and (run.path / TOP).is_dir()
+    """Whether a rule such as `confidence` ended the run before its last candidate: it is complete as it is."""
+    return run.result is not None and run.result.ended.by != "complete"
 
 
 def _last(run: RunDir) -> int:
@@ -269,9 +265,7 @@ def _last(run: RunDir) -> int:
 
 def _strategy(run: RunDir) -> str:
     """The name of the run's search; empty where run.json does not tell."""
-    search = run.config.get("search")
-    name = search.get("strategy") if isinstance(search, dict) else search
-    return name if isinstance(name, str) else ""
+    return run.config.search.strategy
 
 
 def _facts(run: RunDir) -> list[str]:
@@ -279,16 +273,14 @@ def _facts(run: RunDir) -> list[str]:
     config, last = run.config, _last(run)
     count = len(run.rows) if ended_by_rule(run) else run.n
     facts = [f"{count} candidates" if count != 1 else "1 candidate"]
-    if isinstance(config.get("model"), str):
-        facts.append(f"by {config['model']}")
-    if isinstance(config.get("steps"), int):
-        scheduler = config.get("scheduler")
-        of = f" of {scheduler.removesuffix('Scheduler')}" if isinstance(scheduler, str) else ""
-        facts.append(f"{config['steps']} steps{of}")
-    if isinstance(config.get("guidance_scale"), int | float):
-        facts.append(f"guidance {config['guidance_scale']:g}")
-    if isinstance(config.get("seed"), int):
-        facts.append(f"seeds {config['seed']}–{config['seed'] + last}" if last else f"seed {config['seed']}")
+    if config.model is not None:
+        facts.append(f"by {config.model}")
+    if config.steps is not None:
+        of = f" of {config.scheduler.removesuffix('Scheduler')}" if config.scheduler is not None else ""
+        facts.append(f"{config.steps} steps{of}")
+    if config.guidance_scale is not None:
+        facts.append(f"guidance {config.guidance_scale:g}")
+    facts.append(f"seeds {config.seed}–{config.seed + last}" if last else f"seed {config.seed}")
     if _strategy(run) not in ("", "exhaustive"):
         facts.append(f"{_strategy(run)} search")
     return facts
@@ -389,10 +381,10 @@ def _budget(run: RunDir) -> dict[str, Any] | None:
     finished = [row for row in run.rows.values() if row.status != "dropped"]
     if not any(row.stages for row in run.rows.values()):
         return None
-    spent, exhaustive = run.spent, run.evaluations_each * len(run.rows)
+    spent, exhaustive = run.nfe, run.nfe_each * len(run.rows)
     if not exhaustive:
         return None
-    stages = Counter(stage.name for row in run.rows.values() for stage in row.stages)
+    stages = Counter(seen.stage.label for row in run.rows.values() for seen in row.stages)
     return {
         "spent": spent,
         "exhaustive": exhaustive,
@@ -411,7 +403,7 @@ def _data(
     return {
         "last": _last(run),
         "prompt": prompt_of(run),
-        "negative": str(run.config.get("negative_prompt") or ""),
+        "negative": run.config.negative_prompt,
         "scorers": [
             {
                 "name": one.name,
@@ -430,8 +422,8 @@ def _data(
                 "status": row.status,
                 "why": _why(row, pictures[index]),
                 "scores": [row.scores.get(one.name) for one in orderings],
-                "stages": [[stage.name, stage.score, stage.unet_evaluations] for stage in row.stages],
-                "evaluations": row.unet_evaluations,
+                "stages": [[seen.stage.label, seen.score, seen.nfe] for seen in row.stages],
+                "evaluations": row.nfe,
                 "file": pictures[index].file,
                 "size": [pictures[index].width, pictures[index].height],
             }

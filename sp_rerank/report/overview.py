@@ -17,7 +17,8 @@ from urllib.parse import quote
 from sp_rerank.errors import SpRerankError, UsageError
 from sp_rerank.report import gallery
 from sp_rerank.report.page import page
-from sp_rerank.run.folder import CONFIG, RunDir
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.layout import CONFIG
 from sp_rerank.storage import atomic
 
 

@@ -1,6 +1,9 @@
-"""The text of a run folder: run.json, one line of candidates.jsonl per candidate, one of stages.jsonl per stage.
+"""The text of a run folder: run.json, a line of candidates.jsonl a candidate, a line of stages.jsonl a stage.
 
 Knows the schema and what makes a text valid. Knows nothing of folders, locks or images.
+
+Schema 2 calls `nfe` (number of function evaluations) what schema 1 called `unet_evaluations`, and `confidence` what it
+called `until`; both are read.
 """
 
 from __future__ import annotations
@@ -8,68 +11,102 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from reprlib import repr as brief
-from typing import Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+from sp_rerank.config import RunConfig, Stage
 from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.run.json_text import Record, are_scores, encoded, is_score, is_sha256, is_whole, loads
 
-SCHEMA = 1
-"""Of run.json and candidates.jsonl together; it rises when a reader of the old one would misread the new one."""
+if TYPE_CHECKING:
+    from sp_rerank.run.state import Finished
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a schema's number to the function that makes its run.json one of the next schema."""
-
-DRAFT = "draft"
-"""How the name of a stage begins that made an image of its own."""
+SCHEMA = 2
+"""Of the files of a run folder together; it rises when a reader of the old one would misread the new one."""
 
 Status = Literal["ok", "flagged", "nonfinite", "dropped"]
 
 
+def _from_schema_1(config: Record) -> Record:
+    stop = config.get("stop")
+    if isinstance(stop, dict) and "until" in stop:
+        rules = cast("Record", stop)
+        config = {**config, "stop": {"confidence" if name == "until" else name: rules[name] for name in rules}}
+    return config
+
+
+MIGRATIONS: dict[int, Callable[[Record], Record]] = {1: _from_schema_1}
+"""From a schema's number to the function that makes its run.json one of the next schema."""
+
+
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageScore:
     """What a search saw of a candidate before it was finished.
 
     Attributes:
-        name: such as "draft, 8 steps" or "preview, 6 of 16 steps".
-        score: by the scorer that selects; None stands for one that is not finite, and for a flagged image.
-        unet_evaluations: spent on this candidate at this stage.
-        flagged: whether the safety checker replaced what was to be seen.
-        also: of a recording, by the name of each other scorer what it says; None as in `score`.
+        stage: Where in the search.
+        score: By the scorer that ranks; None stands for one that is not finite, and for a flagged image.
+        nfe: Evaluations of the denoiser for this candidate at this stage.
+        flagged: Whether the safety checker replaced the image.
+        also: In a recording, the scores of the other scorers by name; None as in `score`.
 
     Raises:
-        ValueError: if a field has another type or range than that.
+        ValueError: If a field has another type or range than that.
     """
 
-    name: str
+    stage: Stage
     score: float | None
-    unet_evaluations: int
+    nfe: int
     flagged: bool = False
-    also: dict[str, float | None] = field(default_factory=dict)
+    also: dict[str, float | None] = field(default_factory=dict[str, "float | None"])
 
-    def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a stage's name should be text, not {brief(self.name)}")
-        if not _is_score(self.score):
+    def __post_init__(self) -> None:
+        if not is_score(self.score):
             raise ValueError(f"a stage's score should be a finite number or null, not {brief(self.score)}")
-        if not isinstance(self.also, dict) or not all(map(_is_score, self.also.values())):
+        if not are_scores(self.also):
             raise ValueError(f"other scores should be finite numbers or null by name, not {brief(self.also)}")
-        if type(self.unet_evaluations) is not int or self.unet_evaluations < 0:
-            raise ValueError(f"unet_evaluations should be a whole number from 0 on, not {brief(self.unet_evaluations)}")
+        if not is_whole(self.nfe):
+            raise ValueError(f"nfe should be a whole number from 0 on, not {brief(self.nfe)}")
 
-    @property
-    def is_draft(self) -> bool:
-        """Whether it began from the noise anew; a preview is a look at a trajectory that goes on."""
-        return self.name.startswith(DRAFT)
-
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> Record:
         """The stage for JSON; `also` where it holds something."""
-        record = asdict(self)
+        record: Record = {
+            "name": self.stage.label, "score": self.score, "nfe": self.nfe, "flagged": self.flagged, "also": self.also,
+        }  # fmt: skip
         if not self.also:
             del record["also"]
         return record
+
+    @classmethod
+    def from_record(cls, record: object) -> StageScore:
+        """The stage of a JSON object; keys that this version does not know are ignored.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if not isinstance(record, dict):
+            raise ValueError(f"a stage should be an object, not {brief(record)}")
+        found = _with_nfe(cast("Record", record))
+        for name in ("name", "score", "nfe"):
+            if name not in found:
+                raise ValueError(f"a stage should have a {name}")
+        also = found.get("also", {})
+        return cls(Stage.parse(found["name"]), found["score"], found["nfe"], found.get("flagged") is True, also)
+
+
+def _from(lowest: float) -> str:
+    return f" from {lowest} on" if math.isfinite(lowest) else ""
+
+
+def _with_nfe(record: Record) -> Record:
+    """A record of either schema as one of schema 2."""
+    return (
+        record
+        if "nfe" in record
+        else {**record, **({"nfe": record["unet_evaluations"]} if "unet_evaluations" in record else {})}
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +115,13 @@ class Row:
 
     Attributes:
         index: 0..n-1, its place in the run.
-        seed: of its initial noise.
+        seed: Seed of its initial noise.
         status: "flagged" if the safety checker replaced it, "nonfinite" if its pixels or a score were not finite,
             "dropped" if a search let it fall before its last step: its image is what the search saw of it last.
         scores: by the scorer's name, higher is better; None stands for a score that is not finite, for JSON has none.
-        sha256: of its image file, 64 lower-case hexadecimal digits.
-        unet_evaluations: spent on this candidate, those of its stages included.
-        batch_size: of the batch that it was made in; the same batch made again is the same bit for bit.
+        sha256: Of its image file (of its pixels in memory), 64 lower-case hexadecimal digits.
+        nfe: Evaluations of the denoiser for this candidate, those of its stages included.
+        batch_size: Of the batch that it was made in; the same batch made again is the same bit for bit.
         stages: what a search saw of it on the way, in order.
 
     Raises:
@@ -96,27 +133,42 @@ class Row:
     status: Status
     scores: dict[str, float | None]
     sha256: str
-    unet_evaluations: int
+    nfe: int
     batch_size: int
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageScore, ...] = ()
 
-    def __post_init__(self):
-        for name, lowest in (("index", 0), ("seed", -math.inf), ("unet_evaluations", 0), ("batch_size", 1)):
+    def __post_init__(self) -> None:
+        for name, lowest in (("index", 0), ("seed", -math.inf), ("nfe", 0), ("batch_size", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < lowest:
                 raise ValueError(f"{name} should be a whole number{_from(lowest)}, not {brief(value)}")
         if self.status not in get_args(Status):
             raise ValueError(f"status should be one of {', '.join(get_args(Status))}, not {brief(self.status)}")
-        if not isinstance(self.scores, dict) or not all(_is_score(value) for value in self.scores.values()):
+        if not are_scores(self.scores):
             raise ValueError(f"scores should be finite numbers or null by name, not {brief(self.scores)}")
-        if not isinstance(self.sha256, str) or len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
+        if not is_sha256(self.sha256):
             raise ValueError(f"sha256 should be 64 hexadecimal digits, not {brief(self.sha256)}")
 
     @classmethod
-    def of(cls, png: bytes, *, scores: Mapping[str, float], **fields: Any) -> Row:
-        """The row of an image file: its sha256, None for each score that is not finite; `fields` are the others."""
-        finite = {name: float(score) if math.isfinite(score) else None for name, score in scores.items()}
-        return cls(scores=finite, sha256=hashlib.sha256(png).hexdigest(), **fields)
+    def of(cls, content: bytes, made: Finished, stages: Mapping[int, tuple[StageScore, ...]]) -> Row:
+        """The row of a finished candidate.
+
+        Args:
+            content: Its image file, or its pixels where there is no file.
+            made: The candidate.
+            stages: What a search saw of each candidate before, by index.
+        """
+        candidate = made.candidate
+        return cls(
+            index=candidate.index,
+            seed=cast("int", candidate.seed),
+            status=made.status,
+            scores={name: float(score) if math.isfinite(score) else None for name, score in made.scores.items()},
+            sha256=hashlib.sha256(content).hexdigest(),
+            nfe=made.nfe,
+            batch_size=made.batch_size,
+            stages=stages.get(candidate.index, ()),
+        )
 
     @property
     def file(self) -> str:
@@ -124,13 +176,14 @@ class Row:
         return f"images/{self.index:05d}.png"
 
     @property
-    def own_evaluations(self) -> int:
+    def own_nfe(self) -> int:
         """Spent on the trajectory of its image, drafts left out."""
-        return self.unet_evaluations - sum(stage.unet_evaluations for stage in self.stages if stage.is_draft)
+        return self.nfe - sum(stage.nfe for stage in self.stages if stage.stage.kind == "draft")
 
     def to_line(self) -> bytes:
         """The row as a line of candidates.jsonl, with its newline; equal rows give equal bytes."""
-        record = {**asdict(self), "stages": [stage.to_record() for stage in self.stages], "file": self.file}
+        record = {name: getattr(self, name) for name in _ROW_KEYS}
+        record |= {"stages": [stage.to_record() for stage in self.stages], "file": self.file}
         if not self.stages:
             del record["stages"]
         return json.dumps(record, allow_nan=False).encode() + b"\n"
@@ -142,29 +195,27 @@ class Row:
         Raises:
             ValueError: if the line is no JSON object of a row, or names a file other than its index's own.
         """
-        record = _loads(line)
-        stages = _stages(record.pop("stages", []))
-        absent = [f.name for f in fields(cls) if f.name not in record and f.name != "stages"]
+        record = _with_nfe(loads(line))
+        stages = record.pop("stages", [])
+        if not isinstance(stages, list):
+            raise ValueError(f"stages should be a list, not {brief(stages)}")
+        absent = [name for name in _ROW_KEYS if name not in record]
         if absent:
             raise ValueError(f"{', '.join(absent)} not given")
-        row = cls(**{f.name: record[f.name] for f in fields(cls) if f.name != "stages"}, stages=stages)
+        row = cls(
+            **{name: record[name] for name in _ROW_KEYS},
+            stages=tuple(map(StageScore.from_record, cast("list[Any]", stages))),
+        )
         if record.get("file") != row.file:
             raise ValueError(f"file should be {row.file!r}, not {brief(record.get('file'))}")
         return row
 
 
-def _stages(records: Any) -> tuple[Stage, ...]:
-    names = ["name", "score", "unet_evaluations"]
-    if not isinstance(records, list) or not all(isinstance(one, dict) and one.keys() >= set(names) for one in records):
-        raise ValueError(f"stages should be a list of {', '.join(names)}, not {brief(records)}")
-    return tuple(
-        Stage(**{name: one[name] for name in names}, flagged=one.get("flagged") is True, also=one.get("also", {}))
-        for one in records
-    )
+_ROW_KEYS = tuple(entry.name for entry in fields(Row) if entry.name != "stages")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StageLine:
     """A line of stages.jsonl: a candidate at a stage of a search that is not over yet.
 
     Attributes:
@@ -174,7 +225,7 @@ class Seen:
     """
 
     index: int
-    stage: Stage
+    stage: StageScore
     sha256: str
 
     def to_line(self) -> bytes:
@@ -183,20 +234,20 @@ class Seen:
         return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
-def parse_seen(text: bytes, name: str) -> tuple[list[Seen], int]:
+def parse_stages(text: bytes, name: str) -> tuple[list[StageLine], int]:
     """The committed lines of stages.jsonl in their order, and their length in bytes; errors as in `parse_rows`."""
     committed = text.rfind(b"\n") + 1
-    seen = []
+    lines: list[StageLine] = []
     for number, line in enumerate(text[:committed].split(b"\n")[:-1], start=1):
         try:
-            record = _loads(line)
-            (stage,) = _stages([record])
-            if type(record.get("index")) is not int or record["index"] < 0:
+            record = loads(line)
+            stage = StageScore.from_record(record)
+            if not is_whole(record.get("index")):
                 raise ValueError(f"index should be a whole number from 0 on, not {brief(record.get('index'))}")
         except ValueError as error:
             raise StorageError(f"{name}: line {number} is damaged: {error}; delete the file to search anew") from error
-        seen.append(Seen(record["index"], stage, str(record.get("sha256"))))
-    return seen, committed
+        lines.append(StageLine(record["index"], stage, str(record.get("sha256"))))
+    return lines, committed
 
 
 def parse_rows(text: bytes, name: str) -> tuple[dict[int, Row], int]:
@@ -227,75 +278,36 @@ def parse_rows(text: bytes, name: str) -> tuple[dict[int, Row], int]:
     return rows, committed
 
 
-def encode_config(config: Mapping[str, Any]) -> bytes:
+def encode_config(config: RunConfig) -> bytes:
     """The text of run.json: the configuration and the schema, keys sorted; equal configurations give equal bytes.
 
     Raises:
-        ValueError: if the configuration has no "n" from 1 on, has a "schema", or holds what JSON has not.
+        ValueError: If the configuration holds what JSON has not.
     """
-    if "schema" in config:
-        raise ValueError('"schema" is not for the configuration to set')
-    _check_n(config)
-    text = json.dumps({**config, "schema": SCHEMA}, sort_keys=True, indent=2, allow_nan=False)
-    return text.encode() + b"\n"
+    return encoded({**config.to_json(), "schema": SCHEMA})
 
 
-def parse_config(text: bytes, name: str) -> dict[str, Any]:
-    """The configuration in a run.json, migrated to this schema, without the schema's number.
+def parse_config(text: bytes, name: str) -> tuple[RunConfig, int]:
+    """The configuration in a run.json, migrated to this schema, and the schema that it was written in.
 
     Raises:
-        UsageError: if it was made by a newer version, or has no schema.
-        StorageError: if it is damaged.
+        UsageError: If it was made by a newer version, has no schema, or a key is missing or of another type.
+        StorageError: If it is not JSON.
     """
     try:
-        config = _loads(text)
+        record = loads(text)
     except ValueError as error:
         raise StorageError(f"{name} is damaged: {error}; restore it from a copy") from error
-    config = _migrated(config, name)
-    try:
-        _check_n(config)
-    except ValueError as error:
-        raise StorageError(f"{name} is damaged: {error}; restore it from a copy") from error
-    return config
-
-
-def _migrated(config: dict[str, Any], name: str) -> dict[str, Any]:
-    schema = config.pop("schema", None)
+    schema = record.pop("schema", None)
     if type(schema) is not int or schema < 1:
         raise UsageError(f"{name} is not of sp-rerank: its schema is {brief(schema)}, a number from 1 on was expected")
     if schema > SCHEMA:
         raise UsageError(
-            f"{name} was made by a newer sp-rerank: schema {schema}, this one reads {SCHEMA}; update sp-rerank"
+            f"{name} was made by a newer sp-rerank: schema {brief(schema)}, this one reads {SCHEMA}; update sp-rerank"
         )
     for older in range(schema, SCHEMA):
-        config = MIGRATIONS[older](config)
-    return config
-
-
-def _check_n(config: Mapping[str, Any]) -> None:
-    n = config.get("n")
-    if type(n) is not int or n < 1:
-        raise ValueError(f'"n", the number of candidates, should be a whole number from 1 on, not {brief(n)}')
-
-
-def _loads(text: bytes) -> dict[str, Any]:
-    """A JSON object; every way of not being one is a ValueError."""
+        record = MIGRATIONS[older](record)
     try:
-        value = json.loads(text.decode(), parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("a JSON object was expected")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _is_score(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
-
-
-def _from(lowest: float) -> str:
-    return f" from {lowest} on" if math.isfinite(lowest) else ""
+        return RunConfig.from_json(record), schema
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from sp_rerank.errors import UsageError
 from sp_rerank.run.folder import RunDir
+from sp_rerank.run.records import Row
 from sp_rerank.search.base import best_of
-from sp_rerank.search.schedule import WHEN, Schedule, is_recording, whole
+from sp_rerank.search.schedule import WHEN, Drops, Schedule, whole
 from sp_rerank.stats import agreement, ranking
 from sp_rerank.stats.agreement import Estimate
 
@@ -109,43 +110,53 @@ def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None 
     Raises:
         UsageError: if the run was not recorded, is not complete, or does not hold these scorers.
     """
-    search: Any = run.config.get("search")
-    if not is_recording(search):
+    search = run.config.search
+    if not search.records:
         raise UsageError(f"{run.path} is no recording; make one with `sp-rerank generate PROMPT --record`")
     if run.missing:
         raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")
     rows = [run.rows[index] for index in range(run.n)]
-    selecting = run.config["scorers"][0]
+    selecting = run.config.scorers[0]
     name = _named(run, scorer) if scorer else selecting
     if worth and any(worth not in row.scores for row in rows):
         raise UsageError(f"{run.path} holds no scores of {worth}; add them with `sp-rerank compare RUN --scorer ..`")
-    drafts, previews, spent = {}, {}, 0
-    for place, (stage, when) in enumerate(zip(rows[0].stages, [*search["drafts"], *search["previews"]], strict=False)):
-        seen = [row.stages[place] for row in rows]
-        scores = _array(one.score if name == selecting else one.also.get(name) for one in seen)
-        spent += 0 if stage.is_draft else stage.unet_evaluations
+    drafts: dict[int, tuple[Array, int]] = {}
+    previews: dict[float, tuple[Array, int]] = {}
+    spent = 0
+    for place, (seen, at) in enumerate(zip(rows[0].stages, [*search.drafts, *search.previews], strict=False)):
+        scores = _stage_scores(rows, place, None if name == selecting else name)
+        spent += 0 if seen.stage.kind == "draft" else seen.nfe
         if np.isnan(scores).all():
             continue  # this scorer was not asked
-        if stage.is_draft:
-            drafts[when] = (scores, stage.unet_evaluations)
+        if seen.stage.kind == "draft":
+            drafts[int(at)] = (scores, seen.nfe)
         else:
-            previews[when] = (scores, spent)
+            previews[at] = (scores, spent)
     if not any(row.status == "ok" for row in rows):
         raise UsageError(f"{run.path} holds no usable candidate; leave it out")
     usable = [row.scores.get(name) if row.status == "ok" else None for row in rows]
     finished = _array(usable)
-    made_with = {"n": run.n, "steps": run.config["steps"], "model": run.config["model"], "scorer": name}
+    run.config.require("prompt", "steps", "model")
+    made_with: dict[str, str | int] = {
+        "n": run.n, "steps": run.config.steps, "model": run.config.model, "scorer": name,
+    }  # fmt: skip
     other = _array(row.scores[worth] for row in rows) if worth else finished
-    return Recording(run.config["prompt"], made_with, finished, rows[0].own_evaluations, drafts, previews, other)
+    return Recording(run.config.prompt, made_with, finished, rows[0].own_nfe, drafts, previews, other)
 
 
 def _named(run: RunDir, scorer: str) -> str:
     """The full name of one of a recording's scorers."""
-    known = run.config["scorers"]
+    known = run.config.scorers
     for name in known:
         if scorer in (name, name.split("@")[0]):
             return name
     raise UsageError(f"{run.path} was recorded with {', '.join(known)}, not {scorer}; record anew with --also {scorer}")
+
+
+def _stage_scores(rows: Sequence[Row], place: int, other: str | None) -> Array:
+    """(n,) scores at a stage, by the scorer that ranks or by another one."""
+    stages = [row.stages[place] if place < len(row.stages) else None for row in rows]
+    return _array([None if seen is None else seen.score if other is None else seen.also.get(other) for seen in stages])
 
 
 def _array(values: Iterator[float | None] | Sequence[float | None]) -> Array:
@@ -218,7 +229,7 @@ def promise(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> 
     return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, decodes, len(recordings))
 
 
-def schedules(recordings: Sequence[Recording], strategies: Sequence[str] = tuple(WHEN)) -> Iterator[Schedule]:
+def schedules(recordings: Sequence[Recording], strategies: Sequence[Drops] = tuple(WHEN)) -> Iterator[Schedule]:
     """Every schedule of up to ROUNDS rounds that the recordings can act out."""
     for strategy in strategies:
         places = sorted(recordings[0].drafts if strategy == "screening" else recordings[0].previews)
@@ -233,7 +244,7 @@ def cheapest(
     *,
     gain: float,
     top_gain: float,
-    strategies: Sequence[str] = tuple(WHEN),
+    strategies: Sequence[Drops] = tuple(WHEN),
 ) -> Schedule:
     """The schedule with the fewest evaluations whose mean gains over the recordings reach the goals.
 
@@ -262,7 +273,7 @@ def plan(
     top_k: int = 4,
     gain: float = 0.99,
     top_gain: float = 0.97,
-    strategies: Sequence[str] = tuple(WHEN),
+    strategies: Sequence[Drops] = tuple(WHEN),
     seed: int = 0,
 ) -> tuple[Schedule, Promise]:
     """The cheapest schedule on one half of the prompts, and what it does to the other half.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sp_rerank.config import Stage
 from sp_rerank.diffusion.trajectory import check_watchable
 from sp_rerank.errors import UsageError
-from sp_rerank.search.base import Known, Scored, Strategy, finish, scored
+from sp_rerank.run.state import PriorScores
+from sp_rerank.search.base import Score, Scored, Strategy, finish, score_batches
 from sp_rerank.search.halving import halving
-from sp_rerank.search.screening import SOLVER, draft_name
+from sp_rerank.search.screening import SOLVER
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.diffusion.sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def recording(drafts: Sequence[int], previews: Sequence[float], decoder: str | N
     """
 
     def search(
-        sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
+        sampler: Sampler, score: Score, seeds: Mapping[int, int], *, top_k: int, prior: PriorScores
     ) -> Generator[Scored]:
         rounds = [(share, len(seeds)) for share in previews]
         try:
@@ -39,10 +39,10 @@ def recording(drafts: Sequence[int], previews: Sequence[float], decoder: str | N
             log.warning("only drafts are recorded: %s", error)
             rounds = []
         for steps in drafts:
-            yield from scored(sampler.with_steps(steps, SOLVER), score, seeds, draft_name(steps), known)
+            yield from score_batches(sampler.with_steps(steps, SOLVER), score, seeds, Stage("draft", steps), prior)
         if rounds:
-            yield from halving(rounds, decoder=decoder)(sampler, score, seeds, top_k=top_k, known=known)
+            yield from halving(rounds, decoder=decoder)(sampler, score, seeds, top_k=top_k, prior=prior)
         else:
-            yield from finish(sampler, score, seeds, known)
+            yield from finish(sampler, score, seeds, prior)
 
     return search

@@ -1,4 +1,4 @@
-"""What the strategies share that look at x_0 on the way: where they look, what they see, and nothing scored twice."""
+"""What the strategies with previews share: the steps at which x_0 is scored, and scores that are taken once."""
 
 from __future__ import annotations
 
@@ -7,46 +7,44 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sp_rerank.config import Stage
 from sp_rerank.diffusion.sampler import Batch
 from sp_rerank.diffusion.trajectory import View
 from sp_rerank.errors import UsageError
-from sp_rerank.search.base import Known, Scored, usable_scores
+from sp_rerank.run.state import PriorScores
+from sp_rerank.search.base import Score, Scored, usable_scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.diffusion.previews import Previews
     from sp_rerank.diffusion.sampler import Sampler
     from sp_rerank.diffusion.trajectory import Trajectory
 
-Score = Callable[["Tensor"], "Tensor"]
 
-
-class Seen:
-    """The scores of a run so far, those of an interrupted one included; each candidate is scored once a stage.
+class ScoreCache:
+    """The scores of a run so far, those of an interrupted one included: each candidate is scored once a stage.
 
     Args:
         score: (b, 3, H, W) images in [0, 1] to (b,) scores, higher is better.
-        known: what an interrupted run knows already.
+        prior: Scores that an interrupted run holds already.
     """
 
-    def __init__(self, score: Score, known: Known) -> None:
+    def __init__(self, score: Score, prior: PriorScores) -> None:
         self._score = score
-        self._scores: dict[str | None, dict[int, float]] = {stage: dict(scores) for stage, scores in known.items()}
+        self._scores: dict[Stage | None, dict[int, float]] = {stage: dict(scores) for stage, scores in prior.items()}
 
     def forget(self) -> None:
-        """Forget what was seen on the way, not what is finished: other batches take other ways."""
+        """Forget the scores of stages, not of finished candidates: other batches take other trajectories."""
         self._scores = {None: self._scores.get(None, {})}
 
-    def lacks(self, stage: str | None, indices: Sequence[int]) -> bool:
+    def missing(self, stage: Stage | None, indices: Sequence[int]) -> bool:
         """Whether any of the candidates has not been seen at a stage."""
         return any(index not in self._scores.get(stage, {}) for index in indices)
 
-    def scores(self, stage: str | None, indices: Sequence[int]) -> dict[int, float]:
+    def scores(self, stage: Stage | None, indices: Sequence[int]) -> dict[int, float]:
         """Scores by index; NaN where one is not finite."""
         return {index: self._scores[stage][index] for index in indices}
 
-    def add(self, batch: Batch, stage: str | None, total: int) -> Scored:
+    def add(self, batch: Batch, stage: Stage | None, total: int) -> Scored:
         """Score what is new in a batch; `total` as in `Scored`."""
         known = self._scores.setdefault(stage, {})
         new = [place for place, index in enumerate(batch.indices) if index not in known]
@@ -75,19 +73,14 @@ def watched_steps(sampler: Sampler, shares: Sequence[float]) -> list[int]:
     return watched
 
 
-def preview_name(step: int, steps: int) -> str:
-    """The stage of previews after so many of the scheduler's steps."""
-    return f"preview, {step} of {steps} steps"
-
-
 def preview(trajectory: Trajectory, view: View, previews: Previews, seeds: Mapping[int, int]) -> Batch:
     """What a waiting batch shows, as images; no safety checker has seen them."""
     indices = trajectory.indices
     images = previews.decode(view.x0)
-    return Batch(indices, tuple(seeds[i] for i in indices), images, (False,) * len(indices), view.unet_evaluations)
+    return Batch(indices, tuple(seeds[i] for i in indices), images, (False,) * len(indices), view.nfe)
 
 
-def within_memory(
+def retry_on_oom(
     sampler: Sampler, seeds: Mapping[int, int], attempt: Callable[[], Iterator[Scored]]
 ) -> Iterator[Scored]:
     """What a search finds; when memory runs out it starts anew with smaller batches, and what is scored stays scored.

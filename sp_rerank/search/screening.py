@@ -8,15 +8,14 @@ run's own scheduler with the run's own steps from their seeds, so they are the i
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.run.records import DRAFT
-from sp_rerank.search.base import Known, Scored, Strategy, best_of, check_keeps, finish, scored, usable_scores
+from sp_rerank.config import Stage
+from sp_rerank.run.state import PriorScores
+from sp_rerank.search.base import Score, Scored, Strategy, best_of, check_keeps, finish, score_batches, usable_scores
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.diffusion.sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
     """
 
     def search(
-        sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
+        sampler: Sampler, score: Score, seeds: Mapping[int, int], *, top_k: int, prior: PriorScores
     ) -> Generator[Scored]:
         check_keeps([keep for _, keep in rounds], top_k, len(seeds))
         if draws_noise(sampler.scheduler):
@@ -43,13 +42,13 @@ def screening(rounds: Sequence[tuple[int, int]]) -> Strategy:
             )  # fmt: skip
         left = dict(seeds)
         for steps, keep in rounds:
-            stage = draft_name(steps)
-            scores = {index: value for index, value in known.get(stage, {}).items() if index in left}
-            for one in scored(sampler.with_steps(steps, SOLVER), score, left, stage, known):
-                scores = {**usable_scores(one), **scores}
-                yield one
+            stage = Stage("draft", steps)
+            scores = {index: value for index, value in prior.get(stage, {}).items() if index in left}
+            for batch in score_batches(sampler.with_steps(steps, SOLVER), score, left, stage, prior):
+                scores = {**usable_scores(batch), **scores}
+                yield batch
             left = {index: seeds[index] for index in best_of(scores, keep)}
-        yield from finish(sampler, score, left, known)
+        yield from finish(sampler, score, left, prior)
 
     return search
 
@@ -60,8 +59,3 @@ def draws_noise(scheduler: Any) -> bool:
     return "sde" in str(config.get("algorithm_type", "")) or any(
         mark in type(scheduler).__name__ for mark in ("Ancestral", "DDPM", "SDE", "LCM", "TCD")
     )
-
-
-def draft_name(steps: int) -> str:
-    """The stage of drafts of so many steps."""
-    return f"{DRAFT}, {steps} steps"

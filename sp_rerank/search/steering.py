@@ -15,73 +15,70 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from sp_rerank.config import Stage
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
 from sp_rerank.errors import UsageError
-from sp_rerank.search.base import Known, Scored, Strategy
-from sp_rerank.search.score_cache import Seen, preview, preview_name, watched_steps, within_memory
+from sp_rerank.run.state import PriorScores
+from sp_rerank.search.base import Score, Scored, Strategy
+from sp_rerank.search.score_cache import ScoreCache, preview, retry_on_oom, watched_steps
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.diffusion.sampler import Sampler
     from sp_rerank.diffusion.trajectory import Trajectory
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
 STRENGTH = 2.0
+"""Lambda, in units of the spread of the scores at the first of SHARES: scorers differ in scale."""
 
 
-def steering(shares: Sequence[float] = SHARES, *, strength: float = STRENGTH, decoder: str | None = None) -> Strategy:
-    """The strategy with these resampling times.
+def steering(decoder: str | None = None) -> Strategy:
+    """The strategy, with resampling after SHARES of the steps.
 
     Args:
-        shares: of the steps, after which particles are resampled.
-        strength: lambda, in units of the spread of the scores at the first of them: scorers differ in scale.
-        decoder: makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
+        decoder: Makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
             autoencoder where None.
 
     Raises:
-        UsageError: if `strength` is not a number from 0; once it runs, if the scheduler draws no noise on the way, if
-            two shares fall on one step, or if the pipeline cannot be watched.
+        UsageError: Once it runs, if the scheduler draws no noise on the way, if two shares fall on one step, or if the
+            pipeline cannot be watched.
     """
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UsageError(f"strength is {strength}; expected a number from 0")
 
     def search(
-        sampler: Sampler, score: Callable[[Tensor], Tensor], seeds: Mapping[int, int], *, top_k: int, known: Known
+        sampler: Sampler, score: Score, seeds: Mapping[int, int], *, top_k: int, prior: PriorScores
     ) -> Generator[Scored]:
         check_watchable(sampler)
-        steps, watched = sampler.steps, watched_steps(sampler, shares)
+        steps, watched = sampler.steps, watched_steps(sampler, SHARES)
         previews = Previews(sampler.pipe, decoder, **sampler.size)
-        seen, blocks = Seen(score, known), sampler.blocks(seeds)
+        cache, blocks = ScoreCache(score, prior), sampler.blocks(seeds)
 
         def steered(trajectory: Trajectory) -> Iterator[Scored]:
             rewards, scale = [0.0] * len(trajectory.indices), None
             for number, step in enumerate(watched):
                 view = trajectory.look(number)
                 _check_stochastic(sampler, view.stochastic)
-                stage = preview_name(step, steps)
-                yield seen.add(preview(trajectory, view, previews, seeds), stage, len(seeds))
-                before, rewards = rewards, list(seen.scores(stage, trajectory.indices).values())
-                scale = strength / _spread(rewards) if scale is None else scale
+                stage = Stage("preview", step, steps)
+                yield cache.add(preview(trajectory, view, previews, seeds), stage, len(seeds))
+                before, rewards = rewards, list(cache.scores(stage, trajectory.indices).values())
+                scale = STRENGTH / _spread(rewards) if scale is None else scale
                 gains = [scale * (now - then) for now, then in zip(rewards, before, strict=True)]
                 ancestors = resampled(gains, random.Random(f"{seeds[trajectory.indices[0]]} {step}").random())
                 trajectory.resample(number, ancestors)
                 rewards = [rewards[ancestor] for ancestor in ancestors]
-            yield seen.add(trajectory.finish(), None, len(seeds))
+            yield cache.add(trajectory.finish(), None, len(seeds))
 
         def attempt() -> Iterator[Scored]:
             if sampler.blocks(seeds) != blocks:
-                seen.forget()  # memory ran out: smaller batches are other systems of particles
+                cache.forget()  # memory ran out: smaller batches are other systems of particles
             with side_by_side(sampler, seeds, watched) as trajectories:
                 for trajectory in trajectories:
-                    if seen.lacks(None, trajectory.indices):
+                    if cache.missing(None, trajectory.indices):
                         yield from steered(trajectory)
 
-        yield from within_memory(sampler, seeds, attempt)
+        yield from retry_on_oom(sampler, seeds, attempt)
 
     return search
 
@@ -109,7 +106,7 @@ def resampled(log_weights: Sequence[float], offset: float) -> list[int]:
     unit, total, taken = sum(weights) / len(weights), 0.0, 0
     copies: list[int] = []
     ancestors = list(range(len(weights)))
-    empty = []
+    empty: list[int] = []
     for place, weight in enumerate(weights):
         total += weight
         times = max(0, math.ceil(round(total / unit - offset, 9)) - taken)
@@ -130,8 +127,8 @@ def _spread(rewards: Sequence[float]) -> float:
 
 def _check_stochastic(sampler: Sampler, stochastic: bool) -> None:
     if not stochastic:
-        name = type(sampler._scheduler or sampler.pipe.scheduler).__name__
+        name = type(sampler.scheduler).__name__
         raise UsageError(
             f"{name} as it is set draws no noise on the way, so copies of a candidate would stay copies; expected a "
-            "stochastic one such as --scheduler EulerAncestralDiscrete or DDPM, or another search"
+            "stochastic one such as EulerAncestralDiscrete or DDPM, or another search"
         )

@@ -6,25 +6,13 @@ Knows scores and budgets. Knows nothing of how candidates are made.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from sp_rerank.errors import UsageError
+from sp_rerank.config import StopRules
 
 FEWEST = 5  # scores before a distribution is fitted to them
-
-
-def parse_until(text: str) -> float:
-    """The probability in a rule like "p>0.9".
-
-    Raises:
-        UsageError: if it is no such rule.
-    """
-    found = re.fullmatch(r"\s*p\s*>\s*(0?\.\d+)\s*", text)
-    if not found or not 0 < float(found[1]) < 1:
-        raise UsageError(f'--until is {text!r}; expected a rule like "p>0.9", the number between 0 and 1')
-    return float(found[1])
 
 
 def confidence(scores: Sequence[float], n: int, margin: float) -> float:
@@ -57,35 +45,44 @@ def confidence(scores: Sequence[float], n: int, margin: float) -> float:
     return max(plain, float(stats.t.cdf(beyond, count - 1)) ** left)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What a run has spent so far, and what it would spend next.
+
+    Attributes:
+        nfe: Evaluations of the denoiser so far.
+        next_nfe: Evaluations that another batch takes.
+        seconds: Since the run began.
+    """
+
+    nfe: int
+    next_nfe: int
+    seconds: float
+
+
 def reason_to_stop(
-    rules: Mapping[str, Any],
-    scores: Sequence[float],
-    n: int,
-    *,
-    margin: float,
-    spent: int,
-    next_batch: int,
-    seconds: float,
-) -> str | None:
-    """Why a run ends here, in words; None if it goes on.
+    rules: StopRules, scores: Sequence[float], n: int, *, margin: float, spent: Spent
+) -> tuple[Literal["confidence", "max_evaluations", "max_seconds"], str] | None:
+    """Which rule ends a run here, with its figures in words; None if the run goes on.
 
     Args:
-        rules: "until", "max_evaluations" and "max_seconds", each optional, as in a run's configuration.
-        scores: of the candidates so far.
-        n: candidates of the whole run.
-        margin: what the scorer cannot tell apart; 0 if it has no calibration.
-        spent: evaluations of the denoiser so far.
-        next_batch: evaluations that another batch takes.
-        seconds: since the run began.
+        rules: Those of the run.
+        scores: Of the candidates so far; NaN where one is not usable.
+        n: Number of candidates of the whole run.
+        margin: Gap of scores below which the scorer cannot tell two candidates apart; 0 without a calibration.
+        spent: What the run has spent.
     """
     if len(scores) >= n:
         return None
-    if rules.get("max_evaluations") and spent + next_batch > rules["max_evaluations"]:
-        return f"{spent} evaluations are spent, another batch would pass {rules['max_evaluations']}"
-    if rules.get("max_seconds") and seconds >= rules["max_seconds"]:
-        return f"{seconds:.0f} of {rules['max_seconds']:g} seconds are spent"
+    if rules.max_evaluations is not None and spent.nfe + spent.next_nfe > rules.max_evaluations:
+        most = rules.max_evaluations
+        return "max_evaluations", f"{spent.nfe} evaluations are spent, another batch would pass {most}"
+    if rules.max_seconds is not None and spent.seconds >= rules.max_seconds:
+        return "max_seconds", f"{spent.seconds:.0f} of {rules.max_seconds:g} seconds are spent"
+    if rules.confidence is None:
+        return None
     sure = confidence(scores, n, margin)
-    if rules.get("until") and sure > rules["until"]:
-        beyond = f" by more than {margin:.3g}, which the scorer cannot tell apart" if margin else ""
-        return f"with probability {sure:.2f} none of the other {n - len(scores)} beats the best{beyond}"
-    return None
+    if sure <= rules.confidence:
+        return None
+    beyond = f" by more than {margin:.3g}, which the scorer cannot tell apart" if margin else ""
+    return "confidence", f"with probability {sure:.2f} none of the other {n - len(scores)} beats the best{beyond}"

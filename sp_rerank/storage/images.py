@@ -10,13 +10,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sp_rerank.errors import UnreadableImageError, UsageError
 from sp_rerank.storage import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """By Pillow's names; its other readers are not let near a file of unknown origin."""
@@ -101,11 +104,26 @@ def encode(image: Image.Image, *, parameters: str, record: Mapping[str, Any]) ->
     return file.getvalue()
 
 
+def to_images(batch: Tensor) -> list[Image.Image]:
+    """(n, 3, H, W) float in [0, 1] to RGB images, rounded as diffusers rounds; what is not finite becomes black."""
+    pixels = batch.detach().float().nan_to_num(0, 0, 0).clamp(0, 1).mul(255).round().byte()
+    return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
 def amend_record(png: bytes, more: Mapping[str, Any]) -> bytes:
     """The same picture and metadata as `encode` wrote, with more in the record."""
     with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         record = {**json.loads(image.info[RECORD_KEY]), **more}
         return encode(image.convert("RGB"), parameters=image.info[PARAMETERS_KEY], record=record)
+
+
+def has_record(png: bytes) -> bool:
+    """Whether a PNG file holds a record that `encode` wrote; False for what is no PNG file."""
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            return RECORD_KEY in image.info
+    except UnidentifiedImageError:
+        return False
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:

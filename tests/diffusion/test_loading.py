@@ -68,7 +68,7 @@ def test_stable_diffusion_s_own_steps(checkpoint):
     pipe = load_pipeline(str(checkpoint))
     sampler = Sampler(pipe, "a lemon", batch_size=2, guidance_scale=7.5, num_inference_steps=50)
     (batch,) = sampler.batches({0: 0, 1: 1})
-    assert batch.unet_evaluations == 51
+    assert batch.nfe == 51
 
 
 def test_a_prompt_of_77_tokens_and_one_of_122(checkpoint):

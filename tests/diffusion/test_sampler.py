@@ -63,7 +63,7 @@ def test_half_a_run_makes_the_batches_of_the_whole(mini):
 
 def test_evaluations_are_counted(mini):
     batches = sample(mini, 3, 2)
-    assert [batch.unet_evaluations for batch in batches] == [5, 5]  # PNDM asks the UNet once more than its steps
+    assert [batch.nfe for batch in batches] == [5, 5]  # PNDM asks the UNet once more than its steps
     assert all(not any(batch.flagged) for batch in batches)
 
 

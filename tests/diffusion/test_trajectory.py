@@ -100,8 +100,8 @@ def test_survivors_of_two_cuts_are_bitwise_those_of_the_uncut_run(pipe, name):
         batch = trajectory.finish()
     assert [len(view.x0) for view in views] == [3, 2]
     assert all(view.x0.isfinite().all() for view in views)
-    assert sum(one.unet_evaluations for one in (*views, batch)) == whole.unet_evaluations
-    assert views[0].unet_evaluations == {5: 1, 6: 1, 9: 2, 14: 3}[whole.unet_evaluations]
+    assert sum(one.nfe for one in (*views, batch)) == whole.nfe
+    assert views[0].nfe == {5: 1, 6: 1, 9: 2, 14: 3}[whole.nfe]
     assert batch.indices == (2,) and batch.seeds == (102,)
     assert torch.equal(batch.images, whole.images[[2]])
 

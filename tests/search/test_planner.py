@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from sp_rerank.cli import app
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.search.planner import Recording, act_out, cheapest, gains, plan, promise, read_recording
 from sp_rerank.search.schedule import Schedule, read_schedule
@@ -93,7 +94,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     for i, folder in enumerate(folders):
         run(BlurredPipe(), folder, record=True, seed=1000 * i, prompt=f"a lemon {i}", also=[Darkness()])
     rows = RunDir.read(folders[0]).rows
-    assert {row.status for row in rows.values()} == {"ok"} and {row.unet_evaluations for row in rows.values()} == {10}
+    assert {row.status for row in rows.values()} == {"ok"} and {row.nfe for row in rows.values()} == {10}
     result = CliRunner().invoke(
         app, ["plan", *map(str, folders), "--gain", "0.9", "--top-gain", "0.8", "--out", str(tmp_path / "plan.toml")]
     )
@@ -111,7 +112,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     run(BlurredPipe(), tmp_path / "followed", search=tmp_path / "plan.toml", prompt="a lemon 0")
     followed = RunDir.read(tmp_path / "followed").rows
     assert sorted(i for i, row in followed.items() if row.status == "ok") == sorted(acted.finalists)
-    assert sum(row.unet_evaluations for row in followed.values()) == acted.evaluations
+    assert sum(row.nfe for row in followed.values()) == acted.evaluations
 
 
 def test_a_recording_without_a_usable_candidate_is_refused(tmp_path, monkeypatch):
@@ -161,8 +162,8 @@ def test_other_scorers_are_kept_beside_and_choose_nothing(tmp_path):
     both = run(BlurredPipe(), tmp_path / "run", n=20, also=[Darkness()])
     assert [r.candidate.seed for r in alone] == [r.candidate.seed for r in both]
     folder = RunDir.read(tmp_path / "run")
-    assert folder.config["scorers"] == ["brightness", "darkness"]
+    assert folder.config.scorers == ("brightness", "darkness")
     assert all(row.scores["darkness"] == -row.scores["brightness"] for row in folder.rows.values())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["scorers"][0] == "brightness"
-    with pytest.raises(UsageError, match="brightness is given twice"):
+    with pytest.raises(UsageError, match="also is 'brightness'; expected other scorers"):
         run(BlurredPipe(), n=20, also=[BrightnessScorer()])

@@ -12,12 +12,13 @@ import torch
 import typer
 from PIL import Image
 from scipy import stats
+from support.runs import run_config
 from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.run.folder import RunWriter
 from sp_rerank.run.records import Row
+from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.storage.images import encode
 from sp_rerank.train.preferences import ImageSource, PreferenceGroup
@@ -147,16 +148,16 @@ def test_a_plot_is_the_same_bytes_again(tmp_path):
 
 
 def make_run(folder, model, levels, prompt="a lemon", scores=None, statuses=None):
-    config = {
-        "n": len(levels), "prompt": prompt, "model": model, "steps": 20, "guidance_scale": 7.5, "scheduler": "PNDM",
-    }  # fmt: skip
+    config = run_config(
+        len(levels), prompt=prompt, model=model, steps=20, guidance_scale=7.5, scheduler="PNDM", scorers=()
+    )
     with RunWriter.start(folder, config) as run:
         batch = []
         for index, level in enumerate(levels):
             png = encode(Image.new("RGB", (4, 4), (level,) * 3), parameters="", record={})
             row = Row(
                 index=index, seed=index, status=statuses[index] if statuses else "ok",
-                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), unet_evaluations=1,
+                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), nfe=1,
                 batch_size=1,
             )  # fmt: skip
             batch.append((row, png))

@@ -18,7 +18,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -27,15 +27,16 @@ from typing import Any
 
 import numpy as np
 
+from sp_rerank.config import EXHAUSTIVE, FAST, STEERING, GenerationOptions, SearchPlan
 from sp_rerank.report.tables import new_figure, percent, to_svg
-from sp_rerank.run.folder import RunDir, add_scores
+from sp_rerank.run.folder import RunDir
+from sp_rerank.run.writer import add_scores
 from sp_rerank.search import planner
 from sp_rerank.search.planner import Promise, Recording
-from sp_rerank.search.schedule import EXHAUSTIVE, FAST, STEERING, Schedule, read_schedule, recording, shipped, to_toml
+from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import write
-from sp_rerank.storage.images import open_image
 from sp_rerank.train.mini.annotators import draw_captions
 from sp_rerank.train.mini.judge import Judge, load_judge
 
@@ -67,13 +68,18 @@ def captions(n: int) -> list[str]:
     return draw_captions(random.Random(SEED), CHOOSING + n, held_out=False, known=set())
 
 
-def stages_of(schedules: Sequence[Schedule]) -> dict[str, Any]:
+def stages_of(schedules: Sequence[Schedule], decoder: str | None) -> SearchPlan:
     """The search that records what these schedules look at, and no more."""
 
     def places(strategy: str) -> list[Any]:
         return sorted({when for one in schedules if one.strategy == strategy for when, _ in one.rounds})
 
-    return {**recording(STEPS, "mini"), "drafts": places("screening"), "previews": places("halving")}
+    return SearchPlan(
+        strategy="recording",
+        drafts=tuple(places("screening")),
+        previews=tuple(places("halving")),
+        decoder=decoder,
+    )
 
 
 def record(number: int, caption: str, out: Path) -> Path:
@@ -83,8 +89,8 @@ def record(number: int, caption: str, out: Path) -> Path:
     from transformers.utils import logging as transformers_log
 
     from sp_rerank import load_scorer
-    from sp_rerank.config import configure
-    from sp_rerank.generate import carry_out
+    from sp_rerank.generate import Job, run_search
+    from sp_rerank.search.resolve import resolve
 
     diffusers_log.disable_progress_bar()
     transformers_log.disable_progress_bar()
@@ -92,20 +98,12 @@ def record(number: int, caption: str, out: Path) -> Path:
     pipe = _pipeline(SCHEDULER)
     scorer, folder = load_scorer(SELECTING), out / f"{number:03}"
     also = [load_scorer(NOISE_AWARE)]
-    config = configure(
-        caption,
-        pipe=pipe,
-        scorer=scorer,
-        also=also,
-        n=CANDIDATES,
-        top_k=TOP_K,
-        steps=STEPS,
-        seed=SEED + 1000 * number,
-        record=True,
-    )
+    options = GenerationOptions(n=CANDIDATES, top_k=TOP_K, steps=STEPS, seed=SEED + 1000 * number, record=True)
+    config = resolve(caption, options, pipe=pipe, scorer=scorer, also=also)
     if number >= CHOOSING:
-        config["search"] = stages_of([schedule for schedule, _ in measured().values()])
-    carry_out(config, pipe=pipe, scorer=scorer, also=also, top_k=TOP_K, out=folder, resume=True)
+        plan = stages_of([schedule for schedule, _ in measured().values()], config.search.decoder)
+        config = replace(config, search=plan)
+    run_search(Job(config, options, pipe, scorer, also), out=folder, resume=True)
     return folder
 
 
@@ -126,8 +124,8 @@ def judged(folder: Path, judge: Judge) -> RunDir:
     run = RunDir.read(folder)
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
-    images = [open_image(run.image(index)) for index in range(run.n)]
-    scores = judge.score(run.config["prompt"], images).tolist()
+    images = [run.read_image(index) for index in range(run.n)]
+    scores = judge.score(run.config.prompt, images).tolist()
     return add_scores(folder, {judge.name: dict(enumerate(scores))})
 
 
@@ -186,7 +184,7 @@ def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
                 )
                 if number:
                     seconds.setdefault(name, []).append(time.perf_counter() - began)
-                    spent[name] = RunDir.read(out).spent
+                    spent[name] = RunDir.read(out).nfe
     return {name: (median(taken), spent[name]) for name, taken in seconds.items()}
 
 
@@ -217,7 +215,7 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
             (best,) = generate(
                 one.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
             )
-            spent = RunDir.read(out).spent
+            spent = RunDir.read(out).nfe
             picks.append(best.score)
             worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
     finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "worth"))

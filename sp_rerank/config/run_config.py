@@ -1,0 +1,157 @@
+"""What makes a run this run and no other: run.json, checked key by key. Knows JSON and ranges; knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from reprlib import repr as brief
+from typing import Any, cast
+
+from sp_rerank.config.rules import (
+    COUNT,
+    FLAG,
+    GUIDANCE,
+    MAPPING,
+    MAX_SEED,
+    SEED,
+    SIDE,
+    STEPS,
+    TEXT,
+    TEXTS,
+    Rule,
+    key,
+    or_none,
+)  # fmt: skip
+from sp_rerank.config.search_plan import SearchPlan, StopRules
+from sp_rerank.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What makes a run this run and no other; with any of it changed the pixels change.
+
+    A field that a run.json does not hold is None: older versions and other tools wrote less. Readers that need it call
+    `require` first.
+
+    Attributes:
+        n: Number of candidates of the whole run.
+        prompt: What the images should show.
+        negative_prompt: What they should not show.
+        truncated: A line for each reader that does not read the prompt to its end.
+        model: Name, repository or folder.
+        revision: Commit of a repository; None for a folder.
+        pipeline: Class name.
+        safety_checker: Whether the pipeline has one.
+        scorers: Full names; the first one ranks.
+        search: How the candidates are searched.
+        stop: When the run ends before its last candidate.
+        steps: Number of scheduler steps.
+        guidance_scale: Scale of classifier-free guidance.
+        scheduler: Class name.
+        height: In pixels; None takes the model's own.
+        width: In pixels; None takes the model's own.
+        dtype: Precision of the pipeline, such as "float32".
+        device: Kind of device, such as "cuda".
+        batch_size: Number of images made at once, at most.
+        seed: Seed of the first candidate.
+        pipe_kwargs: Further arguments of the pipeline.
+        versions: Versions of the libraries by name.
+    """
+
+    n: int = field(metadata={"rule": COUNT})
+    prompt: str = key(TEXT)
+    negative_prompt: str = key(TEXT, "")
+    truncated: tuple[str, ...] = key(TEXTS, ())
+    model: str = key(TEXT)
+    revision: str | None = key(or_none(TEXT))
+    pipeline: str = key(TEXT)
+    safety_checker: bool = key(FLAG)
+    scorers: tuple[str, ...] = key(TEXTS, ())
+    search: SearchPlan = field(default_factory=SearchPlan)
+    stop: StopRules = field(default_factory=StopRules)
+    steps: int = key(STEPS)
+    guidance_scale: float = key(GUIDANCE)
+    scheduler: str = key(TEXT)
+    height: int | None = key(or_none(SIDE))
+    width: int | None = key(or_none(SIDE))
+    dtype: str = key(TEXT)
+    device: str = key(TEXT)
+    batch_size: int = key(COUNT)
+    seed: int = key(SEED, 0)
+    pipe_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata={"rule": MAPPING})
+    versions: Mapping[str, str] = field(default_factory=dict[str, str], metadata={"rule": MAPPING})
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as run.json holds them; what is not set is left out."""
+        record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        record |= {"search": self.search.to_json(), "stop": self.stop.to_json()}
+        for name in ("truncated", "scorers"):
+            record[name] = list(record[name])
+        for name in ("pipe_kwargs", "versions"):
+            record[name] = dict(record[name])
+        return {name: value for name, value in record.items() if value is not None and value != {}}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> RunConfig:
+        """The configuration of a run.json, without its schema.
+
+        Raises:
+            UsageError: Naming the key that is unknown, missing or of another type than expected.
+        """
+        entries = {entry.name: entry for entry in fields(cls)}
+        unknown = sorted(record.keys() - entries.keys())
+        if unknown:
+            raise UsageError(f"unknown key {brief(unknown[0])}; it may be of a newer version")
+        values: dict[str, Any] = {}
+        for name, value in record.items():
+            if name == "search":
+                values[name] = _named(name, SearchPlan.from_json, value)
+            elif name == "stop":
+                values[name] = _named(name, StopRules.from_json, value)
+            elif value is not None:
+                given: Any = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+                rule: Rule = entries[name].metadata["rule"]
+                if not rule.holds(given):
+                    raise UsageError(f"{name} is {brief(cast('object', value))}; expected {rule.expected}")
+                values[name] = given
+        if "n" not in values:
+            raise UsageError(f"n is missing; expected {COUNT.expected}, the number of candidates")
+        if values.get("seed", 0) > MAX_SEED - values["n"]:
+            raise UsageError(f"seed is {values['seed']}; expected at most {MAX_SEED - values['n']}")
+        return cls(**values)
+
+    def require(self, *names: str) -> None:
+        """Check that these fields are set.
+
+        Raises:
+            UsageError: Naming the first that is not.
+        """
+        for name in names:
+            if getattr(self, name) is None:
+                raise UsageError(f"run.json does not hold {name!r}, which this needs; it may be of another tool")
+
+    def differences(self, other: RunConfig) -> list[str]:
+        """A line for each field in which another configuration differs: "steps is 8, not 16"."""
+        return [
+            f"{entry.name} is {_shown(getattr(self, entry.name))}, not {_shown(getattr(other, entry.name))}"
+            for entry in fields(self)
+            if getattr(self, entry.name) != getattr(other, entry.name)
+        ]
+
+
+def _named(name: str, read: Callable[[object], Any], value: object) -> Any:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise UsageError(f"{name} is {brief(value)}: {error}") from error
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, SearchPlan | StopRules):
+        value = value.to_json()
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        value = list(cast("Sequence[object]", value))
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,205 @@
+"""How a run is searched and when it ends, as run.json holds it: strategies, rounds, stages, rules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from reprlib import repr as brief
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+from sp_rerank.config.rules import CONFIDENCE, COUNT, MAX_SEED, STEPS, Rule, key, number, or_none, whole
+
+EXHAUSTIVE, FAST, STEERING = "exhaustive", "fast", "steering"
+SEARCHES = (EXHAUSTIVE, FAST, STEERING)
+"""What `search` may be, beside the path of a schedule file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRules:
+    """When an exhaustive run ends before its last candidate; None where a rule is not set.
+
+    Attributes:
+        confidence: End once no candidate that is not made yet is expected to beat the best, with this probability.
+        max_evaluations: End before the denoiser is evaluated more often than this.
+        max_seconds: End with the batch in which this many seconds are over.
+    """
+
+    confidence: float | None = key(or_none(CONFIDENCE))
+    max_evaluations: int | None = key(or_none(whole(1, MAX_SEED)))
+    max_seconds: float | None = key(or_none(number(0, above=True)))
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, rule.name) is not None for rule in fields(self))
+
+    def to_json(self) -> dict[str, Any]:
+        """The rules that are set."""
+        return {part.name: value for part in fields(self) if (value := getattr(self, part.name)) is not None}
+
+    @classmethod
+    def from_json(cls, value: object) -> StopRules:
+        """The rules of a run.json.
+
+        Raises:
+            ValueError: Naming the key that is unknown or of another type than expected.
+        """
+        if not isinstance(value, dict):
+            raise ValueError("expected a table")
+        record = cast("dict[str, Any]", value)
+        unknown = sorted(record.keys() - {part.name for part in fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown key {brief(unknown[0])}")
+        for part in fields(cls):
+            rule: Rule = part.metadata["rule"]
+            if not rule.holds(record.get(part.name)):
+                raise ValueError(f"{part.name}: expected {rule.expected}")
+        return cls(**record)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A point of a search at which candidates are scored before they are finished.
+
+    Attributes:
+        kind: "draft": made from the noise with few steps; "preview": the model's prediction on the way to the finish.
+        at: Number of steps of the draft, or steps done when the preview is taken.
+        of: Number of steps of the run, of a preview.
+    """
+
+    kind: Literal["draft", "preview"]
+    at: int
+    of: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name for people and run folders: "draft, 8 steps", "preview, 6 of 16 steps"."""
+        steps = f"{self.at} steps" if self.of is None else f"{self.at} of {self.of} steps"
+        return f"{self.kind}, {steps}"
+
+    @classmethod
+    def parse(cls, label: object) -> Stage:
+        """The stage of a label.
+
+        Raises:
+            ValueError: If it is no label.
+        """
+        found = re.fullmatch(r"(?:draft, (\d{1,6})|preview, (\d{1,6}) of (\d{1,6})) steps", str(label))
+        if not isinstance(label, str) or not found:
+            raise ValueError(f'a stage should be "draft, N steps" or "preview, N of M steps", not {brief(label)}')
+        draft, at, of = found.groups()
+        return cls("draft", int(draft)) if draft else cls("preview", int(at), int(of))
+
+
+class Round(NamedTuple):
+    """A round of a search: when candidates are scored, and how many go on.
+
+    Attributes:
+        at: Number of steps of a draft (screening), or share of the run's steps (halving).
+        keep: Number of candidates that go on.
+    """
+
+    at: float
+    keep: int
+
+
+StrategyName = Literal["exhaustive", "screening", "halving", "steering", "recording"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """How the candidates of a run are searched.
+
+    Attributes:
+        strategy: Name of a module of `sp_rerank.search`.
+        rounds: Of screening and halving.
+        drafts: Steps of the drafts of a recording.
+        previews: Shares of the steps after which a recording takes previews.
+        decoder: The small decoder of previews, as `sp_rerank.diffusion.previews.find_decoder` names it; None for the
+            model's own.
+    """
+
+    strategy: StrategyName = "exhaustive"
+    rounds: tuple[Round, ...] = ()
+    drafts: tuple[int, ...] = ()
+    previews: tuple[float, ...] = ()
+    decoder: str | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether some candidates are left unfinished: the finished ones are then no sample of all seeds."""
+        return self.strategy in ("screening", "halving")
+
+    @property
+    def records(self) -> bool:
+        """Whether every candidate is scored at every stage and finished all the same, for planning."""
+        return self.strategy == "recording"
+
+    @property
+    def replayable(self) -> bool:
+        """Whether a candidate's seed makes its image again."""
+        return self.strategy != "steering"
+
+    def to_json(self) -> str | dict[str, Any]:
+        """The plan as run.json holds it: the word "exhaustive", or the strategy with what it needs."""
+        if self == SearchPlan():
+            return EXHAUSTIVE
+        record: dict[str, Any] = {"strategy": self.strategy}
+        if self.drops:
+            record["rounds"] = [list(entry) for entry in self.rounds]
+        if self.records:
+            record |= {"drafts": list(self.drafts), "previews": list(self.previews)}
+        if self.strategy not in ("exhaustive", "screening"):
+            record["decoder"] = self.decoder
+        return record
+
+    @classmethod
+    def from_json(cls, value: object) -> SearchPlan:
+        """The plan of a run.json.
+
+        Raises:
+            ValueError: If it is none that this version knows.
+        """
+        record = {"strategy": value} if isinstance(value, str) else value
+        if not isinstance(record, dict):
+            raise ValueError("expected a strategy's name or a table")
+        stored = cast("dict[str, Any]", record)
+        unknown = sorted(map(str, stored.keys() - {part.name for part in fields(cls)}))
+        if unknown:
+            raise ValueError(f"unknown key {brief(unknown[0])}")
+        if stored.get("strategy") not in get_args(StrategyName):
+            raise ValueError(
+                f"expected one of {', '.join(get_args(StrategyName))}, got {brief(stored.get('strategy'))}"
+            )
+        if not isinstance(stored.get("decoder"), str | None):
+            raise ValueError("decoder: expected text or null")
+        return cls(
+            strategy=stored["strategy"],
+            rounds=tuple(map(_round, _list(stored, "rounds"))),
+            drafts=tuple(_checked_items(stored, "drafts", STEPS)),
+            previews=tuple(_checked_items(stored, "previews", CONFIDENCE)),
+            decoder=stored.get("decoder"),
+        )
+
+
+def _list(record: Mapping[str, Any], key: str) -> list[Any]:
+    value = record.get(key, [])
+    if not isinstance(value, list):
+        raise ValueError(f"{key}: expected a list")
+    return cast("list[Any]", value)
+
+
+def _checked_items(record: Mapping[str, Any], key: str, rule: Rule) -> list[Any]:
+    items = _list(record, key)
+    for item in items:
+        if not rule.holds(item):
+            raise ValueError(f"{key}: expected {rule.expected}, got {brief(item)}")
+    return items
+
+
+def _round(value: Any) -> Round:
+    if not isinstance(value, list) or len(cast("list[Any]", value)) != 2:
+        raise ValueError(f"rounds: expected [steps or share, number that go on], got {brief(cast('object', value))}")
+    at, keep = cast("list[Any]", value)
+    if not (STEPS.holds(at) or CONFIDENCE.holds(at)) or not COUNT.holds(keep):
+        raise ValueError(f"rounds: expected [steps or share, number that go on], got {brief(cast('object', value))}")
+    return Round(at, keep)

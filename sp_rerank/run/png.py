@@ -1,0 +1,44 @@
+"""A candidate as a PNG file that tells how it was made, to other tools and to this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.config import RunConfig
+from sp_rerank.storage import images
+
+if TYPE_CHECKING:
+    from sp_rerank.run.records import StageScore
+    from sp_rerank.types import Candidate
+
+
+def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> bytes:
+    """A finished candidate as a file.
+
+    Args:
+        candidate: Whose image it is.
+        config: Of its run; complete, as `generate` makes it.
+        more: Goes into our own record beside prompt, model, index and seed.
+    """
+    parameters = images.a1111_parameters(
+        prompt=config.prompt,
+        negative_prompt=config.negative_prompt,
+        steps=config.steps,
+        sampler=config.scheduler.removesuffix("Scheduler"),
+        guidance_scale=config.guidance_scale,
+        seed=config.seed + candidate.index,
+        size=candidate.image.size,
+        model=config.model,
+    )
+    return images.encode(candidate.image, parameters=parameters, record={**_origin(candidate, config), **more})
+
+
+def to_stage_png(candidate: Candidate, config: RunConfig, seen: StageScore) -> bytes:
+    """What a search saw as a file; other tools get the prompt alone, for the run's own steps did not make it."""
+    record = {**_origin(candidate, config), "stage": seen.stage.label, "score": seen.score}
+    return images.encode(candidate.image, parameters=config.prompt, record=record)
+
+
+def _origin(candidate: Candidate, config: RunConfig) -> dict[str, Any]:
+    return {"prompt": config.prompt, "model": config.model, "index": candidate.index, "seed": candidate.seed}

@@ -1,0 +1,353 @@
+"""A run folder that one process writes: lock, commit, resume, conclude. Knows files; knows no model or scorer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from sp_rerank.config import RunConfig
+from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.run.folder import RunDir, read_rows
+from sp_rerank.run.layout import (
+    CONFIG,
+    DRAFTS,
+    GRID,
+    IMAGE_NAME,
+    IMAGES,
+    MANIFEST,
+    RESULT,
+    STAGES,
+    TOP,
+    TOP_NAME,
+    bytes_of,
+    draft_name,
+    entries,
+    inside,
+    leftovers,
+)  # fmt: skip
+from sp_rerank.run.opening import check_same_run, check_space, locked
+from sp_rerank.run.png import to_png, to_stage_png
+from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
+from sp_rerank.run.state import Finished, RunState, dropped_row
+from sp_rerank.run.summary import RunSummary, encode_summary
+from sp_rerank.storage import atomic, images
+from sp_rerank.types import Candidate
+
+log = logging.getLogger(__name__)
+
+
+class RunWriter(RunDir):
+    """A run folder that this process alone writes to, made by `RunWriter.start`; a `sp_rerank.run.state.Store`."""
+
+    _end: int
+    """Length in bytes of the committed part of the manifest."""
+
+    _stages_end: int
+    """Length in bytes of the committed part of stages.jsonl."""
+
+    _summary: RunSummary | None = None
+    """Set while the run is concluded, before result.json is written."""
+
+    @classmethod
+    @contextmanager
+    def start(
+        cls, path: str | Path, config: RunConfig, *, resume: bool = False, image_bytes: int = 0
+    ) -> Generator[RunWriter]:
+        """Open a folder for writing a run, and hold its lock meanwhile. A complete run opens with all its rows.
+
+        What a killed process left (a torn line, temporary files, images without a line) is removed first. With
+        `resume`, candidates whose image is gone or changed are missing again, with a log warning each. A folder of an
+        older schema is brought to this one.
+
+        Args:
+            path: The folder; made where it does not exist.
+            config: Of the run. Two runs are the same run if it is equal.
+            resume: Go on with a folder that already holds some of the candidates.
+            image_bytes: Expected size of one image file; room for those that are missing is checked first.
+
+        Raises:
+            UsageError: If the folder holds another configuration, a part of this one without `resume`, or is no run
+                folder and not empty.
+            FolderBusyError: If another process writes this very run there.
+            StorageError: If the folder cannot be written, is too full or damaged.
+            ValueError: If `config` is not for JSON.
+        """
+        path = Path(path)
+        asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
+        check_same_run(path, asked)  # before the lock: another configuration is a mistake, busy or not
+        with atomic.storage_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            yield cls._open(path, asked, resume, image_bytes)
+
+    @classmethod
+    def _open(cls, path: Path, config: RunConfig, resume: bool, image_bytes: int) -> RunWriter:
+        schema = check_same_run(path, config)  # again, now that nobody else can change it
+        rows, end = read_rows(path)
+        run = cls(path, config, rows)
+        run._end = end
+        if resume:
+            run._give_up_damaged()
+        run._read_stages(resume)
+        if (run.rows or run.stages) and run.missing and not resume:
+            raise UsageError(
+                f"{path} holds {len(rows)} of {run.n} candidates of this run; "
+                "add --resume to go on, or choose another folder with --out"
+            )
+        check_space(path, image_bytes * len(run.missing))
+        run._prepare(schema)
+        return run
+
+    @property
+    def state(self) -> RunState:
+        """The run itself."""
+        return self
+
+    @property
+    def result(self) -> RunSummary | None:
+        """How the run ends, while its pages are drawn; None before."""
+        return self._summary
+
+    def _prepare(self, schema: int | None) -> None:
+        """Make what a run folder has, and remove what an interrupted process left."""
+        with atomic.storage_errors(self.path):
+            inside(self.path, RESULT).unlink(missing_ok=True)  # from here on the run goes on
+            if schema is None:
+                atomic.sync_folder(self.path.parent)
+            if schema != SCHEMA:
+                atomic.write(self.path / CONFIG, encode_config(self.config))
+            inside(self.path, IMAGES).mkdir(exist_ok=True)
+            manifest = inside(self.path, MANIFEST)
+            manifest.touch()
+            atomic.sync_folder(self.path)
+            atomic.append(manifest, b"", at=self._end)
+            if inside(self.path, STAGES).exists():
+                atomic.append(inside(self.path, STAGES), b"", at=self._stages_end)
+            for path in leftovers(self.path):
+                path.unlink()
+            for path in self.uncommitted():
+                if IMAGE_NAME.fullmatch(path.name) and int(path.stem) < self.n:
+                    path.unlink()
+        if schema not in (None, SCHEMA):
+            self._replace_rows(self.rows)
+
+    def _give_up_damaged(self) -> None:
+        """Take back the commit of each candidate whose image is no longer what was committed."""
+        problems = {index: problem for index in self.rows if (problem := self.image_problem(index))}
+        for problem in problems.values():
+            log.warning("%s; it is made again", problem)
+        if problems:
+            self._replace_rows({index: row for index, row in self.rows.items() if index not in problems})
+            self.stages = {index: row.stages for index, row in self.rows.items() if row.stages}
+
+    def _read_stages(self, resume: bool) -> None:
+        """What an unfinished search saw; with `resume`, candidates whose draft is gone or changed are forgotten."""
+        journal = inside(self.path, STAGES)
+        lines, self._stages_end = parse_stages(bytes_of(journal), str(journal))
+        if resume and (lost := self._lost_drafts(lines)):
+            lines = [line for line in lines if line.index not in lost]
+            text = b"".join(line.to_line() for line in lines)
+            atomic.write(journal, text)
+            self._stages_end = len(text)
+        committed = self.stages
+        self.stages: dict[int, tuple[StageScore, ...]] = {}
+        self.note_stages([(line.index, line.stage) for line in lines])
+        self.stages |= committed
+
+    def _lost_drafts(self, lines: Sequence[StageLine]) -> set[int]:
+        """Candidates that are not committed and whose draft is not the one that was noted last."""
+        noted = {line.index: line.sha256 for line in lines if line.index not in self.rows}
+        drafts = {index: bytes_of(inside(self.path, DRAFTS) / draft_name(index)) for index in noted}
+        lost = {index for index, png in drafts.items() if hashlib.sha256(png).hexdigest() != noted[index]}
+        for index in sorted(lost):
+            log.warning("the draft of candidate %d is gone or changed; it is made again", index)
+        return lost
+
+    def add(self, batch: Sequence[Finished]) -> None:
+        """Commit finished candidates; one that is committed already stays as it is."""
+        rows: list[tuple[Row, bytes]] = []
+        for made in batch:
+            scores = {name: score if math.isfinite(score) else None for name, score in made.scores.items()}
+            png = to_png(made.candidate, self.config, {"scores": scores})
+            rows.append((Row.of(png, made, self.stages), png))
+        self.commit(rows)
+
+    def add_stages(self, batch: Sequence[tuple[Candidate, StageScore]]) -> None:
+        """Keep what a search saw of candidates, with the image that it saw."""
+        self.commit_stages([
+            (candidate.index, seen, to_stage_png(candidate, self.config, seen)) for candidate, seen in batch
+        ])
+
+    def add_dropped(self) -> None:
+        """Commit the candidates that the search did not finish, with the image that it saw last."""
+        drafts = {index: self.draft(index) for index in self.unfinished() if index not in self.rows}
+        if drafts:
+            self.commit([
+                (dropped_row(self, index, hashlib.sha256(png).hexdigest()), png) for index, png in drafts.items()
+            ])
+
+    def candidate(self, index: int) -> Candidate:
+        """A committed candidate with its image."""
+        return Candidate(index, self.rows[index].seed, self.read_image(index))
+
+    def commit(self, batch: Sequence[tuple[Row, bytes]]) -> None:
+        """Make candidates part of the run: their images, then their lines, all on the disk when this returns.
+
+        A candidate that is committed already stays as it is, for a batch is made again whole on resume; a log warning
+        says so if it came out different.
+
+        Args:
+            batch: The row of each and its image file.
+
+        Raises:
+            StorageError: If it cannot be written; the folder then is as it was before.
+            ValueError: If an index is out of its range.
+        """
+        for row, _ in batch:
+            if row.index >= self.n:
+                raise ValueError(f"candidate {row.index} is outside 0..{self.n - 1}")
+            if row.index in self.rows and self.rows[row.index].sha256 != row.sha256:
+                log.warning("candidate %d came out different when made again; the first one is kept", row.index)
+        new = {row.index: (row, png) for row, png in batch if row.index not in self.rows}
+        files = {inside(self.path, row.file): png for row, png in new.values()}
+        lines = b"".join(row.to_line() for row, _ in new.values())
+        try:
+            atomic.write_all(files)
+            self._end = atomic.append(inside(self.path, MANIFEST), lines, at=self._end)
+        except StorageError:
+            for image in files:
+                with suppress(OSError):
+                    image.unlink()
+            raise
+        self.rows |= {index: row for index, (row, _) in new.items()}
+        self.stages |= {index: row.stages for index, (row, _) in new.items() if row.stages}
+
+    def commit_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
+        """Keep what a search saw of candidates on the way, so that a resumed search need not look again.
+
+        Args:
+            batch: Index and stage of each, and an image file of what was seen; it replaces that of an earlier stage.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        folder, journal = inside(self.path, DRAFTS), inside(self.path, STAGES)
+        with atomic.storage_errors(folder):
+            folder.mkdir(exist_ok=True)
+            if not journal.exists():
+                atomic.write(journal, b"")
+            atomic.write_all({folder / draft_name(index): png for index, _, png in batch})
+        lines = [StageLine(index, stage, hashlib.sha256(png).hexdigest()).to_line() for index, stage, png in batch]
+        self._stages_end = atomic.append(journal, b"".join(lines), at=self._stages_end)
+        self.note_stages([(index, stage) for index, stage, _ in batch])
+
+    def draft(self, index: int) -> bytes:
+        """The image file of what the search saw last of a candidate.
+
+        Raises:
+            StorageError: If it cannot be read.
+        """
+        path = inside(self.path, DRAFTS) / draft_name(index)
+        with atomic.storage_errors(path):
+            return path.read_bytes()
+
+    def finish(
+        self, best: Sequence[int], summary: RunSummary | None = None, present: Callable[[RunDir], None] | None = None
+    ) -> None:
+        """Put copies of the best into top/, draw the pages, and write result.json, in place of an earlier finish.
+
+        The manifest is put in the order of the indices, in whatever order the candidates were committed; the notes of
+        a search go, for the rows hold them now.
+
+        Args:
+            best: Indices of committed candidates, the best first.
+            summary: How the run ended; it is result.json, written last. None writes none: the run goes on.
+            present: Draws the contact sheet and the gallery of the folder; None leaves the folder without a sheet.
+
+        Raises:
+            UsageError: If one of `best` is not in the run.
+            StorageError: If an image is damaged or a file cannot be written.
+        """
+        if list(self.rows) != sorted(self.rows):
+            self._replace_rows(dict(sorted(self.rows.items())))
+        copies = {
+            f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(self.image_bytes(index), rank)
+            for rank, index in enumerate(best, start=1)
+            if self.image(index)
+        }
+        top = inside(self.path, TOP)
+        with atomic.storage_errors(top):
+            top.mkdir(exist_ok=True)
+            atomic.write_all({top / name: png for name, png in copies.items()})
+            _remove_stale(top, copies)
+            inside(self.path, GRID).unlink(missing_ok=True)
+        self._forget_drafts()
+        self._summary = summary
+        if present:
+            present(self)
+        if summary:
+            atomic.write(inside(self.path, RESULT), encode_summary(summary))
+
+    def _forget_drafts(self) -> None:
+        folder = inside(self.path, DRAFTS)
+        with atomic.storage_errors(folder):
+            inside(self.path, STAGES).unlink(missing_ok=True)
+            for path in entries(self.path, DRAFTS):
+                path.unlink()
+            if folder.is_dir():
+                folder.rmdir()
+
+    def _replace_rows(self, rows: dict[int, Row]) -> None:
+        lines = b"".join(row.to_line() for row in rows.values())
+        atomic.write(inside(self.path, MANIFEST), lines)
+        self.rows, self._end = rows, len(lines)
+
+
+def add_scores(path: str | Path, scores: Mapping[str, Mapping[int, float]]) -> RunDir:
+    """Add the scores of other scorers to the rows of a run; its configuration still names those that it was made with.
+
+    Args:
+        path: A run folder.
+        scores: By the scorer's full name and the candidate's index; one that is not finite is kept as such.
+
+    Returns:
+        The run as it is then.
+
+    Raises:
+        UsageError: If it is no run folder, or a candidate is not in it.
+        FolderBusyError: If another process writes to it.
+        StorageError: If it cannot be written.
+    """
+    config = RunDir.read(path).config
+    path = Path(path)
+    with locked(path):
+        rows, end = read_rows(path)
+        run = RunWriter(path, config, rows)
+        run._end = end  # pyright: ignore[reportPrivateUsage]
+        absent = sorted({index for column in scores.values() for index in column} - rows.keys())
+        if absent:
+            raise UsageError(f"{path} holds no candidate {absent[0]}; it holds {len(rows)} of {run.n}")
+        run._replace_rows({index: _scored(row, scores) for index, row in rows.items()})  # pyright: ignore[reportPrivateUsage]
+    return RunDir(path, config, run.rows)
+
+
+def _scored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> Row:
+    new = {name: float(column[row.index]) for name, column in scores.items() if row.index in column}
+    finite = {name: score if math.isfinite(score) else None for name, score in new.items()}
+    return replace(row, scores={**row.scores, **finite})
+
+
+def _with_rank(png: bytes, rank: int) -> bytes:
+    """An image file whose record also holds its rank; a file without a record stays as it is."""
+    return images.amend_record(png, {"rank": rank}) if images.has_record(png) else png
+
+
+def _remove_stale(top: Path, names: Iterable[str]) -> None:
+    for path in entries(top):
+        if TOP_NAME.fullmatch(path.name) and path.name not in names:
+            path.unlink()

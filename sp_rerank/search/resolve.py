@@ -1,0 +1,74 @@
+"""What is asked + models -> the run: everything that decides its pixels, laid down in one place. Makes no image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.config import PROMPT, GenerationOptions, RunConfig
+from sp_rerank.diffusion import loading, prompt_limits
+from sp_rerank.errors import OptionError, UsageError
+from sp_rerank.search.schedule import RunShape, plan_for
+
+if TYPE_CHECKING:
+    from sp_rerank.types import Scorer
+
+log = logging.getLogger(__name__)
+
+
+def resolve(
+    prompt: str, options: GenerationOptions, *, pipe: Any, scorer: Scorer, also: Sequence[Scorer] = ()
+) -> RunConfig:
+    """The run that options and models make: everything that decides its pixels.
+
+    Raises:
+        OptionError: If the prompt is empty, or an option does not fit the models.
+        UsageError: If the models do not fit what is asked, or the prompt is too long with `strict`.
+    """
+    if not PROMPT.holds(prompt):
+        raise OptionError("prompt", prompt, PROMPT.expected)
+    names = [scorer.name, *(other.name for other in also)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise OptionError("also", twice[0], "other scorers than the one that ranks, each once")
+    suited_steps, suited_guidance, suited_batch = loading.suited(pipe)
+    steps = options.steps or suited_steps
+    if options.max_evaluations is not None and options.max_evaluations < steps:
+        raise OptionError("max_evaluations", options.max_evaluations, f"at least {steps}, for one candidate")
+    trained = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
+    if trained and steps > trained:
+        raise OptionError("steps", steps, f"at most {trained}, the steps that the model was trained with")
+    lost = [str(cut) for cut in prompt_limits.truncations(pipe, scorer, prompt)]
+    if lost and options.strict:
+        raise UsageError(f"the prompt is too long: {'; '.join(lost)}")
+    for cut in lost:
+        log.warning("%s", cut)
+    model, revision = loading.origin_of(pipe)
+    shape = RunShape(options.n, options.kept, steps, model, scorer.name)
+    affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else options.n
+    return RunConfig(
+        prompt=prompt,
+        negative_prompt=options.negative_prompt or "",
+        truncated=tuple(lost),
+        model=model,
+        revision=revision,
+        pipeline=type(pipe).__name__,
+        safety_checker=getattr(pipe, "safety_checker", None) is not None,
+        scorers=tuple(names),
+        search=plan_for(options.search, shape, record=options.record),
+        stop=options.stop,
+        steps=steps,
+        guidance_scale=suited_guidance if options.guidance_scale is None else options.guidance_scale,
+        scheduler=type(pipe.scheduler).__name__,
+        height=options.height,
+        width=options.width,
+        dtype=str(pipe.dtype).removeprefix("torch."),
+        device=pipe.device.type,
+        batch_size=min(options.n, options.batch_size or suited_batch, affordable),
+        n=options.n,
+        seed=options.seed,
+        pipe_kwargs=dict(options.pipe_kwargs or {}),
+        versions={name: version(name) for name in ("sp-rerank", "torch", "diffusers", "transformers")},
+    )
