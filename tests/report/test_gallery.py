@@ -18,8 +18,9 @@ from support.runs import summary_of
 from sp_rerank.cli.gallery import gallery as command
 from sp_rerank.config import Stage, StopRules
 from sp_rerank.errors import UsageError
-from sp_rerank.report import gallery as galleries
-from sp_rerank.report.gallery import gallery, orderings_of, write_gallery
+from sp_rerank.report import orderings
+from sp_rerank.report.gallery import gallery, write_gallery
+from sp_rerank.report.orderings import orderings_of
 from sp_rerank.report.overview import write_overview
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import StageScore
@@ -123,7 +124,7 @@ def test_scores_that_were_added_are_shown(run):
 
 def test_tie_groups_come_from_a_calibration(run, monkeypatch):
     known = calibration.ScorerCalibration("a@1f", 0.15 / 0.6931471805599453, "test", 10, 0.1, True)
-    monkeypatch.setattr(galleries, "calibration_of", lambda name: known if name == "a@1f" else None)
+    monkeypatch.setattr(orderings, "calibration_of", lambda name: known if name == "a@1f" else None)
     page = page_of(run)
     assert [one["groups"] for one in page.data["scorers"]] == [[1, 1, 2, 2], None]
     assert "not told apart from 1 others by a" in page.says
