@@ -99,6 +99,9 @@ def compare(
 
 
 def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> None:
+    for scorer in scorers:
+        if not isinstance(getattr(scorer, "name", None), str):
+            raise UsageError(f"a {type(scorer).__name__} has no name; expected a scorer with a `name` of text")
     for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [s.name for s in scorers])):
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.compare.comparison import Comparison, MeanAgreement, PairAgreement, Robustness, RunComparison, ScorerView
-from sp_rerank.report.tables import new_figure, percent, table, to_svg
+from sp_rerank.report.tables import add_legend, new_figure, percent, plain, table, to_svg
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.stats.best_of_n import ENOUGH
 from sp_rerank.stats.ranking import ordinal, short_names
@@ -27,7 +27,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _of_run(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
-    yield f"## {run.run}\n\n{run.prompt!r}: {len(run.seeds)} of {run.n} candidates compared\n"
+    yield f"## {plain(run.run)}\n\n{run.prompt!r}: {len(run.seeds)} of {run.n} candidates compared\n"
     yield "".join(f"- {sentence}\n" for sentence in _sentences(run, names))
     yield _picks(run, names)
     if run.pairs:
@@ -35,13 +35,13 @@ def _of_run(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
     if any(view.robustness for view in run.views):
         yield _robustness(run, names)
     if run.problems:
-        yield "Left out\n\n" + "".join(f"- {problem}\n" for problem in run.problems)
+        yield "Left out\n\n" + "".join(f"- {plain(problem)}\n" for problem in run.problems)
 
 
 def _sentences(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
     for view in run.views:
         best = view.order[0]
-        chosen = f"{names[view.scorer]} would have chosen candidate {best} (seed {run.seeds[best]})"
+        chosen = f"{plain(names[view.scorer])} would have chosen candidate {best} (seed {run.seeds[best]})"
         yield f"{chosen}; {_ties(run, view)}"
     if len(run.views) > 1 and run.ensemble:
         best = run.ensemble[0]
@@ -64,7 +64,8 @@ def _ties(run: RunComparison, view: ScorerView) -> str:
     people = "simulated people" if calibration.simulated else "people"
     sure = f"{calibration.preferred(first - second):.0%} of {people} would prefer it to the second"
     if len(tied) == 1:
-        return f"it is told apart from all others: {sure}"
+        others = "all others" if len(view.order) == len(run.seeds) else "all others that it has a score for"
+        return f"it is told apart from {others}: {sure}"
     if len(tied) == len(view.order):
         return f"none of the {len(tied)} is told apart from it: {sure}"
     shown = ", ".join(map(str, tied[:SHOWN])) + (", ..." if len(tied) > SHOWN else "")
@@ -202,28 +203,31 @@ def _draw_agreements(
         tau = pair.kendall
         axes.plot([tau.low, tau.high], [place, place], color="0.6")
         axes.plot([tau.value], [place], marker="o", color="black")
-    axes.set_yticks(range(len(pairs)), ["\n".join(names[scorer] for scorer in pair.scorers) for pair in pairs])
+    labels = ["\n".join(plain(names[scorer]) for scorer in pair.scorers) for pair in pairs]
+    axes.set_yticks(range(len(pairs)), labels, parse_math=False)
     axes.set(xlabel=f"Kendall tau-b, 95 % interval over {over}", xlim=(-1.05, 1.05), ylim=(len(pairs) - 0.5, -0.5))
     axes.axvline(0, color="0.8", zorder=0)
 
 
 def _draw_best_of_n(axes: Axes, comparison: Comparison, names: dict[str, str]) -> None:
     colors = {name: f"C{place % 10}" for place, name in enumerate(comparison.scorers)}
-    labelled: set[str] = set()
+    labelled: list[str] = []
     for run in comparison.runs:
         for scorer, curve in _shares(run):
-            label = None if scorer in labelled else names[scorer]
-            labelled.add(scorer)
+            new = scorer not in labelled
+            if new:
+                labelled.append(scorer)
             axes.plot(
-                range(1, len(curve) + 1), curve, color=colors[scorer], label=label,
+                range(1, len(curve) + 1), curve, color=colors[scorer], label=str(len(labelled)) if new else None,
                 alpha=1 if len(comparison.runs) == 1 else 0.4,
             )  # fmt: skip
     axes.axhline(0, color="0.8", zorder=0)
     pickers = {run.views[0].scorer for run in comparison.runs}
     whose = f"{names[pickers.pop()]}'s pick" if len(pickers) == 1 else "the pick of each run's first scorer"
-    axes.set(xscale="log", xlabel="n candidates", ylabel=f"score of {whose}: from mean (0) to best (1)")
+    axes.set(xscale="log", xlabel="n candidates")
+    axes.set_ylabel(plain(f"score of {whose}: from mean (0) to best (1)"), parse_math=False)
     if labelled:
-        axes.legend(title="by")
+        add_legend(axes, [names[scorer] for scorer in labelled], "by")
 
 
 def _shares(run: RunComparison) -> Iterator[tuple[str, list[float]]]:

@@ -14,7 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
-from sp_rerank.errors import SpRerankError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError
 from sp_rerank.report import gallery
 from sp_rerank.report.orderings import Ordering, orderings_of
 from sp_rerank.report.page import page
@@ -126,6 +126,8 @@ def _read_runs(folder: Path) -> tuple[dict[str, RunDir], dict[str, SpRerankError
     errors: dict[str, SpRerankError] = {}
     for name in names:
         try:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise StorageError(f"{folder / name}: leads out of the folder, through a link, and is not followed")
             runs[name] = RunDir.read(folder / name)
         except SpRerankError as error:
             errors[name] = error

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -420,3 +421,50 @@ def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_pa
     print(f"compare 100 candidates, three mini scorers: {seconds:.2f} s of work, {time.monotonic() - wall:.2f} s")
     assert len(found.runs[0].pairs) == 3
     assert seconds < 5
+
+
+def test_names_in_a_plot_are_text_and_no_mathematics(tmp_path):
+    odd = [r"$\frac$ <b>&", "_hidden", "two\nlines\x1b"]
+    run = make(tmp_path / "run", dict(zip(odd, (A, B, C), strict=True)))
+    root = ElementTree.fromstring(report.plot(compare([run])))
+    texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for name in (odd[0], "_hidden", "two lines "):
+        assert name in texts
+    assert f"score of {odd[0]}'s pick: from mean (0) to best (1)" in texts
+
+
+def test_a_plot_of_another_format_is_refused(tmp_path):
+    run = make(tmp_path / "run", {"a": A})
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg"):
+        run_command(run.path, "--plot", tmp_path / "plot.jpg")
+
+
+def test_a_scorer_without_a_name_is_refused(tmp_path):
+    nameless = Corner(name=None)
+    with pytest.raises(UsageError, match="a Corner has no name"):
+        compare([make(tmp_path / "run", {"a": A})], [nameless])
+
+
+def test_json_names_the_runs_that_could_not_be_compared(tmp_path):
+    good = make(tmp_path / "good", {"a": A})
+    record = json.loads(run_command(good.path, tmp_path / "none", "--json").stdout)
+    (reason,) = record["not_compared"]
+    assert reason.startswith(f"{tmp_path / 'none'} is not a run folder")
+
+
+def test_the_command_fails_where_a_scorer_that_was_asked_for_has_no_score(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", {"a": A})
+    monkeypatch.setattr("sp_rerank.cli.compare.load_scorer", lambda *_: Corner(fails=tuple(range(256))))
+    with pytest.raises(NothingUsableError, match="scorer corner: no score for any candidate"):
+        run_command(run.path, "--scorer", "corner")
+
+
+@pytest.mark.parametrize(("key", "value"), [("prompt", None), ("n", 10**30), ("seed", "x"), ("scorers", {"x": 1})])
+def test_a_damaged_configuration_ends_in_one_line(tmp_path, key, value):
+    path = make(tmp_path / "run", {"a": A}).path
+    config = json.loads((path / "run.json").read_text())
+    config = {k: v for k, v in {**config, key: value}.items() if v is not None}
+    (path / "run.json").write_text(json.dumps(config))
+    with pytest.raises((UsageError, StorageError), match=key) as caught:
+        run_command(path)
+    assert "\n" not in str(caught.value)
