@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sp_rerank.diffusion.sampler import Sampler
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
 
@@ -136,6 +135,7 @@ def run_search(
     stop: Callable[[], bool] | None = None,
 ) -> RunResult:
     """Carry out a run; arguments, result and errors as in `generate`."""
+    from sp_rerank.diffusion.sampler import sampler_of
     from sp_rerank.search.schedule import strategy_of
 
     config = job.config
@@ -191,23 +191,6 @@ def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     scores = [state.score(index) for index in finished]
     reason = stopping.reason_to_stop(config.stop, scores, config.n, margin=margin, spent=spent)
     return Ended(*reason) if reason else None
-
-
-def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
-    """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
-    from sp_rerank.diffusion.sampler import Sampler
-
-    sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
-    return Sampler(
-        pipe,
-        config.prompt,
-        batch_size=batch_size or config.batch_size,
-        guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt or None,
-        num_inference_steps=steps or config.steps,
-        **sizes,
-        **config.pipe_kwargs,
-    )
 
 
 def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
