@@ -52,10 +52,6 @@ bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_a
 for name, command in (
     ("generate", diagnostics.bench_generate),
     ("score", diagnostics.bench_score),
-    ("precision", diagnostics.bench_precision),
-    ("search", diagnostics.bench_search),
-    ("train", diagnostics.bench_train),
-    ("step", diagnostics.bench_step),
 ):
     bench_app.command(name)(command)
 app.add_typer(bench_app, name="bench")
