@@ -1,6 +1,7 @@
 """Tiny random pipelines of every family of diffusers' text-to-image mapping that can be built without a download.
 
 Text encoders and tokenizers are stand-ins of the right interface: what matters here is the pipeline's own loop.
+The file is long because it is a list: one short builder a family.
 """
 
 from __future__ import annotations
