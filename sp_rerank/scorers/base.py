@@ -25,6 +25,7 @@ from sp_rerank.storage.atomic import sha256_of
 
 # Images or texts a pass: bounds the memory, and is large enough to keep a GPU busy.
 _PASS = 64
+_ONE_FILE = 10**15  # bytes
 
 
 class ScorerModel(ModelMixin, ConfigMixin):
@@ -93,6 +94,27 @@ class ScorerModel(ModelMixin, ConfigMixin):
         model._file_sha256 = sha256_of(file)
         model.folder = folder
         return model
+
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        *args: Any,
+        safe_serialization: bool = True,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in diffusers, into one safetensors file whatever `max_shard_size` says: its hash is the scorer's name.
+
+        Raises:
+            UsageError: if another format than safetensors is asked for, which would not be read back.
+        """
+        if not safe_serialization:
+            raise UsageError(
+                f"safe_serialization is False; expected True: the scorer {self.config['name']} is read from "
+                "safetensors only, because opening a pickle can run code"
+            )
+        super().save_pretrained(save_directory, *args, variant=variant, max_shard_size=_ONE_FILE, **kwargs)
 
     def to_json_string(self) -> str:
         """config.json as `save_pretrained` writes it, without the folder that diffusers noted when it loaded."""
