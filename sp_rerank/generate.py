@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
-from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError
+from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError, is_device_lost, is_out_of_memory
 from sp_rerank.rank import ranked
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.records import StageScore, Status
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from sp_rerank.types import Scorer
 
 NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
-LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +227,11 @@ def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
 def _score(scorer: Scorer, prompt: str, batch: Tensor) -> Tensor:
     try:
         scores = scorer.score(prompt, batch)
-    except (SpRerankError, RuntimeError):  # an accelerator's errors are RuntimeErrors, and are told apart later
+    except (
+        SpRerankError,
+        RuntimeError,
+        MemoryError,
+    ):  # an accelerator's errors are RuntimeErrors, and are told apart later
         raise
     except Exception as error:
         raise SpRerankError(
@@ -242,21 +245,17 @@ def _score(scorer: Scorer, prompt: str, batch: Tensor) -> Tensor:
 
 def _guarded(batches: Iterator[Scored]) -> Generator[Scored]:
     """The batches of a search; an accelerator that fails becomes an error with the way to go on."""
-    import torch
-
     try:
         yield from batches
-    except torch.OutOfMemoryError as error:
-        raise TryAgainError(
-            "out of memory while scoring; free some and go on with --resume, or start anew with a smaller --batch-size"
-        ) from error
-    except RuntimeError as error:
-        if not any(mark in str(error) for mark in LOST_ACCELERATOR):
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise TryAgainError(
+                "out of memory while scoring; free some and resume the run, or start anew with a smaller batch size"
+            ) from error
+        if not is_device_lost(error):
             raise
         first = str(error).splitlines()[0]
-        raise TryAgainError(
-            f"the accelerator failed ({first}); what is done is kept, run again with --resume"
-        ) from error
+        raise TryAgainError(f"the accelerator failed ({first}); what is done is kept: resume the run") from error
 
 
 def _candidates(scored: Scored) -> list[Candidate]:

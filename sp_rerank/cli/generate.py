@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sp_rerank.types import Scorer
 
 SHORT = {"n": "-n", "top_k": "-k"}
-FLAGS = {"pipe_kwargs": "--set"}
+FLAGS = {"pipe_kwargs": "--set", "prompt": "the prompt"}
 """Options whose flag is not their name."""
 
 TYPES: dict[str, Any] = {"pipe_kwargs": list[str], "search": str}

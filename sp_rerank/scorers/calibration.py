@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,13 @@ class ScorerCalibration:
         types = {"scorer": str, "data": str, "pairs": int, "simulated": bool}
         wrong = [name for name, kind in types.items() if type(getattr(self, name)) is not kind]
         for name in ("temperature", "error"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+            value = getattr(self, name)  # compared as it is: an integer may be larger than any float
+            if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
                 wrong.append(name)
+        if "pairs" not in wrong and not 0 <= self.pairs <= sys.maxsize:
+            wrong.append("pairs")
         if wrong:
-            found = ", ".join(f"{name}={getattr(self, name)!r}" for name in wrong)
+            found = ", ".join(f"{name}={getattr(self, name)!r:.60}" for name in wrong)
             raise ValueError(f"expected text, finite numbers from 0 on and a truth value, got {found}")
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sp_rerank.errors import UnreadableImageError
@@ -99,9 +99,12 @@ def amend_record(png: bytes, more: Mapping[str, Any]) -> bytes:
 
 
 def has_record(png: bytes) -> bool:
-    """Whether a PNG file holds a record that `encode` wrote."""
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-        return RECORD_KEY in image.info
+    """Whether a PNG file holds a record that `encode` wrote; False for what is no PNG file."""
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            return RECORD_KEY in image.info
+    except UnidentifiedImageError:
+        return False
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:

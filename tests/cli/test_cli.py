@@ -299,11 +299,11 @@ def test_a_prompt_that_is_too_long(sp_rerank, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["generate", PROMPT, "--n", "0"], 2, "--n is 0; expected at least 1"),
-        (["generate", PROMPT, "--n", "3", "--top-k", "4"], 2, "--top-k is 4; expected 1 to 3"),
+        (["generate", PROMPT, "--n", "0"], 2, "--n is 0; expected a whole number from 1"),
+        (["generate", PROMPT, "--n", "3", "--top-k", "4"], 2, "--top-k is 4; expected at most 3"),
         (["generate", PROMPT, "--n", "many"], 2, "Invalid value for '--n'"),
-        (["generate", "  "], 2, "the prompt is empty"),
-        (["generate", "\udcff"], 2, "no UTF-8"),
+        (["generate", "  "], 2, "expected text that says what"),
+        (["generate", "\udcff"], 2, "expected text that says what"),
         (["generate", PROMPT, "--model", "mini", "--dtype", "fp16"], 2, "expected auto, float32"),
         (["generate", PROMPT, "--height", "100"], 2, "--height is 100; expected a multiple of 8"),
         (["generate", PROMPT, "--guidance-scale", "nan"], 2, "--guidance-scale is nan"),
@@ -375,7 +375,8 @@ def test_a_folder_of_the_first_schema_opens_and_says_that_it_cannot_be_replayed(
     shutil.copytree(Path(__file__).parents[1] / "data" / "run_v1", tmp_path / "old")
     assert sp_rerank("verify", "old")[0] == 0
     code, _, err = sp_rerank("replay", "old", "0")
-    assert (code, "cannot be replayed" in err) == (2, True)
+    assert code == 2
+    assert "run.json does not hold 'guidance_scale'" in err
 
 
 def test_a_foreign_folder_and_another_run(sp_rerank, tmp_path):

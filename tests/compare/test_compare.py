@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 from PIL import Image, ImageOps
+from support.runs import row_of, run_config
 from typer.testing import CliRunner
 
 from sp_rerank import load_scorer, mini
@@ -22,7 +23,6 @@ from sp_rerank.compare.compare import compare
 from sp_rerank.errors import NothingUsableError, StorageError, UsageError
 from sp_rerank.report.tables import to_json
 from sp_rerank.run.folder import RunDir
-from sp_rerank.run.records import Row
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration
@@ -47,13 +47,12 @@ def make(folder, scores, *, prompt="a lemon", levels=None, statuses=(), n=None, 
     """A run whose candidate i is as light as `levels` say, and holds the scores."""
     count = len(next(iter(scores.values()))) if scores else len(levels)
     levels = levels or [10 * i for i in range(count)]
-    with RunWriter.start(folder, {"prompt": prompt, "n": n or count, "seed": 40, **config}) as run:
+    described = run_config(n or count, **{"prompt": prompt, "scorers": tuple(scores), **config})
+    with RunWriter.start(folder, described) as run:
         for i in range(count):
             status = dict(statuses).get(i, "ok")
-            row = Row.of(
-                png(levels[i]), index=i, seed=40 + i, status=status, nfe=1, batch_size=1,
-                scores={name: column[i] for name, column in scores.items()},
-            )  # fmt: skip
+            column = {name: None if math.isnan(of[i]) else float(of[i]) for name, of in scores.items()}
+            row = row_of(png(levels[i]), i, status=status, nfe=1, batch_size=1, scores=column)
             run.commit([(row, png(levels[i]))])
     return RunDir.read(folder)
 
@@ -234,7 +233,7 @@ def test_runs_that_cannot_be_compared(tmp_path):
         compare([run], steady=True)
     with pytest.raises(UsageError, match="got none"):
         compare([])
-    text = (run.path / "run.json").read_text().replace('"schema": 1', '"schema": 99')
+    text = (run.path / "run.json").read_text().replace('"schema": 2', '"schema": 99')
     (run.path / "run.json").write_text(text)
     with pytest.raises(UsageError, match="newer sp-rerank: schema 99"):
         RunDir.read(run.path)
@@ -362,7 +361,7 @@ def test_a_run_that_cannot_be_compared_is_named_and_the_others_are_shown(tmp_pat
     shutil.rmtree(make(lost, {"a": A}).path / "images")
     make(bare, {}, levels=[1, 2])
     make(newer, {"a": A})
-    (newer / "run.json").write_text((newer / "run.json").read_text().replace('"schema": 1', '"schema": 99'))
+    (newer / "run.json").write_text((newer / "run.json").read_text().replace('"schema": 2', '"schema": 99'))
     result = run_command(newer, lost, good, bare, tmp_path / "none")
     assert result.exit_code == 0
     assert "a would have chosen candidate 1" in result.stdout
@@ -391,7 +390,7 @@ def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
     good = make(tmp_path / "good", {"a": A})
     make(tmp_path / "v99", {"a": A})
     config = tmp_path / "v99" / "run.json"
-    config.write_text(config.read_text().replace('"schema": 1', '"schema": 99'))
+    config.write_text(config.read_text().replace('"schema": 2', '"schema": 99'))
     result = run_command(config.parent, good.path, "--scorer", "brightness")
     assert "brightness would have chosen candidate 4" in result.stdout
     assert "brightness" in (good.path / "index.html").read_text(encoding="utf-8")
@@ -402,12 +401,12 @@ def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_pa
     import sp_rerank.scorers.clip  # noqa: F401  # importing torch and open_clip is not what is measured
 
     rng = np.random.default_rng(0)
-    with RunWriter.start(tmp_path / "run", {"prompt": "a lemon", "n": 100, "seed": 0}) as run:
+    with RunWriter.start(tmp_path / "run", run_config(100, seed=0, scorers=())) as run:
         batch = []
         for i in range(100):
             file = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
-            row = Row.of(file.getvalue(), index=i, seed=i, status="ok", scores={}, nfe=1, batch_size=1)
+            row = row_of(file.getvalue(), i, seed=i, scores={}, nfe=1, batch_size=1)
             batch.append((row, file.getvalue()))
         run.commit(batch)
     shutil.copytree(MINI / "clip", tmp_path / "other")

@@ -11,9 +11,10 @@ import pytest
 from support.hostile_prompts import HOSTILE
 from support.painted_runs import make_run
 
+from sp_rerank.config import Stage
 from sp_rerank.report.gallery import write_gallery
 from sp_rerank.report.overview import write_overview
-from sp_rerank.run.records import Stage
+from sp_rerank.run.records import StageScore
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -238,7 +239,7 @@ def test_dropped_candidates_show_their_stages(opened, tmp_path):
         tmp_path / "run",
         {"a": [0.1, None]},
         status=lambda index: "ok" if index == 0 else "dropped",
-        stages=lambda index: [Stage("draft, 4 steps", 0.25, 5)],
+        stages=lambda index: [StageScore(Stage("draft", 4), 0.25, 5)],
     )
     run.image(0).unlink()
     page = opened(write_gallery(run))

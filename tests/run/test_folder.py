@@ -4,13 +4,17 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.runs import row_of, run_config, summary_of
 
+from sp_rerank.config import RunConfig
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
 from sp_rerank.run import records
 from sp_rerank.run.folder import RunDir
@@ -20,14 +24,13 @@ from sp_rerank.run.writer import RunWriter
 from sp_rerank.storage import atomic
 
 GOLDEN = Path(__file__).parents[1] / "data" / "run_v1"
-CONFIG = {"prompt": "a lemon", "n": 5, "seed": 40, "steps": 2}
+CONFIG = run_config()
 
 
 def commit(run, index, png=None, **changes):
-    values = {"seed": 40 + index, "status": "ok", "scores": {"test": index / 4}, "nfe": 3, "batch_size": 2}
     png = png or b"image %d" % index
-    (row,) = run.commit([(Row.of(png, index=index, **{**values, **changes}), png)])
-    return row
+    run.commit([(row_of(png, index, **changes), png)])
+    return run.rows[index]
 
 
 def make(folder, indices=range(5), config=CONFIG):
@@ -49,7 +52,7 @@ def edit_line(folder, number, **changes):
 
 def test_a_run_is_read_as_it_was_written(tmp_path):
     with RunWriter.start(tmp_path / "deep" / "run", CONFIG) as run:
-        row = commit(run, 3, b"three", scores={"a": float("nan"), "b": 0.1}, status="nonfinite")
+        row = commit(run, 3, b"three", scores={"a": None, "b": 0.1}, status="nonfinite")
         assert run.missing == [0, 1, 2, 4]
     read = RunDir.read(tmp_path / "deep" / "run")
     assert read.rows == {3: row}
@@ -62,7 +65,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
 
 def test_run_json_has_its_keys_sorted_and_no_time(tmp_path):
     text = (make(tmp_path / "run") / "run.json").read_text()
-    assert text == json.dumps({**CONFIG, "schema": 1}, sort_keys=True, indent=2) + "\n"
+    assert text == json.dumps({**CONFIG.to_json(), "schema": 2}, sort_keys=True, indent=2) + "\n"
 
 
 @given(
@@ -105,9 +108,10 @@ def test_any_order_of_commits_ends_in_one_manifest(tmp_path):
 def test_finish_again_replaces_the_best_and_leaves_other_files(tmp_path):
     folder = make(tmp_path / "run")
     with RunWriter.start(folder, CONFIG) as run:
-        first = run.finish([4, 0, 2], grid=b"grid")
-        assert [path.name for path in first] == ["01_seed44.png", "02_seed40.png", "03_seed42.png"]
-        assert [path.read_bytes() for path in first] == [b"image 4", b"image 0", b"image 2"]
+        run.finish([4, 0, 2], present=lambda run: (run.path / "grid.png").write_bytes(b"grid"))
+        first = {path.name: path.read_bytes() for path in (folder / "top").iterdir()}
+        assert first == {"01_seed44.png": b"image 4", "02_seed40.png": b"image 0", "03_seed42.png": b"image 2"}
+        assert (folder / "grid.png").read_bytes() == b"grid"
         (folder / "top" / "mine.png").write_bytes(b"kept")
         run.finish([4, 1])
         run.finish([4, 1])
@@ -119,7 +123,7 @@ def test_finish_refuses_a_changed_image_and_an_absent_candidate(tmp_path):
     folder = make(tmp_path / "run", range(4))
     with RunWriter.start(folder, CONFIG, resume=True) as run:
         run.image(2).write_bytes(b"scribble")
-        with pytest.raises(StorageError, match="has changed"):
+        with pytest.raises(StorageError, match="changed since"):
             run.finish([2])
         with pytest.raises(UsageError, match="no candidate 4; it holds 4 of 5"):
             run.finish([4])
@@ -160,28 +164,28 @@ def test_nothing_committed_is_nothing_to_lose(tmp_path):
 
 def test_another_run_is_refused_with_its_differences(tmp_path):
     folder = make(tmp_path / "run")
-    other = {**CONFIG, "prompt": "x" * 5000, "seed": 1, "steps": 3, "model": "mini"}
+    other = replace(CONFIG, prompt="x" * 5000, seed=1, steps=3, model=None, revision="abc")
     with pytest.raises(UsageError) as refused:
         make(folder, config=other)
     message = str(refused.value)
-    assert 'model is not set, not "mini"; prompt is "a lemon", not "xxx' in message
-    assert "seed is 40, not 1 and 1 more; choose another folder with --out" in message
+    assert "prompt is 'a lemon', not 'xxx" in message
+    assert "model is 'mini', not not set; revision is not set, not 'abc' and 2 more" in message
     assert len(message.splitlines()) == 1
     assert len(message) < 500
 
 
 def test_a_tuple_in_the_configuration_is_no_difference(tmp_path):
-    config = {**CONFIG, "size": (512, 512)}
+    config = replace(CONFIG, pipe_kwargs={"size": (512, 512)})
     folder = make(tmp_path / "run", config=config)
     make(folder, config=config)
 
 
 @pytest.mark.parametrize(
-    "config", [{"prompt": ""}, {"n": 0}, {"n": True}, {"n": 5, "schema": 1}, {"n": 5, "x": float("nan")}]
+    "changes", [{"n": 0}, {"n": True}, {"guidance_scale": float("nan")}, {"pipe_kwargs": {"x": float("inf")}}]
 )
-def test_a_configuration_that_cannot_be_stored(tmp_path, config):
+def test_a_configuration_that_cannot_be_stored(tmp_path, changes):
     with pytest.raises(ValueError):
-        make(tmp_path / "run", config=config)
+        make(tmp_path / "run", config=replace(CONFIG, **changes))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,13 +212,13 @@ def test_a_path_that_cannot_be_a_folder(tmp_path, name):
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_second_writer_is_told_so(tmp_path):
+def test_a_second_writer_is_refused(tmp_path):
     folder = tmp_path / "run"
     with RunWriter.start(folder, CONFIG):
         with pytest.raises(FolderBusyError, match="another process"):
             make(folder)
         with pytest.raises(UsageError, match="another run"):
-            make(folder, config={**CONFIG, "seed": 1})
+            make(folder, config=replace(CONFIG, seed=1))
     make(folder)
 
 
@@ -403,7 +407,7 @@ def test_the_golden_folder_of_schema_1_opens():
     run = RunDir.read(GOLDEN)
     assert run.verify() == []
     assert run.missing == []
-    assert run.config["prompt"] == "a lemon wearing sunglasses, 日本"
+    assert run.config.prompt == "a lemon wearing sunglasses, 日本"
     assert [(row.seed, row.status, row.scores) for row in run.rows.values()] == [
         (42, "ok", {"test": 0.25, "other": 1.0}),
         (43, "flagged", {"test": -1.5, "other": 2.0}),
@@ -411,26 +415,31 @@ def test_the_golden_folder_of_schema_1_opens():
     ]
 
 
-def test_a_resumed_golden_folder_stays_as_it_is(tmp_path):
+def test_a_resumed_golden_folder_is_brought_to_this_schema(tmp_path):
     folder = shutil.copytree(GOLDEN, tmp_path / "run")
+    grid = (folder / "grid.png").read_bytes()
     with RunWriter.start(folder, RunDir.read(folder).config) as run:
-        run.finish([0], grid=(folder / "grid.png").read_bytes())
-    for path in GOLDEN.rglob("*"):
-        if path.is_file():
-            assert (folder / path.relative_to(GOLDEN)).read_bytes() == path.read_bytes()
+        run.finish([0], present=lambda run: (run.path / "grid.png").write_bytes(grid))
+    rows = (folder / "candidates.jsonl").read_text()
+    assert json.loads((folder / "run.json").read_text())["schema"] == 2
+    assert rows.count('"nfe": 3') == 3
+    assert "unet_evaluations" not in rows
+    for path in GOLDEN.glob("images/*.png"):
+        assert (folder / path.relative_to(GOLDEN)).read_bytes() == path.read_bytes()
+    assert RunDir.read(folder).rows == RunDir.read(GOLDEN).rows
 
 
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (99, "made by a newer sp-rerank: schema 99, this one reads 1"),
+        (99, "made by a newer sp-rerank: schema 99, this one reads 2"),
         (0, "not of sp-rerank"),
         (None, "not of sp-rerank"),
     ],
 )
 def test_other_schemas_are_refused(tmp_path, schema, message):
     folder = make(tmp_path / "run")
-    (folder / "run.json").write_text(json.dumps({**CONFIG, "schema": schema}))
+    (folder / "run.json").write_text(json.dumps({**CONFIG.to_json(), "schema": schema}))
     for open_run in (RunDir.read, make):
         with pytest.raises(UsageError, match=message):
             open_run(folder)
@@ -438,17 +447,69 @@ def test_other_schemas_are_refused(tmp_path, schema, message):
 
 def test_an_older_schema_goes_through_every_migration(monkeypatch):
     monkeypatch.setattr(records, "SCHEMA", 3)
-    monkeypatch.setitem(records.MIGRATIONS, 1, lambda config: {**config, "path": "1"})
-    monkeypatch.setitem(records.MIGRATIONS, 2, lambda config: {**config, "path": config["path"] + "2"})
-    assert RunDir.read(GOLDEN).config["path"] == "12"
+    monkeypatch.setitem(records.MIGRATIONS, 1, lambda config: {**config, "revision": "1"})
+    monkeypatch.setitem(records.MIGRATIONS, 2, lambda config: {**config, "revision": config["revision"] + "2"})
+    assert RunDir.read(GOLDEN).config.revision == "12"
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 1, "n": "5"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
 def test_a_damaged_run_json_is_named(tmp_path, text):
     folder = make(tmp_path / "run")
     (folder / "run.json").write_text(text)
     with pytest.raises(StorageError, match=r"run\.json is damaged"):
         RunDir.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({}, "n is missing; expected a whole number from 1"),
+        ({"n": "5"}, "n is '5'; expected a whole number from 1"),
+        ({"n": 10**30}, "n is 1000000"),
+        ({"n": 5, "steps": 0}, "steps is 0; expected a whole number from 1"),
+        ({"n": 5, "search": {"strategy": "halving", "buckets": [4]}}, "unknown key 'buckets'"),
+        ({"n": 5, "search": 7}, "search is 7: expected a strategy's name or a table"),
+        ({"n": 5, "stop": {"confidence": 7}}, "confidence: expected a probability"),
+        ({"n": 5, "flavor": 1}, "unknown key 'flavor'"),
+    ],
+)
+def test_a_key_of_run_json_that_is_not_usable_is_named(tmp_path, record, message):
+    folder = make(tmp_path / "run")
+    (folder / "run.json").write_text(json.dumps({**record, "schema": 2}))
+    with pytest.raises(UsageError, match=re.escape(message)) as refused:
+        RunDir.read(folder)
+    assert str(folder / "run.json") in str(refused.value)
+
+
+def test_result_json_is_written_last_and_goes_when_the_run_goes_on(tmp_path):
+    folder = make(tmp_path / "run", [0, 1])
+    with RunWriter.start(folder, CONFIG, resume=True) as run:
+        drawn: list = []
+        run.finish([1], summary_of(1, by="max_seconds"), lambda run: drawn.append(run.result))
+    assert drawn == [summary_of(1, by="max_seconds")]
+    assert RunDir.read(folder).result == summary_of(1, by="max_seconds")
+    with RunWriter.start(folder, CONFIG, resume=True):
+        assert RunDir.read(folder).result is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"ended": {"by": "luck", "detail": ""}}'])
+def test_a_damaged_result_json_is_named(tmp_path, text):
+    folder = make(tmp_path / "run")
+    (folder / "result.json").write_text(text)
+    with pytest.raises(StorageError, match=r"result\.json is damaged"):
+        assert RunDir.read(folder).result
+    assert len(RunDir.read(folder).verify()) == 1
+
+
+def test_verify_beside_a_healthy_writer(tmp_path):
+    with RunWriter.start(tmp_path / "run", CONFIG) as run:
+        commit(run, 0)
+        (run.path / "images" / "00001.png").write_bytes(b"not committed yet")
+        reader = RunDir.read(run.path)
+        assert reader.being_written
+        assert reader.verify() == []
+    assert RunDir.read(run.path).verify() == ["images/00001.png: not in candidates.jsonl"]
+    assert not RunDir.read(run.path).being_written
 
 
 # Names
@@ -457,7 +518,7 @@ RESERVED = {"con", "prn", "aux", "nul", *(f"{name}{digit}" for name in ("com", "
 
 
 def check_folder_name(prompt, out):
-    name = run_folder_name({"prompt": prompt, "n": 1})
+    name = run_folder_name(RunConfig(prompt=prompt, n=1))
     assert name.isascii()
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
     assert 10 <= len(name) <= 49
@@ -466,12 +527,10 @@ def check_folder_name(prompt, out):
     return name
 
 
-@pytest.mark.parametrize(
-    "prompt", ["../../x", "C:\\x", "con", "x" * 5000, "眼鏡をかけたレモン", "", "..", "/etc", "a\0b", "\udcff"]
-)
+@pytest.mark.parametrize("prompt", ["../../x", "C:\\x", "con", "x" * 5000, "眼鏡をかけたレモン", "", "..", "/etc"])
 def test_a_folder_named_by_a_prompt_is_inside(tmp_path, prompt):
     name = check_folder_name(prompt, tmp_path)
-    make(tmp_path / name, config={**CONFIG, "prompt": prompt})
+    make(tmp_path / name, config=replace(CONFIG, prompt=prompt))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -482,10 +541,10 @@ def test_a_folder_named_by_any_prompt_is_inside(prompt):
 
 
 def test_names_tell_configurations_apart():
-    name = run_folder_name({"prompt": "A lemon, on the béach!", "n": 1})
+    name = run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=1))
     assert name.startswith("a-lemon-on-the-beach-")
-    assert name == run_folder_name({"n": 1, "prompt": "A lemon, on the béach!"})
-    assert name != run_folder_name({"prompt": "A lemon, on the béach!", "n": 2})
+    assert name == run_folder_name(RunConfig(n=1, prompt="A lemon, on the béach!"))
+    assert name != run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=2))
 
 
 def test_nothing_is_logged_in_a_plain_run(tmp_path, caplog):

@@ -66,7 +66,9 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
     "text",
     ["", "[]", "{}", "[" * 100_000, "\xff", '{"scorer": "weights@1"}']
     + [json.dumps({"scorer": "weights@1", "temperature": t, "data": "d", "pairs": 4, "error": 0.1, "simulated": False})
-       for t in (-1, "1", None, float("nan"), float("inf"), True)],
+       for t in (-1, "1", None, float("nan"), float("inf"), True, 10**400)]
+    + [json.dumps({"scorer": "weights@1", "temperature": 1, "data": "d", "pairs": n, "error": 0.1, "simulated": False})
+       for n in (-1, 10**400)],
 )  # fmt: skip
 def test_a_damaged_file_is_warned_of_and_is_none(tmp_path, caplog, text):
     (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))

@@ -12,12 +12,13 @@ import pytest
 import torch
 from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
+from sp_rerank.config import Stage
 from sp_rerank.errors import TryAgainError, UsageError
 from sp_rerank.search.base import Scored
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.halving import halving
 
-EARLY, LATE = "preview, 2 of 6 steps", "preview, 4 of 6 steps"
+EARLY, LATE = Stage("preview", 2, 6), Stage("preview", 4, 6)
 ROUNDS = ((1 / 3, 5), (2 / 3, 2))
 
 
@@ -37,7 +38,7 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 
 def search(strategy: Any, sampler: Any, n: int = 8, top_k: int = 2, known: Any = None, score: Any = brightness):
-    return strategy(sampler, score, seeds_of(n), top_k=top_k, known=known or {})
+    return strategy(sampler, score, seeds_of(n), top_k=top_k, prior=known or {})
 
 
 def scores_by_stage(seen: list[Scored]) -> dict[str | None, dict[int, float]]:
@@ -130,19 +131,10 @@ def test_a_score_that_is_not_finite_is_the_worst(pipe):
     assert set(everybody[None]) == {0, 1, 2}
 
 
-def test_survivors_of_a_batch_are_rounded_up_to_a_bucket(pipe):
-    sampler = sampler_of(pipe, batch_size=8)
-    found = scores_by_stage(list(search(halving(((1 / 3, 3),), buckets=(1, 2, 4)), sampler)))
-    (stage, previews), (_, finished) = found.items()
-    assert stage == EARLY and set(finished) == best(previews, 4)
-    exact = scores_by_stage(list(search(halving(((1 / 3, 5),), buckets=(1, 2, 4)), sampler)))
-    assert set(exact[None]) == best(previews, 5)  # no bucket is large enough
-
-
 @pytest.mark.parametrize(
     ("rounds", "message"),
     [
-        (((0.5, 1),), "stage 1 of the search keeps 1, fewer than --top-k 2"),
+        (((0.5, 1),), "stage 1 of the search keeps 1, fewer than the best 2"),
         (((0.3, 4), (0.6, 5)), "stage 2 of the search keeps 5 of 4"),
         (((0.3, 4), (0.35, 3)), r"fall on steps 2, 2; expected different ones from 1 to 5"),
         (((0.01, 4),), "fall on steps 0"),

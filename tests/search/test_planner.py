@@ -162,8 +162,8 @@ def test_other_scorers_are_kept_beside_and_choose_nothing(tmp_path):
     both = run(BlurredPipe(), tmp_path / "run", n=20, also=[Darkness()])
     assert [r.candidate.seed for r in alone] == [r.candidate.seed for r in both]
     folder = RunDir.read(tmp_path / "run")
-    assert folder.config["scorers"] == ["brightness", "darkness"]
+    assert folder.config.scorers == ("brightness", "darkness")
     assert all(row.scores["darkness"] == -row.scores["brightness"] for row in folder.rows.values())
     assert json.loads((tmp_path / "run" / "run.json").read_text())["scorers"][0] == "brightness"
-    with pytest.raises(UsageError, match="brightness is given twice"):
+    with pytest.raises(UsageError, match="also is 'brightness'; expected other scorers"):
         run(BlurredPipe(), n=20, also=[BrightnessScorer()])

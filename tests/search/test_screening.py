@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,15 @@ import torch
 from support.doubles import SeededPipe
 from test_generate import files
 
+from sp_rerank.config import Round, SearchPlan
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.generate import generate
 from sp_rerank.replay import replay_to
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.search import screening
-from sp_rerank.search.schedule import Schedule, plan_for, read_schedule, strategy_of, to_toml
+from sp_rerank.search.schedule import RunShape, Schedule, plan_for, read_schedule, strategy_of, to_toml
+from sp_rerank.search.screening import screening
 
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
@@ -61,7 +63,7 @@ def test_the_finalists_are_those_of_the_drafts_and_made_as_ever(tmp_path, schedu
     assert (len(rows), statuses.count("ok"), statuses.count("dropped")) == (40, 6, 34)
     finished = [row for row in rows.values() if row.status == "ok"]
     assert all(row.sha256 == all_rows[row.index].sha256 for row in finished)
-    assert [stage.name for stage in finished[0].stages] == ["draft, 2 steps", "draft, 3 steps"]
+    assert [seen.stage.label for seen in finished[0].stages] == ["draft, 2 steps", "draft, 3 steps"]
     assert {row.nfe for row in finished} == {2 + 3 + 5}
     spent = sum(row.nfe for row in rows.values())
     assert spent == 40 * 2 + 16 * 3 + 6 * 5
@@ -210,11 +212,11 @@ def test_a_scheduler_that_draws_noise_is_warned_of(schedule, caplog):
 
 
 def test_a_stage_must_keep_enough(schedule):
-    with pytest.raises(UsageError, match="keeps 6 of 40 candidates; expected from 7, --top-k, to 40"):
+    with pytest.raises(UsageError, match="keeps 6 of 40 candidates; expected from 7 to 40"):
         run(BlurredPipe(), search=schedule, top_k=7)
     sampler = Sampler(BlurredPipe(), "a lemon", batch_size=8, guidance_scale=1.0)
     with pytest.raises(UsageError, match="stage 2 of the search keeps 9 of 8"):
-        list(screening([(2, 8), (3, 9)])(sampler, None, dict.fromkeys(range(20), 0), top_k=1, known={}))
+        list(screening([(2, 8), (3, 9)])(sampler, None, dict.fromkeys(range(20), 0), top_k=1, prior={}))
 
 
 def test_a_dropped_candidate_is_replayed_whole(tmp_path, schedule):
@@ -226,32 +228,32 @@ def test_a_dropped_candidate_is_replayed_whole(tmp_path, schedule):
     assert replay_to(folder, finished, tmp_path / "b.png", pipe=BlurredPipe()) is True
 
 
-RUN = {"n": 100, "top_k": 4, "steps": 20, "model": "mini", "scorer": "clip-mini@abc"}
+RUN = RunShape(n=100, top_k=4, steps=20, model="mini", scorer="clip-mini@abc")
 
 
 def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
     path = tmp_path / "plan.toml"
-    made_for = {key: RUN[key] for key in ("n", "steps", "model", "scorer")}
+    made_for = {key: getattr(RUN, key) for key in ("n", "steps", "model", "scorer")}
     path.write_text(SCHEDULE)
     text = to_toml(Schedule("screening", ((8, 12),), made_for), ["a remark"])
     path.write_text(text)
-    assert plan_for(path, **RUN) == {"strategy": "screening", "rounds": [[8, 12]]}
-    halved = Schedule("halving", ((0.4, 0.5), (0.6, 12)), {}, (1, 2, 4))
+    assert plan_for(path, RUN) == SearchPlan(strategy="screening", rounds=(Round(8, 12),))
+    halved = Schedule("halving", ((0.4, 0.5), (0.6, 12)), {})
     (tmp_path / "halving.toml").write_text(to_toml(halved))
     assert read_schedule(tmp_path / "halving.toml") == halved
     for key, other in (("n", 50), ("steps", 16), ("model", "sd-v1.4"), ("scorer", "hps-v2.1@def")):
         with pytest.raises(UsageError, match=rf"made for {key} .*plan again"):
-            plan_for(path, **{**RUN, key: other})
+            plan_for(path, replace(RUN, **{key: other}))
 
 
 def test_the_fast_schedule_fits_any_run(caplog):
     for n, top_k, steps in ((100, 4, 20), (10, 4, 50), (1000, 1, 50)):
-        plan = plan_for("fast", **{**RUN, "n": n, "top_k": top_k, "steps": steps})
+        plan = plan_for("fast", replace(RUN, n=n, top_k=top_k, steps=steps))
         strategy_of(plan)
-        assert all(top_k <= keep < n and at < steps for at, keep in plan["rounds"])
-    assert plan_for("fast", **{**RUN, "n": 4}) == "exhaustive"
+        assert all(top_k <= keep < n and at < steps for at, keep in plan.rounds)
+    assert plan_for("fast", replace(RUN, n=4)) == SearchPlan()
     assert "spares nothing of 4 candidates" in caplog.text
-    assert json.dumps(plan_for("fast", **RUN))
+    assert SearchPlan.from_json(json.loads(json.dumps(plan_for("fast", RUN).to_json()))) == plan_for("fast", RUN)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +271,10 @@ def test_the_fast_schedule_fits_any_run(caplog):
         ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9}, {steps = 3, keep = 5}]", "expected rising ones"),
         ("strategy = 'screening'\nrounds = [{steps = 4, keep = 5}, {steps = 6, keep = 9}]", "expected falling numbers"),
         ("strategy = 'screening'\nbuckets = [4]", "unknown key 'buckets'"),
-        ("strategy = 'halving'\nrounds = [{share = 0.4, keep = 9}]\nbuckets = [0]", "buckets are"),
         ("not toml", "is no schedule"),
     ],
 )
 def test_a_bad_schedule_is_refused(tmp_path, text, complaint):
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(UsageError, match=complaint):
-        plan_for(tmp_path / "plan.toml", **RUN)
+        plan_for(tmp_path / "plan.toml", RUN)

@@ -12,14 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
-from sp_rerank.diffusion.trajectory import side_by_side
+from sp_rerank.config import Stage
+from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.errors import UsageError
+from sp_rerank.search import steering as module
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.steering import resampled, steering
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' Euler
 
 SHARES = (1 / 3, 2 / 3)
+
+
+@pytest.fixture(autouse=True)
+def two_watched_steps(monkeypatch):
+    monkeypatch.setattr(module, "SHARES", SHARES)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +47,17 @@ def brightness(images: torch.Tensor) -> torch.Tensor:
 
 
 def made(strategy: Any, pipe: Any, known: Any = None, score: Any = brightness) -> list[Any]:
-    return list(strategy(sampler_of(pipe, 4), score, seeds_of(8), top_k=2, known=known or {}))
+    return list(strategy(sampler_of(pipe, 4), score, seeds_of(8), top_k=2, prior=known or {}))
 
 
 def finished(seen: list[Any]) -> torch.Tensor:
     return torch.cat([one.batch.images for one in seen if one.stage is None])
 
 
-def test_it_is_drawn_towards_the_score_and_repeatable(pipe):
-    plain, steered, again = (made(one, pipe) for one in (exhaustive, *[steering(SHARES, strength=8.0)] * 2))
-    stages = ["preview, 2 of 6 steps", "preview, 4 of 6 steps", None]
+def test_it_is_drawn_towards_the_score_and_repeatable(pipe, monkeypatch):
+    monkeypatch.setattr(module, "STRENGTH", 8.0)
+    plain, steered, again = (made(strategy, pipe) for strategy in (exhaustive, *[steering()] * 2))
+    stages = [Stage("preview", 2, 6), Stage("preview", 4, 6), None]
     assert [one.stage for one in steered] == stages * 2
     assert all(one.total == 8 for one in steered)
     assert torch.equal(finished(steered), finished(again))
@@ -61,12 +69,13 @@ def test_it_is_drawn_towards_the_score_and_repeatable(pipe):
     assert len({image.sum().item() for image in images}) == len(images)  # copies went different ways
 
 
-def test_without_strength_it_makes_the_images_of_the_seeds(pipe):
-    assert torch.equal(finished(made(steering(SHARES, strength=0.0), pipe)), finished(made(exhaustive, pipe)))
+def test_without_strength_it_makes_the_images_of_the_seeds(pipe, monkeypatch):
+    monkeypatch.setattr(module, "STRENGTH", 0.0)
+    assert torch.equal(finished(made(steering(), pipe)), finished(made(exhaustive, pipe)))
 
 
 def test_an_interrupted_search_makes_the_same_and_scores_nothing_twice(pipe):
-    whole = made(steering(SHARES), pipe)
+    whole = made(steering(), pipe)
     known: dict[Any, dict[int, float]] = {}
     for one in whole[:4]:  # the first batch, and the first previews of the second
         known.setdefault(one.stage, {}).update(zip(one.batch.indices, one.scores.tolist(), strict=True))
@@ -76,19 +85,18 @@ def test_an_interrupted_search_makes_the_same_and_scores_nothing_twice(pipe):
         scored.append(len(images))
         return brightness(images)
 
-    rest = made(steering(SHARES), pipe, known=known, score=count)
+    rest = made(steering(), pipe, known=known, score=count)
     assert [one.batch.indices for one in rest] == [(4, 5, 6, 7)] * 3
     assert torch.equal(finished(rest), finished(whole)[4:])
     assert sum(scored) == 8
 
 
-def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe):
+def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe, monkeypatch):
+    monkeypatch.setattr(module, "STRENGTH", 50.0)
     answers = iter([[0.0, 0.0, 0.0, 9.0], [9.0] * 4, [9.0] * 4])
     sampler = sampler_of(pipe, 4)
-    search = steering(SHARES, strength=50.0)(
-        sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, known={}
-    )
-    with side_by_side(sampler, seeds_of(4), (2, 4)) as (trajectory,):
+    search = steering()(sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, prior={})
+    with open_trajectories(sampler, seeds_of(4), (2, 4)) as (trajectory,):
         trajectory.resample(0, [3, 3, 3, 3])  # and never again: nobody has gained since
         assert torch.equal(finished(list(search)), trajectory.finish().images)
 
@@ -97,16 +105,14 @@ def test_scores_that_are_not_finite_have_no_weight(pipe):
     def spoiled(images: torch.Tensor) -> torch.Tensor:
         return torch.full((len(images),), math.nan)
 
-    assert torch.equal(finished(made(steering(SHARES), pipe, score=spoiled)), finished(made(exhaustive, pipe)))
+    assert torch.equal(finished(made(steering(), pipe, score=spoiled)), finished(made(exhaustive, pipe)))
 
 
 def test_a_scheduler_without_noise_is_refused():
     pipe = build_sd()
     assert isinstance(pipe.scheduler, PNDMScheduler)
     with pytest.raises(UsageError, match=r"PNDMScheduler .* draws no noise.*EulerAncestralDiscrete"):
-        made(steering(SHARES), pipe)
-    with pytest.raises(UsageError, match="strength is -1"):
-        steering(strength=-1.0)
+        made(steering(), pipe)
 
 
 @given(

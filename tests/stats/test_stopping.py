@@ -12,7 +12,7 @@ from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.generate import generate
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.stats.stopping import confidence, parse_until
+from sp_rerank.stats.stopping import confidence
 
 
 def run(folder=None, **arguments):
@@ -53,10 +53,13 @@ def test_edges(scores, n, margin, expected):
 
 
 def test_a_run_ends_when_it_is_sure(tmp_path):
-    best = run(tmp_path / "run", until="p>0.6")
+    best = run(tmp_path / "run", confidence=0.6)
     folder = RunDir.read(tmp_path / "run")
     assert len(folder.rows) == 25 and folder.verify() == []
-    assert best == run(tmp_path / "run", until="p>0.6", resume=True), "it is over, and stays so"
+    again = run(tmp_path / "run", confidence=0.6, resume=True)
+    assert list(best) == list(again), "it is over, and stays so"
+    assert best.ended == again.ended == folder.result.ended
+    assert best.ended.by == "confidence"
     assert [r.candidate.seed for r in best] == [r.candidate.seed for r in run(n=25)]
 
 
@@ -78,14 +81,13 @@ def test_the_last_batch_may_be_smaller_and_a_batch_is_cut_to_the_budget(tmp_path
 
 
 def test_wrong_rules_are_refused():
-    assert parse_until(" p > .95 ") == 0.95
-    for text in ("p<0.9", "0.9", "p>1.5", "p>0", "sure"):
-        with pytest.raises(UsageError, match="expected a rule like"):
-            parse_until(text)
+    for probability in (0.0, 1.0, 1.5, math.nan, "p>0.9"):
+        with pytest.raises(UsageError, match=r"confidence is .*; expected a probability between 0 and 1"):
+            run(confidence=probability)
     with pytest.raises(UsageError, match="expected a number above 0"):
         run(max_seconds=0.0)
-    with pytest.raises(UsageError, match="end an exhaustive search"):
-        run(until="p>0.9", search="fast")
+    with pytest.raises(UsageError, match="no such rule but in an exhaustive search"):
+        run(confidence=0.9, search="fast")
 
 
 def test_nothing_usable_is_said_also_of_a_run_that_ended_early():

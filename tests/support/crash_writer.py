@@ -6,6 +6,7 @@ error, its message on stderr. Prints "ready" before the folder is opened and "op
 
 import argparse
 import hashlib
+import math
 import random
 import sys
 import time
@@ -14,10 +15,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from sp_rerank.config import Stage
 from sp_rerank.errors import SpRerankError
-from sp_rerank.run.records import Row, Stage
+from sp_rerank.run.records import StageScore
 from sp_rerank.run.writer import RunWriter
-from sp_rerank.storage import images
+from sp_rerank.storage import atomic, images
+from support.runs import row_of as make_row
+from support.runs import run_config, summary_of
 
 BATCH = 8
 LARGE = 60  # this one alone is a large file
@@ -36,13 +40,18 @@ def candidate(index):
 def row_of(index, seed):
     png, scores = candidate(index)
     status = "ok" if index % 10 else "nonfinite"
-    fields = {"index": index, "seed": seed + index, "status": status, "nfe": 2, "batch_size": BATCH}
-    return Row.of(png, scores=scores, **fields), png
+    finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+    row = make_row(png, index, seed=seed + index, status=status, scores=finite, nfe=2, batch_size=BATCH)
+    return row, png
+
+
+def draw_grid(run):
+    atomic.write(run.path / "grid.png", candidate(0)[0])
 
 
 def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, opened=lambda: None):
     """Write the run, or what is missing of it; a line of the file `made` for each batch that is made."""
-    config = {"prompt": "a lemon", "n": n, "seed": seed}
+    config = run_config(n, seed=seed)
     with RunWriter.start(folder, config, resume=resume, image_bytes=1000) as run:
         opened()
         for first in range(0, n, BATCH):
@@ -54,22 +63,23 @@ def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, open
                     file.write(f"{first}\n")
             run.commit([row_of(index, seed) for index in batch])
             time.sleep(pause)
-        run.finish([index for index in (7, 3, 1) if index < n], grid=candidate(0)[0])
+        best = [index for index in (7, 3, 1) if index < n]
+        run.finish(best, summary_of(*best, n=n), draw_grid)
 
 
 def write_search(folder, *, n, resume=False):
     """Write a run as a search does: drafts of all, the even ones finished, the others dropped with their draft."""
-    config = {"prompt": "a lemon", "n": n, "seed": 0}
+    config = run_config(n, seed=0)
     with RunWriter.start(folder, config, resume=resume) as run:
         for first in range(0, n, BATCH):
-            new = [index for index in range(first, min(first + BATCH, n)) if index not in run.seen]
-            stages = {index: Stage("draft, 2 steps", index / n, 2) for index in new}
+            new = [index for index in range(first, min(first + BATCH, n)) if index not in run.stages]
+            stages = {index: StageScore(Stage("draft", 2), index / n, 2) for index in new}
             if new:
-                run.see([(index, stages[index], candidate(index)[0]) for index in new])
+                run.commit_stages([(index, stages[index], candidate(index)[0]) for index in new])
         finished, dropped = ([index for index in run.missing if index % 2 == odd] for odd in (0, 1))
         for indices in filter(None, (finished, dropped)):
             run.commit([searched_row(run, index, dropped=index % 2 == 1) for index in indices])
-        run.finish([0, 2])
+        run.finish([0, 2], summary_of(0, 2, n=n))
 
 
 def searched_row(run, index, *, dropped):
@@ -77,7 +87,7 @@ def searched_row(run, index, *, dropped):
     if dropped:
         png = run.draft(index)
         row = replace(row, status="dropped", sha256=hashlib.sha256(png).hexdigest())
-    return replace(row, stages=run.seen[index]), png
+    return replace(row, stages=run.stages[index]), png
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Run folders without a model: one flat colour a candidate, and scores that are given.
+"""Run folders without a model: one flat color a candidate, and scores that are given.
 
 They are not synced to the disk as `RunWriter` does it: a thousand images would take seconds.
 """
@@ -15,14 +15,9 @@ from typing import Any
 from PIL import Image
 
 from sp_rerank.run.folder import RunDir
-from sp_rerank.run.layout import CONFIG as CONFIG_FILE
-from sp_rerank.run.layout import MANIFEST
-from sp_rerank.run.records import Row, Stage, encode_config
-
-CONFIG = {
-    "prompt": "a lemon on the beach", "negative_prompt": "", "model": "mini", "steps": 16, "guidance_scale": 2.5,
-    "scheduler": "PNDMScheduler", "seed": 40, "search": "exhaustive",
-}  # fmt: skip
+from sp_rerank.run.layout import CONFIG, MANIFEST
+from sp_rerank.run.records import StageScore, encode_config
+from support.runs import row_of, run_config
 
 
 @cache
@@ -38,7 +33,7 @@ def make_run(
     *,
     n: int | None = None,
     status: Callable[[int], Any] = lambda index: "ok",
-    stages: Callable[[int], Sequence[Stage]] = lambda index: (),
+    stages: Callable[[int], Sequence[StageScore]] = lambda index: (),
     size: tuple[int, int] = (24, 24),
     **config: Any,
 ) -> RunDir:
@@ -46,17 +41,25 @@ def make_run(
     made = max(map(len, scores.values())) if scores else n or 0
     total = n or made
     (folder / "images").mkdir(parents=True)
-    (folder / CONFIG_FILE).write_bytes(encode_config({**CONFIG, "scorers": list(scores), "n": total, **config}))
+    described = run_config(**{
+        "n": total,
+        "prompt": "a lemon on the beach",
+        "steps": 16,
+        "scorers": tuple(scores),
+        **config,
+    })
+    (folder / CONFIG).write_bytes(encode_config(described))
     lines = []
     for index in range(made):
-        own = {name: math.nan if values[index] is None else values[index] for name, values in scores.items()}
+        own = {name: _finite(values[index]) for name, values in scores.items()}
         seen = tuple(stages(index))
         spent = sum(stage.nfe for stage in seen) + (0 if status(index) == "dropped" else 17)
-        row = Row.of(
-            png(index, size), index=index, seed=40 + index, status=status(index), scores=own,
-            nfe=spent, batch_size=2, stages=seen,
-        )  # fmt: skip
+        row = row_of(png(index, size), index, status=status(index), scores=own, nfe=spent, stages=seen)
         (folder / row.file).write_bytes(png(index, size))
         lines.append(row.to_line())
     (folder / MANIFEST).write_bytes(b"".join(lines))
     return RunDir.read(folder)
+
+
+def _finite(score: float | None) -> float | None:
+    return None if score is None or not math.isfinite(score) else float(score)
