@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError, is_device_lost, is_out_of_memory
 from sp_rerank.scorers.published import PUBLISHED, Published, find
 
 if TYPE_CHECKING:
@@ -163,11 +163,30 @@ def _entry_of(point: EntryPoint) -> Entry:
     def build(device: str, dtype: torch.dtype | None) -> Scorer:
         try:
             builder = point.load()
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"scorer {point.name!r} of the package {package} does not import: {error}") from error
-        return builder(device=device, dtype=dtype)
+        except Exception as error:  # what a module of others does when it is imported
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package} does not import: {_brief(error)}"
+            ) from error
+        try:
+            scorer = builder(device=device, dtype=dtype)
+        except Exception as error:
+            if isinstance(error, SpRerankError) or is_out_of_memory(error) or is_device_lost(error):
+                raise
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package} cannot be built: {_brief(error)}"
+            ) from error
+        if not callable(getattr(scorer, "score", None)):
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score, "
+                f"got a {type(scorer).__name__}"
+            )
+        return scorer
 
     return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 _CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic"}
