@@ -52,7 +52,7 @@ class Entry:
         summary: one line for people.
         size: of the weights, for people; "" where unknown.
         scale: of the scores, for people; "" where unknown. Scores compare images of one prompt only.
-        licence: of the weights; "" where unknown.
+        license: of the weights; "" where unknown.
         build: makes the scorer, given a device and a dtype.
         available: whether it can be built without a download.
     """
@@ -61,7 +61,7 @@ class Entry:
     summary: str
     size: str
     scale: str
-    licence: str
+    license: str
     build: Callable[[str, torch.dtype | None], Scorer]
     available: Callable[[], bool]
 
@@ -242,7 +242,7 @@ def _load_published(row: Published, device: str, dtype: torch.dtype | None) -> S
 
 
 def _published_entry(row: Published) -> Entry:
-    return Entry(row.name, row.summary, row.size, row.scale, row.licence, partial(_load_published, row), row.is_here)
+    return Entry(row.name, row.summary, row.size, row.scale, row.license, partial(_load_published, row), row.is_here)
 
 
 def _build_brightness(device: str, dtype: torch.dtype | None) -> Scorer:
@@ -259,7 +259,7 @@ _OWN = {
             summary=f"the checkpoint that {CHECKPOINT_VARIABLE} names, else hps-v2.1; sp@PLACE names one outright",
             size="",
             scale="its own",
-            licence="its own",
+            license="its own",
             build=_build_sp,
             available=lambda: bool(os.environ.get(CHECKPOINT_VARIABLE)) or PUBLISHED["hps-v2.1"].is_here(),
         ),
@@ -268,7 +268,7 @@ _OWN = {
             summary="a small CLIP trained on the mini world, embedded here",
             size="4 MB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=partial(_build_embedded, "clip-mini"),
             available=lambda: True,
         ),
@@ -277,7 +277,7 @@ _OWN = {
             summary="clip-mini after Stable Preference on simulated people, previews as copies; embedded here",
             size="4 MB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=partial(_build_embedded, "sp-mini"),
             available=lambda: True,
         ),
@@ -287,7 +287,7 @@ _OWN = {
             summary="mean brightness of the image; no model, for tests and first tries",
             size="none",
             scale="0..1",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=_build_brightness,
             available=lambda: True,
         ),

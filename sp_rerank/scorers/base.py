@@ -32,7 +32,7 @@ class ScorerModel(ModelMixin, ConfigMixin):
     """A network that scores images for a prompt.
 
     A subclass has `forward(prompt, images)`, which scores with a gradient to the weights, and at least "name" and
-    "licence" in its configuration.
+    "license" in its configuration.
     """
 
     _file_sha256: str | None = None
@@ -121,6 +121,15 @@ class ScorerModel(ModelMixin, ConfigMixin):
         record = json.loads(super().to_json_string())
         record.pop("_name_or_path", None)  # a path of this machine, in a checkpoint that goes to others
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+    # Private to diffusers, but the only step through which every stored configuration passes.
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any, **kwargs: Any) -> dict[str, Any]:
+        """A stored configuration; the key "license" was spelled "licence" once."""
+        stored = super()._dict_from_json_file(json_file, **kwargs)
+        if "licence" in stored:
+            stored["license"] = stored.pop("licence")
+        return stored
 
     @classmethod
     def _shapes(cls, folder: Path) -> dict[str, tuple[int, ...]]:

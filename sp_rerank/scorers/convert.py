@@ -293,7 +293,7 @@ def build_dual_encoder(state: State, described: dict[str, Any], row: Published, 
             quick_gelu=described.get("quick_gelu", False),
             preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
             score_scale=row.scale,
-            licence=row.licence,
+            license=row.license,
             source=source,
             text_cleaning="nfc" if row.form == "transformers" else "ftfy",
         )
@@ -315,7 +315,7 @@ def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
 
     head = "reward" if row.form == "image_reward" else "itm"
     state = read_tensors(file)
-    return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, licence=row.licence)
+    return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, license=row.license)
 
 
 def _vocabulary(file: Path, row: Published) -> list[str]:
@@ -339,7 +339,7 @@ def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
     head = read_tensors(file)
     clip: Any = load_scorer("clip-l")
     source = f"{source}, on the image tower of {clip.config['source']}"
-    return AestheticScorer.from_original(head, clip, name=row.name, source=source, licence=row.licence)
+    return AestheticScorer.from_original(head, clip, name=row.name, source=source, license=row.license)
 
 
 _BUILDERS: dict[str, Callable[[Path, Published, str], ScorerModel]] = {

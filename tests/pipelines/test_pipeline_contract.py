@@ -420,7 +420,7 @@ def tiny_blip():
         preprocess=Preprocess(16, geometry="squash").to_dict(),
         max_tokens=8,
         vocabulary=pieces,
-        licence="none",
+        license="none",
         source="random weights",
     ).eval()
 
@@ -428,7 +428,7 @@ def tiny_blip():
 def tiny_aesthetic(encoder):
     torch.manual_seed(0)
     config = {key: encoder.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu", "preprocess")}
-    return AestheticScorer(name="tiny-aesthetic", hidden_sizes=[4], licence="none", source="random", **config).eval()
+    return AestheticScorer(name="tiny-aesthetic", hidden_sizes=[4], license="none", source="random", **config).eval()
 
 
 @pytest.mark.parametrize("door", ["ours", "stock"])

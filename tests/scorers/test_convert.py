@@ -56,7 +56,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def original() -> DualEncoder:
     torch.manual_seed(0)
     encoder = DualEncoder(
-        name="original", preprocess=Preprocess(224).to_dict(), score_scale="cosine", licence="", source="", **TINY
+        name="original", preprocess=Preprocess(224).to_dict(), score_scale="cosine", license="", source="", **TINY
     )
     return encoder.eval()
 
@@ -112,7 +112,7 @@ def test_what_a_converted_folder_holds(checkpoint: Path, cache: Path):
     config = json.loads((folder / "config.json").read_text())
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert config["source"] == f"HPS_v2.1_compressed.pt, sha256 {digest}"
-    assert (config["name"], config["licence"], config["score_scale"]) == ("hps-v2.1", "Apache-2.0", "cosine")
+    assert (config["name"], config["license"], config["score_scale"]) == ("hps-v2.1", "Apache-2.0", "cosine")
     assert config["preprocess"]["geometry"] == "longest_edge_pad"
     assert config["quick_gelu"] is True
 

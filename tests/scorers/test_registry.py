@@ -72,7 +72,7 @@ def test_every_scorer_of_the_papers_tables_has_a_row(tmp_path: Path):
     table = {entry.name: entry for entry in available_scorers()}
     names = ("clip-l", "clip-h", "hps-v1", "hps-v2", "hps-v2.1", "pickscore", "image-reward", "blip-itm")
     for name in (*names, "aesthetic-v1", "aesthetic-v2"):
-        assert table[name].summary and table[name].size and table[name].scale and table[name].licence
+        assert table[name].summary and table[name].size and table[name].scale and table[name].license
         assert not table[name].available()
     assert not table["sp"].available()
     assert list(tmp_path.iterdir()) == []  # asking makes no folder
