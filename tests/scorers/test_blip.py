@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from parity import make_image_reward as parity
-from parity.difference import difference
+from parity.difference import as_originals_read, difference
 from PIL import Image
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -89,7 +89,8 @@ def images(count: int = 5) -> torch.Tensor:
 
 def scores_of(scorer: BlipScorer, pictures: dict[str, Image.Image]) -> torch.Tensor:
     """(prompts, images)"""
-    return torch.stack([scorer.score(text, list(pictures.values())) for text in PROMPTS.values()])
+    plain = [as_originals_read(image) for image in pictures.values()]
+    return torch.stack([scorer.score(text, plain) for text in PROMPTS.values()])
 
 
 def test_images_and_prompts_are_those_of_the_golden_file(pictures: dict[str, Image.Image]):
