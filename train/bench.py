@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sp_rerank.generate import to_images
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.storage.images import to_images
 from sp_rerank.train import losses
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base

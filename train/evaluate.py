@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sp_rerank.stats.agreement import Calibration, Estimate
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.calibration import Calibration
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 
 if TYPE_CHECKING:

@@ -198,7 +198,7 @@ def _per_image(scorer: DualEncoder, images: Tensor) -> Callable[[], list[float]]
     """As hpsv2 1.2.0 scores (img_score.score), but for loading the model at each call."""
     from open_clip.transform import image_transform
 
-    from sp_rerank.generate import to_images
+    from sp_rerank.storage.images import to_images
 
     transform: Any = image_transform(224, is_train=False)
 
@@ -251,7 +251,7 @@ def _pillow(images: Tensor) -> Callable[[], Tensor]:
     import torch
     from open_clip.transform import image_transform
 
-    from sp_rerank.generate import to_images
+    from sp_rerank.storage.images import to_images
 
     transform: Any = image_transform(224, is_train=False)
     return lambda: torch.stack([transform(image) for image in to_images(images)]).to(images.device)

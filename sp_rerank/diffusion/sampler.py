@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
 from sp_rerank.diffusion.schedulers import check_steps
@@ -273,6 +274,21 @@ class Sampler:
             return plain
         text = {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
         return text if _repeats(encode, wanted, text) else plain
+
+
+def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
+    """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
+    sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
+    return Sampler(
+        pipe,
+        config.prompt,
+        batch_size=batch_size or config.batch_size,
+        guidance_scale=config.guidance_scale,
+        negative_prompt=config.negative_prompt or None,
+        num_inference_steps=steps or config.steps,
+        **sizes,
+        **config.pipe_kwargs,
+    )
 
 
 def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mapping[str, Any]) -> bool:

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from sp_rerank.stats import ranking
 
 SCORE_COUNTS = 0.5
-"""Of the score against being unlike: 1 is the plain top-k, 0 looks at nothing but likeness after the first. With .5 an
-image of average likeness is preferred to a near-copy that is ahead by up to half of the way from the mean to the best.
+"""Weight of the score against being unlike: 1 is the plain top-k, 0 looks at nothing but likeness after the first. With
+.5 an image of average likeness is preferred to a near-copy that is ahead by up to half of the way from the mean to the
+best.
 """
 
 COPY = 0.99
@@ -31,7 +32,6 @@ def diverse(
     k: int,
     *,
     score_counts: float = SCORE_COUNTS,
-    excluded: Sequence[bool] | None = None,
 ) -> list[int]:
     """Pick k candidates one by one, each good and unlike those before it: maximal marginal relevance.
 
@@ -48,7 +48,6 @@ def diverse(
         embeddings: (n, d) of the images; similar ones have a high cosine.
         k: how many; fewer come back where fewer are usable.
         score_counts: lambda, in [0, 1].
-        excluded: as in `sp_rerank.stats.ranking.top`.
 
     Returns:
         Indices in the order of the picks.
@@ -61,7 +60,7 @@ def diverse(
         raise ValueError(f"expected an embedding for each of {len(scores)} scores, got shape {rows.shape}")
     if not 0 <= score_counts <= 1:
         raise ValueError(f"score_counts is {score_counts}; expected 0 to 1")
-    usable = [i for i in ranking.top(scores, len(scores), excluded) if np.isfinite(rows[i]).all()]
+    usable = [i for i in ranking.top(scores, len(scores)) if np.isfinite(rows[i]).all()]
     cosine = _cosines(rows[usable])
     relevance, likeness = _relevance([scores[i] for i in usable]), _likeness(cosine)
     picked: list[int] = []  # places in `usable`, the best first: argmax takes the better of two equals
@@ -83,11 +82,11 @@ def copies(embeddings: ArrayLike) -> int:
     return int((np.tril(_cosines(rows), -1) >= COPY).any(axis=1).sum()) if len(rows) else 0
 
 
-def score_cost(scores: Sequence[float], chosen: Sequence[int], excluded: Sequence[bool] | None = None) -> float:
-    """What a choice gives away: the mean score of the best as many, less that of the chosen; NaN for no choice."""
+def score_cost(scores: Sequence[float], chosen: Sequence[int]) -> float:
+    """The mean score of the best k less that of the k chosen, in units of the score; NaN for no choice."""
     if not chosen:
         return math.nan
-    best = ranking.top(scores, len(chosen), excluded)
+    best = ranking.top(scores, len(chosen))
     return float(np.mean([scores[i] for i in best]) - np.mean([scores[i] for i in chosen]))
 
 

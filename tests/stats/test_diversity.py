@@ -82,7 +82,6 @@ def test_a_near_copy_stands_back():
     assert ranking.top(scores, 2) == [0, 1]
     assert diverse(scores, embeddings, 2) == [0, 2]
     assert score_cost(scores, [0, 2]) == pytest.approx(0.045)
-    assert diverse(scores, embeddings, 2, excluded=[True, False, False, False]) == [1, 2]
     assert math.isnan(score_cost(scores, []))
 
 

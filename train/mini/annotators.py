@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from sp_rerank import load_pipeline
 from sp_rerank.diffusion.loading import find_dtype
-from sp_rerank.generate import to_images
 from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import to_images
 from sp_rerank.train.mini.grammar import ACCESSORIES, BACKGROUNDS, OBJECTS, Description, draw_description, parse
 from sp_rerank.train.mini.judge import TERMS, Judge, load_judge, make_images
 from sp_rerank.train.mini.scenes import draw_scene

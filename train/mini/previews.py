@@ -30,9 +30,8 @@ from sp_rerank import load_pipeline
 from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.schedulers import predict_x0
-from sp_rerank.generate import to_images
 from sp_rerank.storage.atomic import write
-from sp_rerank.storage.images import open_image
+from sp_rerank.storage.images import open_image, to_images
 from sp_rerank.train.mini.annotators import (
     GROUPS,
     IMAGES,

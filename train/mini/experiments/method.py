@@ -28,9 +28,9 @@ from safetensors.torch import load_file, save_file
 
 from sp_rerank import load_pipeline, load_scorer
 from sp_rerank.diffusion.loading import find_dtype
-from sp_rerank.generate import to_images
 from sp_rerank.report.tables import to_json
 from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import to_images
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
 from sp_rerank.train import loop
 from sp_rerank.train.mini.annotators import draw_captions

@@ -36,7 +36,7 @@ from sp_rerank.run.writer import add_scores
 from sp_rerank.search import planner
 from sp_rerank.search.planner import Promise, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
-from sp_rerank.stats import agreement
+from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import write
 from sp_rerank.train.mini.annotators import draw_captions
@@ -138,9 +138,9 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     """
     own, others, most = [], [], []
     for one in recordings:
-        best = agreement.best_of_n(one.finished)
+        best = best_of_n.expected_best(one.finished)
         own.append((best - best[0]) / (best[-1] - best[0]))
-        worth = agreement.best_of_n(one.finished, one.worth)
+        worth = best_of_n.expected_best(one.finished, one.worth)
         others.append(worth - worth[0])
         most.append(worth[-1] - worth[0])
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)

@@ -1,0 +1,52 @@
+"""What CI runs, by name: `nox` for all, `nox -s lint types` for some. `.ci/run` calls these sessions.
+
+The sessions run in the environment that nox is started in, after `pip install -e ".[dev]"`: an environment of its own
+for each would install torch five times.
+"""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.error_on_external_run = False
+nox.options.sessions = ["lint", "types", "build", "docs", "tests"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, spelling, and the layers of imports."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("codespell")
+    session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """The type checker on the source tree."""
+    session.run("pyright")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """The source archive and, made from it, the wheel, in dist/ (or the folder given); its contents are checked."""
+    folder = Path(session.posargs[0] if session.posargs else "dist")
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder), ".", silent=True)
+    session.run("check-wheel-contents", *map(str, folder.glob("*.whl")))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """What the pages promise: links, commands, code blocks, words."""
+    session.run("pytest", "-q", "tests/project", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite in two processes, with the coverage floor of pyproject.toml."""
+    session.run(
+        "pytest", "-n", "2", "--dist", "worksteal", "--cov", "--cov-report", "term:skip-covered", *session.posargs
+    )
