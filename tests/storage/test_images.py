@@ -332,7 +332,7 @@ def test_damaged_exif_changes_no_pixel(tmp_path):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_16_bits_are_scaled_in_either_order_of_the_bytes(order):
-    size = (3, 1)
+    size = (4, 1)
     wide = Image.frombytes(
         "I;16B" if order == ">" else "I;16", size, np.array([0, 200, 32768, 65535], order + "u2").tobytes()
     )
