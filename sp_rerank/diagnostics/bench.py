@@ -180,7 +180,7 @@ def _random_clip() -> DualEncoder:
     torch.manual_seed(0)
     return DualEncoder(
         name="random", embed_dim=shape["embed_dim"], vision_cfg=shape["vision_cfg"], text_cfg=shape["text_cfg"],
-        quick_gelu=True, preprocess=Preprocess(224).to_dict(), score_scale="cosine", licence="none", source="random",
+        quick_gelu=True, preprocess=Preprocess(224).to_dict(), score_scale="cosine", license="none", source="random",
     ).eval()  # fmt: skip
 
 
