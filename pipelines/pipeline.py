@@ -27,7 +27,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
-from sp_rerank.diffusion.loading import model_of, suited
+from sp_rerank.diffusion.loading import default_settings, model_of
 from sp_rerank.diffusion.sampler import Batch, Sampler
 from sp_rerank.errors import UsageError
 from sp_rerank.search.base import Strategy
@@ -413,7 +413,7 @@ def _count_returned(num_candidates: int, num_images_per_prompt: int | None, top_
 def _batch_size(asked: int | None, pipe: StableDiffusionBestOfNPipeline) -> int:
     if asked is not None and asked < 1:
         raise UsageError(f"candidate_batch_size: expected at least 1, got {asked}")
-    return asked or suited(pipe)[2]
+    return asked or default_settings(pipe)[2]
 
 
 def _count_prompts(prompt: str | list[str] | None, prompt_embeds: torch.Tensor | None) -> int:

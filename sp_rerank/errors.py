@@ -80,3 +80,47 @@ class TryAgainError(SpRerankError):
     """The run was cut short by the machine; --resume goes on where it stopped."""
 
     exit_code = 75
+
+
+# Of CUDA, ROCm, XPU and Apple's MPS; of cuBLAS, cuDNN and their like; of PyTorch's CPU allocator on Linux and Windows.
+_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "out_of_device_memory",
+    "out_of_host_memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "can't allocate memory",
+    "_alloc_failed",
+    "invalid buffer size",
+    "bad_alloc",
+    "errormemoryallocation",
+)
+_LOST = (
+    "cuda error",
+    "hip error",
+    "xpu error",
+    "device-side assert",
+    "mps backend",
+    "_execution_failed",
+    "_internal_error",
+    "unspecified launch failure",
+    "device_lost",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or of the machine does not suffice, in any back end's words."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and _says(error, _MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that an accelerator failed, so that the process cannot go on with it."""
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and _says(error, _LOST)
+
+
+def _says(error: BaseException, marks: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(mark in text for mark in marks)

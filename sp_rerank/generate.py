@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
-from sp_rerank.errors import NothingUsableError, SpRerankError, TryAgainError
+from sp_rerank.errors import NothingUsableError, TryAgainError, is_device_lost, is_out_of_memory
 from sp_rerank.rank import ranked
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.records import StageScore, Status
@@ -25,6 +25,7 @@ from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers import embedder
 from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search.base import Scored, usable_scores
 from sp_rerank.stats import diversity, stopping
 from sp_rerank.storage.images import to_images
@@ -34,12 +35,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sp_rerank.diffusion.sampler import Sampler
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
 
 NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
-LOST_ACCELERATOR = ("CUDA error", "HIP error", "device-side assert", "MPS backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +135,7 @@ def run_search(
     stop: Callable[[], bool] | None = None,
 ) -> RunResult:
     """Carry out a run; arguments, result and errors as in `generate`."""
+    from sp_rerank.diffusion.sampler import sampler_of
     from sp_rerank.search.schedule import strategy_of
 
     config = job.config
@@ -156,19 +156,11 @@ def run_search(
                     store.add_stages(_seen(scored, others if config.search.records else {}, state))
                 else:
                     store.add(_finished(scored, others, state))
-                made = made + len(scored.batch.indices) if scored.stage == stage else len(scored.batch.indices)
+                made = len(scored.batch.indices) + (made if scored.stage == stage else 0)
                 stage, done = scored.stage, state.reached(scored.stage)
                 if progress:
-                    best = state.best(1)
-                    progress(
-                        Progress(
-                            stage.label if stage else None,
-                            done,
-                            made,
-                            scored.total,
-                            state.score(best[0]) if best else math.nan,
-                        )
-                    )
+                    best = max((state.score(index) for index in state.best(1)), default=math.nan)
+                    progress(Progress(stage.label if stage else None, done, made, scored.total, best))
                 if stop and stop() and not (stage is None and done >= scored.total):
                     raise KeyboardInterrupt
                 ended = _ending(state, margin, began)
@@ -201,23 +193,6 @@ def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     return Ended(*reason) if reason else None
 
 
-def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
-    """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
-    from sp_rerank.diffusion.sampler import Sampler
-
-    sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
-    return Sampler(
-        pipe,
-        config.prompt,
-        batch_size=batch_size or config.batch_size,
-        guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt or None,
-        num_inference_steps=steps or config.steps,
-        **sizes,
-        **config.pipe_kwargs,
-    )
-
-
 def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
     """About what one PNG takes: half of its raw pixels."""
     size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
@@ -226,37 +201,25 @@ def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
 
 
 def _score(scorer: Scorer, prompt: str, batch: Tensor) -> Tensor:
-    try:
-        scores = scorer.score(prompt, batch)
-    except (SpRerankError, RuntimeError):  # an accelerator's errors are RuntimeErrors, and are told apart later
-        raise
-    except Exception as error:
-        raise SpRerankError(
-            f"the scorer {scorer.name} failed: {type(error).__name__}: {error}; what is done is kept, mend it and "
-            "go on with --resume"
-        ) from error
-    if tuple(scores.shape) != (len(batch),):
-        raise SpRerankError(f"{scorer.name} gave scores of shape {tuple(scores.shape)} for {len(batch)} images")
-    return scores
+    """(b,) float32 on the CPU."""
+    import torch
+
+    return torch.tensor(score_images(scorer, prompt, batch), dtype=torch.float32)
 
 
 def _guarded(batches: Iterator[Scored]) -> Generator[Scored]:
     """The batches of a search; an accelerator that fails becomes an error with the way to go on."""
-    import torch
-
     try:
         yield from batches
-    except torch.OutOfMemoryError as error:
-        raise TryAgainError(
-            "out of memory while scoring; free some and go on with --resume, or start anew with a smaller --batch-size"
-        ) from error
-    except RuntimeError as error:
-        if not any(mark in str(error) for mark in LOST_ACCELERATOR):
-            raise
-        first = str(error).splitlines()[0]
-        raise TryAgainError(
-            f"the accelerator failed ({first}); what is done is kept, run again with --resume"
-        ) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise TryAgainError(
+                "out of memory while scoring; free some and resume the run, or start anew with a smaller batch size"
+            ) from error
+        if is_device_lost(error):
+            first = str(error).splitlines()[0]
+            raise TryAgainError(f"the accelerator failed ({first}); what is done is kept, resume the run") from error
+        raise
 
 
 def _candidates(scored: Scored) -> list[Candidate]:

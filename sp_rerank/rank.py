@@ -1,15 +1,17 @@
-"""Ranks images that exist already. Knows nothing of how they were made."""
+"""Ranks images that exist already, PIL images or files. Knows nothing of how they were made."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sp_rerank.errors import SpRerankError, UnreadableImageError, UsageError
+from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
 from sp_rerank.scorers import embedder
 from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.scoring import name_of, score_images
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
 from sp_rerank.types import Candidate, Ranked
@@ -20,24 +22,34 @@ if TYPE_CHECKING:
 
     from sp_rerank.types import Scorer
 
-FILES_AT_ONCE = 16  # opened together; a large photograph takes 200 MB
+    Embed = Callable[[Sequence[Image.Image]], Tensor]
+
+FILES_AT_ONCE = 16
+PIXELS_AT_ONCE = 16_000_000
+"""Of the images that are scored together; a larger image is scored alone."""
 
 
 def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> list[Ranked]:
     """Rank images.
 
     Args:
-        scorer: what ranks them.
-        prompt: what they should show.
-        pictures: PIL images of any sizes; the index of each goes into its result, its seed is None.
-        top_k: how many to return; None returns all, those with a non-finite score last.
+        scorer: What ranks them.
+        prompt: What they should show.
+        pictures: PIL images of any sizes and modes; the index of each goes into its result, its seed is None.
+        top_k: How many to return; None returns all, those with a non-finite score last.
 
     Returns:
-        The best first.
+        The best first, as RGB images; see `sp_rerank.storage.images.to_rgb`.
+
+    Raises:
+        UsageError: if the scorer fails or does not give a score for each image; see
+            `sp_rerank.scorers.scoring.score_images`.
+        NothingUsableError: if it gives no finite score for any of the images.
     """
-    scores = [float(score) for score in scorer.score(prompt, list(pictures))]
+    scored = _score_all([scorer], prompt, pictures)
+    (scores,) = scored.scores.values()
     places = ranking.order(scores)[:top_k]
-    candidates = [Candidate(i, None, pictures[i].convert("RGB")) for i in places]
+    candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
     return ranked(candidates, [scores[i] for i in places], margin_of(scorer), prompt)
 
 
@@ -47,9 +59,9 @@ def ranked(
     """Candidates that are in order already, with their ranks and tie groups.
 
     Args:
-        candidates: the best first.
-        scores: of the candidates.
-        margin: the gap below which two of them are not told apart, see `sp_rerank.scorers.calibration.margin_of`; with
+        candidates: The best first.
+        scores: Those of the candidates.
+        margin: The gap below which two of them are not told apart, see `sp_rerank.scorers.calibration.margin_of`; with
             0 only equal scores tie.
         prompt: What the images should show.
     """
@@ -65,12 +77,12 @@ class RankedFile:
     """An image file with its place in the order.
 
     Attributes:
-        file: the image.
-        rank: by the first scorer; 1 = best.
-        tie_group: by the first scorer, among all files that can be read; files of one group are not reliably told
+        file: The image.
+        rank: By the first scorer; 1 = best.
+        tie_group: By the first scorer, among all files that can be read; files of one group are not reliably told
             apart. Where nothing is known of the scorer's gaps only equal scores tie.
-        scores: by the name of each scorer, in its own scale; higher is better.
-        ranks: by the name of each scorer, among all files that can be read.
+        scores: By the name of each scorer, in its own scale; higher is better; NaN where it is not finite.
+        ranks: By the name of each scorer, among all files that can be read.
     """
 
     file: Path
@@ -85,13 +97,19 @@ class FileRanking:
     """Image files in order.
 
     Attributes:
-        files: the best first.
-        unreadable: an error for each file that cannot be read.
-        cost: what a diverse choice gives away: the mean score of as many of the best, less that of `files`; else 0.
+        files: The best first.
+        unreadable: An error for each file that cannot be read.
+        readable: How many files can be read.
+        tied: How many of these are not reliably told apart from the best, which is one of them.
+        copies: How many of `files` are as alike as copies to one before them; None unless the choice is diverse.
+        cost: What a diverse choice gives away: the mean score of as many of the best, less that of `files`; else 0.
     """
 
     files: list[RankedFile]
     unreadable: list[UnreadableImageError]
+    readable: int
+    tied: int
+    copies: int | None
     cost: float
 
 
@@ -106,68 +124,97 @@ def rank_files(
     """Rank image files by the first of several scorers, reading each file once and holding a few in memory at a time.
 
     Args:
-        scorers: with different names.
-        prompt: what the images should show.
-        files: of the images.
-        top_k: how many to return; None returns all.
-        diverse: return `top_k` that are no near-copies of each other instead of the best, by the first scorer's
-            embeddings; see `sp_rerank.stats.diversity`. Their ranks tell which better ones stand back.
+        scorers: With different names.
+        prompt: What the images should show.
+        files: Paths of the images.
+        top_k: How many to return; None returns all.
+        diverse: Return `top_k` that are unlike each other instead of the best, by the first scorer's embeddings; see
+            `sp_rerank.stats.diversity`. Their ranks tell which better ones stand back.
 
     Raises:
-        UsageError: if there is no scorer, two have the same name, one gives another number of scores than of images, or
+        UsageError: if there is no scorer, two have the same name, one fails or does not give a score for each image, or
             the first has no embeddings and `diverse` is asked for.
-        SpRerankError: of the kind that a scorer raises, with the scorer's name.
+        NothingUsableError: if a scorer gives no finite score for any of the images.
     """
-    names = [scorer.name for scorer in scorers]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
-    embed = embedder(scorers[0]) if diverse else None
-    readable: list[Path] = []
-    embedded: list[Tensor] = []
-    scores: dict[str, list[float]] = {name: [] for name in names}
-    unreadable: list[UnreadableImageError] = []
-    for start in range(0, len(files), FILES_AT_ONCE):
-        pictures = []
-        for file in files[start : start + FILES_AT_ONCE]:
-            try:
-                pictures.append(images.open_image(file))
-                readable.append(file)
-            except UnreadableImageError as error:
-                unreadable.append(error)
-        for name, scorer in zip(names, scorers, strict=True):
-            scores[name] += _score(scorer, name, prompt, pictures) if pictures else []
-        if embed and pictures:
-            embedded += embed(pictures)
-    orders = {name: ranking.order(scores[name]) for name in names}
+    embed = embedder(scorers[0]) if diverse and scorers else None
+    scored = _score_all(scorers, prompt, files, embed)
+    names = list(scored.scores)
+    orders = {name: ranking.order(scored.scores[name]) for name in names}
     ranks = {name: {i: rank for rank, i in enumerate(orders[name], start=1)} for name in names}
-    first, order = scores[names[0]], orders[names[0]]
+    first, order = scored.scores[names[0]], orders[names[0]]
     groups = dict(zip(order, ranking.tie_groups([first[i] for i in order], margin_of(scorers[0])), strict=True))
-    places, cost = order[:top_k], 0.0
-    if embed and readable:
-        vectors = [vector.tolist() for vector in embedded]
-        chosen = diversity.diverse(first, vectors, top_k or len(readable))
+    places, cost, copies = order[:top_k], 0.0, None
+    if embed and scored.readable:
+        chosen = diversity.diverse(first, scored.embedded, top_k or len(order))
         places, cost = sorted(chosen, key=order.index), diversity.score_cost(first, chosen)
-    ranked_files = [
+        copies = diversity.copies([scored.embedded[i] for i in places])
+    found = [
         RankedFile(
-            readable[i],
+            files[scored.readable[i]],
             ranks[names[0]][i],
             groups[i],
-            {name: scores[name][i] for name in names},
+            {name: scored.scores[name][i] for name in names},
             {name: ranks[name][i] for name in names},
         )
         for i in places
     ]
-    return FileRanking(ranked_files, unreadable, cost)
+    tied = sum(groups[i] == groups[order[0]] for i in order) if order else 0
+    return FileRanking(found, scored.unreadable, len(order), tied, copies, cost)
 
 
-def _score(scorer: Scorer, name: str, prompt: str, pictures: list[Image.Image]) -> list[float]:
-    try:
-        scores = [float(score) for score in scorer.score(prompt, pictures)]
-    except SpRerankError as error:
-        raise type(error)(f"scorer {name}: {error}") from error
-    except Exception as error:  # a bug, or the machine's memory: what it is must stay visible
-        error.add_note(f"raised by the scorer {name}")
-        raise
-    if len(scores) != len(pictures):
-        raise UsageError(f"scorer {name}: expected a score for each of {len(pictures)} images, got {len(scores)}")
-    return scores
+@dataclass(slots=True)
+class _Scored:
+    """What scorers make of images.
+
+    Attributes:
+        readable: Places of those that can be read, in the order of the rest.
+        scores: By the name of each scorer.
+        embedded: By the first scorer, where asked for.
+        unreadable: An error for each of the others.
+    """
+
+    scores: dict[str, list[float]]
+    readable: list[int] = field(default_factory=list)
+    embedded: list[list[float]] = field(default_factory=list)
+    unreadable: list[UnreadableImageError] = field(default_factory=list)
+
+
+def _score_all(
+    scorers: Sequence[Scorer], prompt: str, sources: Sequence[Path] | Sequence[Image.Image], embed: Embed | None = None
+) -> _Scored:
+    """Ask every scorer about every image, and hold no more of those that are files than are scored together."""
+    names = [name_of(scorer) for scorer in scorers]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
+    scored = _Scored({name: [] for name in names})
+    batch: list[Image.Image] = []
+
+    def score_batch() -> None:
+        for name, scorer in zip(names, scorers, strict=True):
+            scored.scores[name] += score_images(scorer, prompt, batch)
+        if embed and batch:
+            scored.embedded += embed(batch).tolist()
+        batch.clear()
+
+    for place, source in enumerate(sources):
+        try:
+            image = images.open_image(source) if isinstance(source, Path) else source
+        except UnreadableImageError as error:
+            scored.unreadable.append(error)
+            continue
+        if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
+            score_batch()
+        batch.append(image)
+        scored.readable.append(place)
+        del image  # a large one is not held while the next is read
+        if _pixels(batch[-1]) > PIXELS_AT_ONCE:
+            score_batch()
+    score_batch()
+    for name, scores in scored.scores.items():
+        if scores and all(map(math.isnan, scores)):
+            raise NothingUsableError(f"scorer {name}: expected finite scores, got none for any of {len(scores)} images")
+    return scored
+
+
+def _pixels(image: Image.Image) -> int:
+    return image.width * image.height

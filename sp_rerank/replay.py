@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
-from sp_rerank.generate import sampler_of
 from sp_rerank.run.png import to_png
 from sp_rerank.storage import atomic
 from sp_rerank.storage.images import to_images
@@ -36,6 +35,8 @@ def replay(run: RunDir, index: int, *, pipe: Any, steps: int | None = None) -> I
         UsageError: if the candidate is not in the run, the run does not say how it was made, or it was steered.
         TryAgainError: if memory does not suffice for the batch.
     """
+    from sp_rerank.diffusion.sampler import sampler_of
+
     run.config.require("prompt", "steps", "guidance_scale", "batch_size")
     if index not in run.rows:
         raise UsageError(f"no candidate {index} in {run.path}; it holds {len(run.rows)} of 0..{run.n - 1}")

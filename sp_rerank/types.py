@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from torch import Tensor
 
@@ -58,6 +59,35 @@ class Ranked:
     def seed(self) -> int | None:
         """The seed of the candidate's noise; None for an image that was not made here."""
         return self.candidate.seed
+
+
+class TextToImagePipeline(Protocol):
+    """What this project needs of a diffusers text-to-image pipeline.
+
+    Most have more, which is asked for where it is used: `vae`, `encode_prompt`, `tokenizer`, `unet` or `transformer`.
+    """
+
+    scheduler: Any
+    """A scheduler of diffusers."""
+
+    @property
+    def config(self) -> Any:
+        """Arguments of the pipeline's constructor, by name."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        ...
+
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        """Make images; the output has `images`."""
+        ...
 
 
 @runtime_checkable

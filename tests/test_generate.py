@@ -114,7 +114,7 @@ def test_the_accelerator_is_lost_at_batch_seven(tmp_path):
         if len(calls) == 7:
             raise RuntimeError("CUDA error: unspecified launch failure\nmore")
 
-    with pytest.raises(TryAgainError, match="--resume"):
+    with pytest.raises(TryAgainError, match="resume"):
         run(SeededPipe(spoil), tmp_path / "cut")
     assert len(RunDir.read(tmp_path / "cut").rows) == 48
     resumed = SeededPipe()

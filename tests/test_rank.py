@@ -1,15 +1,20 @@
 """Images that exist: a choice without near-copies, ties, and how the command says so. The rest is in test_cli.py."""
 
+import csv
+import io
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import typer
-from PIL import Image
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from sp_rerank import load_scorer, rank
+import sp_rerank
+from sp_rerank import load_scorer
 from sp_rerank.cli.rank import rank as command
 from sp_rerank.errors import UsageError
 from sp_rerank.rank import rank_files
@@ -68,7 +73,7 @@ def run(files, *words):
 
 
 def test_the_command_says_what_a_diverse_choice_costs_and_what_ties(files, monkeypatch):
-    monkeypatch.setattr(rank, "load_scorer", lambda spec, model, device: ByLook())
+    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device: ByLook())
     result = run(files, "--scorer", "look", "--top-k", "2", "--diverse")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "4"]
     assert "no near-copies: ranks 1, 4; their mean score is 0.0" in result.stderr
@@ -88,6 +93,105 @@ def test_the_command_says_which_are_not_told_apart(files, monkeypatch):
     record = json.loads(run(files, "--scorer", "brightness", "--json", "--top-k", "4").stdout)
     assert record["calibrated"]
     assert [row["tie_group"] for row in record["ranking"]] == [1, 1, 2, 3]
+
+
+def paths(result):
+    return [row["file"] for row in json.loads(result.stdout)["ranking"]]
+
+
+def invoke(*words):
+    result = CliRunner().invoke(APP, ["--prompt", "x", "--scorer", "brightness", *map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_files_and_folders_are_ranked_together_and_what_is_left_out_is_said(tmp_path):
+    for number, name in enumerate(["a.png", "folder/b.png", "folder/deep/c.png"]):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (50 * number, 0, 0)).save(tmp_path / name)
+    (tmp_path / "folder" / "gone.png").symlink_to("nowhere")
+    a, folder = tmp_path / "a.png", tmp_path / "folder"
+    result = invoke(a, folder, "--json")
+    assert paths(result) == [str(folder / "b.png"), str(a)]
+    assert json.loads(result.stdout)["left_out"] == [
+        {"file": str(folder / "deep"), "why": "folder"},
+        {"file": str(folder / "gone.png"), "why": "broken link"},
+    ]
+    assert f"left out folders (--recursive takes those that are no links): {folder / 'deep'}" in result.stderr
+    assert f"left out broken links: {folder / 'gone.png'}" in result.stderr
+    assert paths(invoke(folder, "--recursive", "--json")) == [str(folder / "deep" / "c.png"), str(folder / "b.png")]
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\N{MAN}\u200d\N{PERSONAL COMPUTER}.png", "=x.png", "-x.png", '"q",.png'])
+def test_the_paths_of_csv_exist_and_are_no_formulas(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save(tmp_path / name)
+    result = invoke("--csv", "--", name)
+    (row,) = csv.DictReader(io.StringIO(result.stdout, newline=""))
+    assert Path(row["file"]).resolve() == tmp_path / name
+    assert row["file"][0] not in "=+-@"
+
+
+def test_a_run_folder_is_no_folder_of_images(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    Image.new("RGB", (4, 4)).save(tmp_path / "grid.png")
+    with pytest.raises(UsageError, match="is a run folder; to rank its candidates by more scorers: sp-rerank compare"):
+        invoke(tmp_path)
+
+
+def test_of_three_copies_and_another_the_other_is_shown(tmp_path, monkeypatch):
+    for number, color in enumerate([(250, 0, 0)] * 3 + [(0, 0, 90)]):
+        Image.new("RGB", (4, 4), color).save(tmp_path / f"{number}.png")
+    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device: ByLook())
+    result = invoke(tmp_path, "--diverse", "--top-k", "2", "--json")
+    assert [Path(path).name for path in paths(result)] == ["0.png", "3.png"]
+    assert "no near-copies: ranks 1, 4" in result.stderr
+    result = invoke(tmp_path, "--diverse", "--top-k", "3", "--json")
+    assert [Path(path).name for path in paths(result)] == ["0.png", "1.png", "3.png"]
+    assert "no near-copies" not in result.stderr
+    assert "1 near-copies, for want of other images: ranks 1, 2, 4" in result.stderr
+
+
+def test_ties_are_counted_among_all_images_and_not_spoken_of_where_there_is_one(tmp_path, monkeypatch):
+    known = ScorerCalibration("brightness", 0.002, "d", 4, 0.0, False)
+    monkeypatch.setattr("sp_rerank.scorers.calibration.calibration_of", lambda scorer: known)
+    for number in range(3):
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / f"{number}.png")
+    assert "the first 3 are not told apart" in invoke(tmp_path, "--top-k", "1").stderr
+    assert invoke(tmp_path / "0.png").stderr == ""
+
+
+def test_no_more_pixels_are_open_together_than_one_large_image_has(monkeypatch):
+    asked = []
+
+    class Counts(BrightnessScorer):
+        def score(self, prompt, images):
+            asked.append([image.width for image in images])
+            return super().score(prompt, images)
+
+    monkeypatch.setattr(sys.modules["sp_rerank.rank"], "PIXELS_AT_ONCE", 100)
+    sizes = [5, 5, 5, 5, 5, 11, 2, 2]
+    best = sp_rerank.rank(Counts(), "x", [Image.new("RGB", (side, side)) for side in sizes])
+    assert asked == [[5, 5, 5, 5], [5], [11], [2, 2]]
+    assert [entry.image.width for entry in best] == sizes
+    assert [entry.seed for entry in best] == [None] * 8
+
+
+def yellow_disc():
+    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse((10, 10, 50, 50), (250, 230, 60, 255))
+    return image
+
+
+def test_an_image_and_its_file_have_the_same_score(tmp_path):
+    scorer = load_scorer("clip-mini")
+    yellow_disc().save(tmp_path / "disc.png")
+    (file,) = rank_files([scorer], "a lemon", [tmp_path / "disc.png"]).files
+    (image,) = sp_rerank.rank(scorer, "a lemon", [yellow_disc()])
+    assert image.score == pytest.approx(0.8181, abs=5e-4)
+    assert list(file.scores.values()) == [image.score]
+    assert scorer.score("a lemon", [yellow_disc()]).item() == image.score
 
 
 def test_a_dual_encoder_embeds_images():

@@ -1,7 +1,14 @@
-"""How fast a training step is against a plain loop with the same maths, and what one costs. Knows no verdict."""
+"""python -m sp_rerank.train.bench train [--steps 4] [--rounds 3]
+python -m sp_rerank.train.bench step RECIPE
+
+How fast a training step is against a plain loop with the same maths (two minutes on two cores), and what a step of a
+recipe costs in arithmetic and memory: counted, nothing is computed or loaded. Prints JSON. Knows no verdict.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import random
 import statistics
@@ -16,19 +23,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sp_rerank.generate import to_images
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.storage.images import to_images
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Loader, PairOrder
+from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
-from sp_rerank.train.recipe import Recipe, changed, read_recipe
-from sp_rerank.train.step import Stepper
+from sp_rerank.train.recipe import Recipe, read_recipe
+from sp_rerank.train.step import TrainStep
 
 PROMPTS = 40  # with eight images each
 
 
-def compare_train(steps: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Our step against a plain loop's, with the recipe `mini` in stage 2, opened and perturbed images included.
 
     The plain loop goes through the pairs of a batch: it opens, perturbs, preprocesses and encodes both images and the
@@ -38,12 +45,12 @@ def compare_train(steps: int, rounds: int, say: Callable[[str], None]) -> dict[s
     Args:
         steps: of each way, a round.
         rounds: in turn; one more of each comes first and does not count.
-        say: told each figure as it comes.
+        progress: Called with a line of text for each figure.
 
     Returns:
         Pairs a second (median), their ratio (median of neighbours), and the largest difference of the losses.
     """
-    recipe = changed(read_recipe("mini"), [f"steps={max(steps, 1)}", "stage_1_steps=0", "warm_up=1"])
+    recipe = read_recipe("mini").with_overrides([f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1"])
     took: dict[str, list[float]] = {"ours": [], "plain loop": []}
     apart = 0.0
     with tempfile.TemporaryDirectory() as scratch:
@@ -53,14 +60,14 @@ def compare_train(steps: int, rounds: int, say: Callable[[str], None]) -> dict[s
             for way, run in (("ours", _ours), ("plain loop", _plain)):
                 began = time.perf_counter()
                 lost[way] = run(recipe, groups, steps)
-                rate = steps * recipe.batch / (time.perf_counter() - began)
+                rate = steps * recipe.batch_size / (time.perf_counter() - began)
                 if turn:
                     took[way].append(rate)
-                say(f"round {turn} of {rounds}: {way}: {rate:.1f} pairs/s{'' if turn else ', not counted'}")
+                progress(f"round {turn} of {rounds}: {way}: {rate:.1f} pairs/s{'' if turn else ', not counted'}")
             apart = max(apart, *(abs(a - b) for a, b in zip(*lost.values(), strict=True)))
     ratios = [a / b for a, b in zip(*took.values(), strict=True)]
     return {
-        "pairs a step": recipe.batch,
+        "pairs a step": recipe.batch_size,
         "ours, median pairs/s": round(statistics.median(took["ours"]), 1),
         "plain loop, median pairs/s": round(statistics.median(took["plain loop"]), 1),
         "ours / plain loop": round(statistics.median(ratios), 2),
@@ -88,12 +95,15 @@ def count_step(recipe: Recipe) -> dict[str, Any]:
 
     with torch.device("meta"):
         scorer = random_base(recipe)
-        freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+        freeze(scorer, recipe.trainable_image_blocks, recipe.trainable_text_blocks)
         clip: Any = scorer.clip
         clip.set_grad_checkpointing(recipe.gradient_checkpointing)
         clip.to(getattr(torch, recipe.precision)).train()
-        views = 2 * recipe.batch * (2 if recipe.ai_weight > 0 else 1)
-        images, texts = min(recipe.micro_batch or views, views), min(recipe.micro_batch or recipe.batch, recipe.batch)
+        views = 2 * recipe.batch_size * (2 if recipe.ai_weight > 0 else 1)
+        images, texts = (
+            min(recipe.micro_batch_size or views, views),
+            min(recipe.micro_batch_size or recipe.batch_size, recipe.batch_size),
+        )
         size = scorer.preprocess.size
         pixels = torch.empty(images, 3, size, size, dtype=clip.logit_scale.dtype)
         tokens = torch.zeros(texts, scorer.max_tokens, dtype=torch.int64)
@@ -102,12 +112,12 @@ def count_step(recipe: Recipe) -> dict[str, Any]:
         seen: dict[int, int] = {}
         with FlopCounterMode(display=False) as counter, _kept_storages(seen):
             encode(given).sum().backward()
-            if recipe.micro_batch:  # GradCache's first pass
+            if recipe.micro_batch_size:  # GradCache's first pass
                 with torch.no_grad():
                     encode(given)
         work.append(counter.get_total_flops() / len(given))
         kept.append(sum(seen.values()))
-    flop = views * work[0] + recipe.batch * work[1]
+    flop = views * work[0] + recipe.batch_size * work[1]
     parameters = list(scorer.parameters())
     total, learning = (
         sum(p.numel() for p in some) for some in (parameters, [p for p in parameters if p.requires_grad])
@@ -119,7 +129,7 @@ def count_step(recipe: Recipe) -> dict[str, Any]:
         "EFLOP a run": round(recipe.steps * flop / 1e18, 2),
         "weights, float32, GB": round(4 * total / 1e9, 1),
         "gradients and AdamW, GB": round(12 * learning / 1e9, 1),
-        "activations, GB": round(max(kept) / 1e9 if recipe.micro_batch else sum(kept) / 1e9, 1),
+        "activations, GB": round(max(kept) / 1e9 if recipe.micro_batch_size else sum(kept) / 1e9, 1),
     }
 
 
@@ -155,14 +165,14 @@ def _preferences(folder: Path) -> list[PreferenceGroup]:
 def _start(recipe: Recipe) -> DualEncoder:
     scorer: Any = load_base(recipe)
     scorer.train()
-    freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+    freeze(scorer, recipe.trainable_image_blocks, recipe.trainable_text_blocks)
     return scorer
 
 
 def _ours(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
     scorer = _start(recipe)
-    stepper, loader = Stepper(recipe, scorer), _loader(recipe, groups, scorer)
-    return [stepper.take(step, batch).loss for step, batch in loader.batches(0, steps)]
+    train_step, loader = TrainStep(recipe, scorer), _loader(recipe, groups, scorer)
+    return [train_step(step, batch).loss for step, batch in loader.batches(0, steps)]
 
 
 def _plain(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[float]:
@@ -173,21 +183,11 @@ def _plain(recipe: Recipe, groups: list[PreferenceGroup], steps: int) -> list[fl
 
 
 def _order(recipe: Recipe, groups: list[PreferenceGroup]) -> PairOrder:
-    return PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed)
+    return PairOrder(groups, batch_size=recipe.batch_size, pairs_per_prompt=recipe.pairs_per_prompt, seed=recipe.seed)
 
 
 def _loader(recipe: Recipe, groups: list[PreferenceGroup], scorer: DualEncoder) -> Loader:
-    return Loader(
-        groups,
-        _order(recipe, groups),
-        scorer,
-        ImageReader(),
-        seed=recipe.seed,
-        copies=True,
-        augment=False,
-        crop_from=recipe.crop_from,
-        flip_chance=recipe.flip_chance,
-    )
+    return Loader(groups, _order(recipe, groups), scorer, ImageReader(), Perturbations.of(recipe))
 
 
 def _plain_step(
@@ -226,3 +226,24 @@ def _plain_step(
     with torch.no_grad():
         scorer.clip.logit_scale.clamp_(0, math.log(100))
     return loss.item()
+
+
+def main() -> None:
+    """Measure or count, as the command line asks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("train", help="a training step against a plain loop")
+    measure.add_argument("--steps", type=int, default=4, help="training steps in a round")
+    measure.add_argument("--rounds", type=int, default=3, help="rounds of each way, in turn")
+    count = commands.add_parser("step", help="what a step of a recipe costs")
+    count.add_argument("recipe", help="name of a recipe or a .toml file, whose base is a published dual encoder")
+    args = parser.parse_args()
+    if args.command == "train":
+        result = compare_train(args.steps, args.rounds, print)
+    else:
+        result = count_step(read_recipe(args.recipe))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from torch import Tensor
 from sp_rerank.errors import FolderBusyError, StorageError, UsageError
 from sp_rerank.storage import atomic
 from sp_rerank.train.preferences import PreferenceGroup
+from sp_rerank.train.recipe import shorten
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ SCHEMA = 1
 KEPT = 2
 
 _FOLDER, _POINTER, _STATE, _PROGRESS = "checkpoints", "latest.json", "state.safetensors", "progress.json"
+_STEP, _HASH = re.compile(r"step-\d{6,9}"), re.compile(r"[0-9a-f]{64}")
 _IDENTITY, _LOCK, _OLD_SUFFIX = "training.json", ".lock", ".old"
 
 
@@ -66,8 +69,11 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
             raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another --out")
         return
     stored = read_schema(file)
-    differing = [f"recipe.{key}" for key in identity["recipe"] if stored["recipe"].get(key) != identity["recipe"][key]]
-    differing += [key for key in ("base", "data", "validation") if stored[key] != identity[key]]
+    recipe = stored.get("recipe")
+    if not isinstance(recipe, dict):
+        raise StorageError(f"{file}: expected the recipe of a training run, got none; begin anew in another folder")
+    differing = [f"recipe.{key}" for key, value in identity["recipe"].items() if recipe.get(key) != value]
+    differing += [key for key in ("base", "data", "validation") if stored.get(key) != identity[key]]
     if differing:
         raise UsageError(f"{out} holds a run that differs in {', '.join(differing)}; choose another --out for this one")
     if not resume:
@@ -148,6 +154,8 @@ def load(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
                 return safetensors.torch.load_file(place / _STATE), progress
         except OSError as error:
             damaged = [f"{error.strerror or error}"]
+        except (ValueError, RecursionError, safetensors.SafetensorError) as error:
+            damaged = [f"{error or type(error).__name__}"]
         log.warning("%s is damaged (%s); taking the checkpoint before it", place, ", ".join(damaged))
     if entries:
         raise StorageError(f"{out / _FOLDER}: every checkpoint is damaged; begin anew in another folder")
@@ -159,15 +167,19 @@ def read_schema(file: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: if it is of a newer version.
-        StorageError: if it cannot be read.
+        StorageError: if it cannot be read, or is no such object.
     """
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        schema = stored["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{file} cannot be read: {error}; begin anew in another folder") from error
-    if schema != SCHEMA:
-        raise UsageError(f"{file}: expected schema {SCHEMA}, got {schema!r}; a newer version of sp-rerank wrote it")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StorageError(f"{file} cannot be read: {reason or type(error).__name__}") from error
+    if not isinstance(stored, dict) or type(stored.get("schema")) is not int or stored["schema"] < 1:
+        raise StorageError(f"{file}: expected a JSON object with a schema number, got something else")
+    if stored["schema"] > SCHEMA:
+        raise UsageError(
+            f"{file}: expected schema {SCHEMA}, got {shorten(stored['schema'])}; a newer version of sp-rerank wrote it"
+        )
     return stored
 
 
@@ -217,8 +229,45 @@ def recover_folder(target: Path) -> None:
 
 
 def _entries(out: Path) -> list[dict[str, Any]]:
-    pointer = out / _FOLDER / _POINTER
-    return read_schema(pointer)["checkpoints"] if pointer.exists() else []
+    """Name and hashes of each checkpoint, the newest first; where the pointer is damaged, those that lie beside it."""
+    folder = out / _FOLDER
+    pointer = folder / _POINTER
+    if pointer.exists():
+        try:
+            return _checked_entries(pointer, read_schema(pointer).get("checkpoints"))
+        except StorageError as error:
+            log.warning("%s; taking the checkpoints that lie beside it", error)
+    return _complete(folder)
+
+
+def _checked_entries(pointer: Path, stored: Any) -> list[dict[str, Any]]:
+    if not isinstance(stored, list) or not stored or not all(map(_is_entry, stored)):
+        raise StorageError(f"{pointer}: expected checkpoints with the hashes of their files, got something else")
+    return stored
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it names a folder of ours and the hash of each of its files."""
+    if not isinstance(entry, dict) or set(entry) != {"folder", "sha256"}:
+        return False
+    folder, hashes = entry["folder"], entry["sha256"]
+    if not isinstance(hashes, dict) or set(hashes) != {_STATE, _PROGRESS}:
+        return False
+    named = [(_STEP, folder), *((_HASH, digest) for digest in hashes.values())]
+    return all(isinstance(text, str) and pattern.fullmatch(text) for pattern, text in named)
+
+
+def _complete(folder: Path) -> list[dict[str, Any]]:
+    """The checkpoints in a folder, the newest first: each was renamed to its name when it was complete."""
+    if not folder.is_dir():
+        return []
+    with atomic.storage_errors(folder):
+        places = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_symlink()]
+        places = [path for path in places if (path / _STATE).is_file() and (path / _PROGRESS).is_file()]
+        return [
+            {"folder": path.name, "sha256": {name: _digest(path / name) for name in (_STATE, _PROGRESS)}}
+            for path in sorted(places, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+        ]
 
 
 def _digest(file: Path) -> str:

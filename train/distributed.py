@@ -31,7 +31,7 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def anywhere(here: bool) -> bool:
+def any_process(here: bool) -> bool:
     """Whether it is so in any process."""
     return bool(summed(torch.tensor(float(here), device=device())) > 0)
 
@@ -48,5 +48,5 @@ def gathered(rows: Tensor, slots: int) -> Tensor:
         return rows
     padded = rows.new_zeros(slots, rows.shape[1] + 1)
     padded[: len(rows)] = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    everyone: Any = gather(padded)
-    return everyone[everyone[:, -1] == 1, :-1]
+    global_batch: Any = gather(padded)
+    return global_batch[global_batch[:, -1] == 1, :-1]

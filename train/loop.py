@@ -20,21 +20,24 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
-from sp_rerank.errors import NothingUsableError
+from sp_rerank.errors import NothingUsableError, StorageError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.batches import Loader, PairOrder
-from sp_rerank.train.distributed import anywhere, current, device, summed
-from sp_rerank.train.metrics import Row, Tracker
+from sp_rerank.train.data import Loader, PairOrder, Perturbations
+from sp_rerank.train.distributed import any_process, current, device, summed
+from sp_rerank.train.metrics import StepMetrics, Tracker
 from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 from sp_rerank.train.recipe import Recipe
-from sp_rerank.train.step import Stepper
+from sp_rerank.train.step import TrainStep
+
+_MOST_STEPS = 10_000_000  # as in `recipe`
 
 
 @dataclass(slots=True)
-class Progress:
+class TrainingState:
     """How far a run is; what a checkpoint holds besides tensors."""
 
     step: int = 0
@@ -42,6 +45,33 @@ class Progress:
     first_accuracy: float | None = None
     best_step: int | None = None
     best_accuracy: float | None = None
+
+    @classmethod
+    def from_json(cls, stored: Any) -> TrainingState:
+        """What a checkpoint holds, checked.
+
+        Raises:
+            StorageError: if it is no such state.
+        """
+        kinds: dict[str, Callable[[Any], bool]] = {
+            "step": _is_count,
+            "failures": _is_count,
+            "first_accuracy": _is_accuracy,
+            "best_step": lambda value: value is None or _is_count(value),
+            "best_accuracy": _is_accuracy,
+        }
+        whole = isinstance(stored, dict) and set(stored) == set(kinds)
+        if not whole or not all(kinds[name](value) for name, value in stored.items()):
+            raise StorageError("the checkpoint holds no state of a training run; begin anew in another folder")
+        return cls(**stored)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_STEPS
+
+
+def _is_accuracy(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +104,7 @@ def train(
     validation: Sequence[PreferenceGroup] = (),
     resume: bool = False,
     tracker: str = "none",
-    report: Callable[[Row], None] | None = None,
+    progress: Callable[[StepMetrics], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train a scorer in place and write it to a folder.
@@ -87,7 +117,7 @@ def train(
         validation: to choose the best step by; none keeps the last one only.
         resume: go on from the last checkpoint, to the same weights as without the interruption.
         tracker: "tensorboard" or "none"; metrics.jsonl is always written.
-        report: called with each step's figures, in the main process.
+        progress: Called with the figures of each step, in the main process.
         stop: asked after each step; if it says yes a checkpoint is written.
 
     Raises:
@@ -97,7 +127,7 @@ def train(
         StorageError: if something cannot be written, or the checkpoints are damaged.
         KeyboardInterrupt: after `stop`.
     """
-    state = current()
+    processes = current()
     identity = {
         "schema": checkpoints.SCHEMA,
         "recipe": asdict(recipe),
@@ -106,14 +136,14 @@ def train(
         "validation": checkpoints.data_sha256(validation),
     }
     checkpoints.check_folder(out, identity, resume)
-    state.wait_for_everyone()
-    with checkpoints.locked(out) if state.is_main_process else nullcontext():
-        if state.is_main_process:
+    processes.wait_for_everyone()
+    with checkpoints.locked(out) if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
             checkpoints.begin(out, identity)
-        state.wait_for_everyone()
-        trainer = _Trainer(recipe, groups, validation, scorer, out, identity, state)
-        with Tracker(out, tracker, trainer.progress.step, state.is_main_process) as tracked:
-            return trainer.run(tracked, report, stop)
+        processes.wait_for_everyone()
+        trainer = _Trainer(recipe, groups, validation, scorer, out, identity, processes)
+        with Tracker(out, tracker, trainer.state.step, processes.is_main_process) as tracked:
+            return trainer.run(tracked, progress, stop)
 
 
 @torch.no_grad()
@@ -141,7 +171,7 @@ def validate(
 
 
 class _Trainer:
-    """The state of a run: weights, optimiser, progress."""
+    """The state of a run: weights, optimizer, how far it is."""
 
     def __init__(
         self,
@@ -151,120 +181,131 @@ class _Trainer:
         scorer: DualEncoder,
         out: Path,
         identity: dict[str, Any],
-        state: PartialState,
+        processes: PartialState,
     ):
         self._recipe, self._validation, self._out, self._identity = recipe, validation, out, identity
-        self._state = state
-        self._share = (state.process_index, state.num_processes)
+        self._processes = processes
+        self._share = (processes.process_index, processes.num_processes)
         self._scorer = scorer
         scorer.float()
         scorer.to(device()).train()  # pyright: ignore[reportArgumentType]  # diffusers' `to` is not annotated as torch's
-        freeze(scorer, recipe.image_blocks, recipe.text_blocks)
+        freeze(scorer, recipe.trainable_image_blocks, recipe.trainable_text_blocks)
         scorer.clip.set_grad_checkpointing(recipe.gradient_checkpointing)
-        self._stepper = Stepper(recipe, scorer)
+        self._train_step = TrainStep(recipe, scorer)
         self._reader = ImageReader(sum(len(group.images) for group in groups))
         self._loader = Loader(
             groups,
-            PairOrder(groups, batch=recipe.batch, together=recipe.pairs_together, seed=recipe.seed, ties=recipe.ties),
+            PairOrder(
+                groups,
+                batch_size=recipe.batch_size,
+                pairs_per_prompt=recipe.pairs_per_prompt,
+                seed=recipe.seed,
+                include_ties=recipe.include_ties,
+            ),
             scorer,
             self._reader,
-            seed=recipe.seed,
-            copies=recipe.ai_weight > 0,
-            augment=recipe.augment,
-            crop_from=recipe.crop_from,
-            flip_chance=recipe.flip_chance,
-            preview_chance=recipe.preview_chance,
-            share=self._share,
+            Perturbations.of(recipe),
+            self._share,
         )
-        self.progress = self._restore()
+        self.state = self._restore()
 
-    def run(self, tracker: Tracker, report: Callable[[Row], None] | None, stop: Callable[[], bool]) -> Outcome:
-        recipe, progress = self._recipe, self.progress
+    def run(
+        self, tracker: Tracker, progress: Callable[[StepMetrics], None] | None, stop: Callable[[], bool]
+    ) -> Outcome:
+        recipe, state = self._recipe, self.state
         for name in ("best", "last"):
-            if self._state.is_main_process:
+            if self._processes.is_main_process:
                 checkpoints.recover_folder(self._out / name)
-        if progress.step == 0 and self._validation and progress.first_accuracy is None:
-            progress.first_accuracy = self._validated(tracker)
-        for step, batch in self._loader.batches(progress.step, recipe.steps):
-            row = self._stepper.take(step, batch.to(device()))
-            progress.step, progress.failures = step + 1, self._stepper.failures
+        if state.step == 0 and self._validation and state.first_accuracy is None:
+            state.first_accuracy = self._validated(tracker)
+        for step, batch in self._loader.batches(state.step, recipe.steps):
+            row = self._train_step(step, batch.to(device()))
+            state.step, state.failures = step + 1, self._train_step.failures
             tracker.write(row.figures() | {"unreadable": len(self._reader.skipped)})
-            if report and self._state.is_main_process:
-                report(row)
-            last, stopping = progress.step == recipe.steps, anywhere(stop())
+            if progress and self._processes.is_main_process:
+                progress(row)
+            last, stopping = state.step == recipe.steps, any_process(stop())
             improved = False
-            if self._validation and (last or progress.step % recipe.evaluate_every == 0):
+            if self._validation and (last or state.step % recipe.evaluate_every == 0):
                 improved = self._keep_if_best(self._validated(tracker))
             # after a best one too: what best/ holds and what the checkpoint says of it go together
-            if last or stopping or improved or progress.step % recipe.save_every == 0:
+            if last or stopping or improved or state.step % recipe.save_every == 0:
                 self._save()
             if stopping and not last:
                 raise KeyboardInterrupt
         self._scorer.eval()
         if not (self._out / "last").exists():
             self._write_scorer("last")
-        best = "last" if progress.best_step is None else "best"
+        best = "last" if state.best_step is None else "best"
         return Outcome(
             self._out / best,
-            progress.step,
-            progress.first_accuracy,
-            progress.best_step,
-            progress.best_accuracy,
+            state.step,
+            state.first_accuracy,
+            state.best_step,
+            state.best_accuracy,
             len(self._reader.skipped),
         )
 
     def _validated(self, tracker: Tracker) -> float:
         self._scorer.eval()
-        with self._stepper.autocast():
+        with self._train_step.autocast():
             counts = torch.tensor(validate(self._scorer, self._validation, self._share), device=device())
         self._scorer.train()
         right, total = summed(counts).tolist()
         if not total:
             raise NothingUsableError("the validation data have no pair with a better image that can be read; add some")
-        tracker.write({"step": self.progress.step, "validation_accuracy": right / total})
+        tracker.write({"step": self.state.step, "validation_accuracy": right / total})
         return right / total
 
     def _keep_if_best(self, accuracy: float) -> bool:
-        best = self.progress.best_accuracy
+        best = self.state.best_accuracy
         if best is not None and accuracy <= best:
             return False
-        self.progress.best_step, self.progress.best_accuracy = self.progress.step, accuracy
+        self.state.best_step, self.state.best_accuracy = self.state.step, accuracy
         self._write_scorer("best")
         return True
 
     def _write_scorer(self, name: str) -> None:
         recipe, identity = self._recipe, self._identity
-        if self._state.is_main_process:
+        if self._processes.is_main_process:
             self._scorer.register_to_config(
                 name=recipe.name,
                 source=f"{identity['base']} trained with the recipe {recipe.name} (sha256 {recipe.sha256}) "
-                f"on preferences (sha256 {identity['data']}), step {self.progress.step}",
+                f"on preferences (sha256 {identity['data']}), step {self.state.step}",
             )
             checkpoints.replace_folder(self._out / name, self._scorer.save_pretrained)
-        self._state.wait_for_everyone()
+        self._processes.wait_for_everyone()
 
     def _save(self) -> None:
-        if self._state.is_main_process:
+        if self._processes.is_main_process:
             tensors = {}
-            for name, parameter in self._stepper.learning.items():
+            for name, parameter in self._train_step.learning.items():
                 tensors[f"weight/{name}"] = parameter
-                for key, value in self._stepper.optimizer.state[parameter].items():
+                for key, value in self._train_step.optimizer.state[parameter].items():
                     tensors[f"{key}/{name}"] = value
-            checkpoints.save(self._out, self.progress.step, tensors, asdict(self.progress))
-        self._state.wait_for_everyone()
+            checkpoints.save(self._out, self.state.step, tensors, asdict(self.state))
+        self._processes.wait_for_everyone()
 
-    def _restore(self) -> Progress:
+    def _restore(self) -> TrainingState:
         stored = checkpoints.load(self._out)
         if stored is None:
-            return Progress()
-        tensors, progress = stored
+            return TrainingState()
+        tensors, state = stored[0], TrainingState.from_json(stored[1])
+        try:
+            self._take_over(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise StorageError(
+                f"{self._out}: the checkpoint is of another scorer: {error}; begin anew in another folder"
+            ) from error
+        self._train_step.failures = state.failures
+        return state
+
+    def _take_over(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self._stepper.learning.items():
+            for name, parameter in self._train_step.learning.items():
                 parameter.copy_(tensors.pop(f"weight/{name}"))
         for key, value in tensors.items():
             what, _, name = key.partition("/")
             # AdamW counts its steps on the CPU
             moved = value if what == "step" else value.to(device())
-            self._stepper.optimizer.state[self._stepper.learning[name]][what] = moved
-        self._stepper.failures = progress["failures"]
-        return Progress(**progress)
+            self._train_step.optimizer.state[self._train_step.learning[name]][what] = moved

@@ -20,7 +20,7 @@ from sp_rerank.errors import UsageError
 DISTANCES = ("embedding-cosine", "embedding-l2", "score-cosine", "score-logit")
 """Between what, and measured how; of two scores the only distance is |S - S'|, on the one scale or the other."""
 
-GAP_SCALES = ("logit", "cosine", "normalised")
+GAP_SCALES = ("logit", "cosine", "normalized")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +119,17 @@ def better_minus_worse(gap: Tensor, label: Tensor) -> Tensor:
     return torch.sign(2 * label - 1) * gap
 
 
-def scaled_gaps(gap: Tensor, everyone: Tensor, scale: Tensor, how: str) -> tuple[Tensor, Tensor]:
+def scaled_gaps(gap: Tensor, global_gap: Tensor, scale: Tensor, how: str) -> tuple[Tensor, Tensor]:
     """The gaps as the gate and the weights shall see them: an open point, for the deck does not define S there.
 
     - "logit": as they are, S = logit_scale * cos
     - "cosine": divided by the logit scale
-    - "normalised": divided by the standard deviation of the global batch's gaps, about 0, which is their mean over
+    - "normalized": divided by the standard deviation of the global batch's gaps, about 0, which is their mean over
       both orders of a pair
 
     Args:
         gap: (p,) logits.
-        everyone: (q,) those of the global batch, `gap` among them.
+        global_gap: (q,) those of the global batch, `gap` among them.
         scale: () the logit scale.
         how: a name out of GAP_SCALES.
 
@@ -141,13 +141,13 @@ def scaled_gaps(gap: Tensor, everyone: Tensor, scale: Tensor, how: str) -> tuple
     """
     if how not in GAP_SCALES:
         raise UsageError(f"expected a scale of the gaps out of {', '.join(GAP_SCALES)}, got {how!r}")
-    gap, everyone, scale = gap.detach(), everyone.detach(), scale.detach()
+    gap, global_gap, scale = gap.detach(), global_gap.detach(), scale.detach()
     divisor = torch.ones_like(scale)
     if how == "cosine":
         divisor = scale
-    elif how == "normalised":
-        divisor = everyone.square().mean().sqrt().clamp(min=torch.finfo(gap.dtype).tiny)
-    return gap / divisor, everyone / divisor
+    elif how == "normalized":
+        divisor = global_gap.square().mean().sqrt().clamp(min=torch.finfo(gap.dtype).tiny)
+    return gap / divisor, global_gap / divisor
 
 
 def gate(gap: Tensor, b: float, tau: float) -> Tensor:
@@ -166,7 +166,7 @@ def gate(gap: Tensor, b: float, tau: float) -> Tensor:
     return torch.sigmoid((b - gap.detach()) / tau)
 
 
-def softmax_weights(gap: Tensor, everyone: Tensor, temperature: float) -> Tensor:
+def softmax_weights(gap: Tensor, global_gap: Tensor, temperature: float) -> Tensor:
     """Stage 2, "broaden the margin": exp(dS_j) / sum_i exp(dS_i), the factor of a pair's L_pref + L_ai.
 
     Detached (our reading): otherwise a step could lower the loss by shrinking the dS of a heavy pair. i runs over all
@@ -174,13 +174,13 @@ def softmax_weights(gap: Tensor, everyone: Tensor, temperature: float) -> Tensor
 
     Args:
         gap: (p,) dS on the scale chosen.
-        everyone: (q,) that of the global batch, `gap` among them.
+        global_gap: (q,) that of the global batch, `gap` among them.
         temperature: divides dS; the deck has 1.
 
     Returns:
         (p,) without a gradient; over the global batch they sum to 1.
     """
-    return torch.exp(gap.detach() / temperature - torch.logsumexp(everyone.detach() / temperature, dim=0))
+    return torch.exp(gap.detach() / temperature - torch.logsumexp(global_gap.detach() / temperature, dim=0))
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from sp_rerank.errors import UsageError
 from sp_rerank.storage import atomic
 from sp_rerank.train.losses import effective_sample_size
 
+log = logging.getLogger(__name__)
+
 TRACKERS = ("tensorboard", "none")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StepMetrics:
     """What a step was like, over the global batch.
 
     Attributes:
@@ -58,14 +61,14 @@ class Row:
 
     @classmethod
     def of(
-        cls, *, stage: int, everyone: Tensor, weights: Tensor, loss: Tensor, norms: Tensor, gradient: Tensor,
+        cls, *, stage: int, global_batch: Tensor, weights: Tensor, loss: Tensor, norms: Tensor, gradient: Tensor,
         logit_scale: Tensor, **rest: Any,
-    ) -> Row:  # fmt: skip
+    ) -> StepMetrics:  # fmt: skip
         """From the global batch.
 
         Args:
             stage: 0, 1 or 2.
-            everyone: (q, 4) gap, label, L_pref and L_ai of each pair.
+            global_batch: (q, 4) gap, label, L_pref and L_ai of each pair.
             weights: (q,) of each pair in the loss.
             loss: ().
             norms: (2,) of the gradients of both terms.
@@ -73,19 +76,19 @@ class Row:
             logit_scale: () the parameter, a logarithm.
             **rest: as they are.
         """
-        gap, label = everyone[:, 0], everyone[:, 1]
+        gap, label = global_batch[:, 0], global_batch[:, 1]
         strict = label != 0.5
         # a predicted tie is wrong
         right = (gap != 0) & ((gap > 0) == (label > 0.5))
         return cls(
             stage=stage,
             loss=loss.item(),
-            preference=everyone[:, 2].mean().item(),
-            interference=everyone[:, 3].mean().item(),
+            preference=global_batch[:, 2].mean().item(),
+            interference=global_batch[:, 3].mean().item(),
             accuracy=right[strict].double().mean().item() if strict.any() else None,
             gate=weights.sum().item() if stage == 1 else None,
             effective=effective_sample_size(weights).item() if len(weights) else 0.0,
-            pairs=len(everyone),
+            pairs=len(global_batch),
             gradient_share=(norms[0] / norms.sum()).item(),
             gradient_norm=gradient.item(),
             logit_scale=logit_scale.detach().exp().item(),
@@ -149,8 +152,21 @@ def _rows_until(path: Path, step: int) -> list[bytes]:
     """The lines up to a step; none for a run that begins, and not the torn end of one that was killed."""
     if step == 0 or not path.exists():
         return []
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    return [line for line in lines if json.loads(line)["step"] <= step]
+    with atomic.storage_errors(path):
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    steps = [_step_of(line) for line in lines]
+    if None in steps:
+        log.warning("%s: %d damaged lines are dropped", path, steps.count(None))
+    return [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row, None where the line is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 def _open_board(folder: Path, step: int) -> Any:

@@ -1,4 +1,4 @@
-"""What training starts from: the scorer, which of its parameters learn, and the optimiser over them."""
+"""What training starts from: the scorer, which of its parameters learn, and the optimizer over them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_base(recipe: Recipe) -> DualEncoder:
 
     Raises:
         UsageError: if it is no dual encoder, or as `load_scorer` does.
-        HubUnavailableError, StorageError: likewise.
+        HubUnavailableError, StorageError: as `load_scorer` does.
     """
     scorer = load_scorer(recipe.base, dtype=torch.float32)
     if not isinstance(scorer, DualEncoder):
@@ -54,13 +54,13 @@ def random_base(recipe: Recipe) -> DualEncoder:
     )
 
 
-def freeze(scorer: DualEncoder, image_blocks: int, text_blocks: int) -> None:
+def freeze(scorer: DualEncoder, trainable_image_blocks: int, trainable_text_blocks: int) -> None:
     """Let the last blocks of each tower learn, with the norm and the projection behind them, and nothing before them.
 
     Args:
-        scorer: whose parameters are marked.
-        image_blocks: of the image tower; 0 freezes it, -1 trains all of it.
-        text_blocks: of the text tower, likewise.
+        scorer: Its parameters are marked.
+        trainable_image_blocks: Number of blocks of the image tower; 0 freezes it, -1 trains all of it.
+        trainable_text_blocks: The same for the text tower.
 
     Raises:
         UsageError: if a tower has fewer blocks.
@@ -68,13 +68,13 @@ def freeze(scorer: DualEncoder, image_blocks: int, text_blocks: int) -> None:
     clip: Any = scorer.clip
     visual = clip.visual
     towers = (
-        ("image", image_blocks, visual, visual, (visual.ln_post, visual.proj)),
-        ("text", text_blocks, None, clip, (clip.ln_final, clip.text_projection)),
+        ("image", trainable_image_blocks, visual, visual, (visual.ln_post, visual.proj)),
+        ("text", trainable_text_blocks, None, clip, (clip.ln_final, clip.text_projection)),
     )
     for name, count, whole, tower, behind in towers:
         blocks = tower.transformer.resblocks
         if count > len(blocks):
-            raise UsageError(f"{name}_blocks is {count}, but the {name} tower has {len(blocks)} blocks")
+            raise UsageError(f"trainable_{name}_blocks is {count}, but the {name} tower has {len(blocks)} blocks")
         everything = whole.parameters() if whole else _text_parameters(clip)
         for parameter in everything:
             parameter.requires_grad = count == -1

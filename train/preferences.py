@@ -1,25 +1,22 @@
-"""What people preferred: the published data sets and one's own files, read one prompt at a time.
+"""What people preferred: images of a prompt, pairs of them, and which prompts are held out.
 
-A layout is told by its columns, not by a file's name. Images stay where they are (a file, a member of a zip archive, a
-cell of a parquet file) until somebody opens them. Knows nothing of models, batches or scores.
+Images stay where they are (a file, a member of a zip archive, a cell of a parquet file) until they are opened. Knows
+nothing of how data sets are laid out, of models, batches or scores.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
 import logging
 import math
 import os
-import random
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain, combinations, count, takewhile
+from itertools import combinations, count, takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +24,6 @@ from PIL import Image
 
 from sp_rerank.errors import NothingUsableError, StorageError, UnreadableImageError, UsageError
 from sp_rerank.storage import images
-from sp_rerank.storage.atomic import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +33,6 @@ MOST_SKIPPED = 0.01
 MOST_BYTES = 256_000_000
 """Of an image inside an archive; a small archive can hold gigabytes."""
 
-Entry = Mapping[str, Any]
 Prompted = TypeVar("Prompted", bound="_HasPrompt")
 
 
@@ -94,14 +89,16 @@ class Pair:
     """Two images of a group, and which one was preferred.
 
     Attributes:
-        first: its index in the group.
-        second: likewise.
+        first: Index of the first image in the group.
+        second: Index of the second image.
         label: 1 if the first is better, 0 if the second is, .5 if they tie.
+        extra: Further columns of one's own data, such as annotator and answered_ms, as they were read.
     """
 
     first: int
     second: int
     label: float
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,51 +189,14 @@ class ImageReader:
         return None
 
 
-def read_preferences(
-    place: str | Path, images: str | Path | None = None, layout: str | None = None
-) -> Iterator[PreferenceGroup]:
-    """Groups of a data set, one at a time, in its order; docs/preference-data.md has the layouts.
-
-    Groups of fewer than two images are left out, counted in a log warning.
-
-    Args:
-        place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split).
-        images: the folder that image paths start from; by default that of the data file, or its train/ or test/.
-        layout: a name out of LAYOUTS; by default told by the columns.
-
-    Raises:
-        UsageError: at once if the data are of no known layout; at a group that is not as expected or whose image is
-            not there; at the end if no pair had a better image, or the labels were all the same.
-        StorageError: if a file cannot be read.
-    """
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
-    folder = None if images is None else Path(images)
-    if folder is not None and not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; the one that image paths start from was expected")
-    files = _data_files(Path(place))
-    columns, entries = _open_table(files[0])
-    known = LAYOUTS[layout or _tell_layout(files[0], columns)]
-    _check_columns(files[0], columns, known)
-    tables = chain([(files[0], entries)], ((file, _open_table(file)[1]) for file in files[1:]))
-    groups = (group for file, rows in tables for group in _groups(file, rows, known, folder))
-    return _checked(groups, str(place), known)
-
-
-def shuffled(groups: Iterable[PreferenceGroup], seed: int) -> list[PreferenceGroup]:
-    """The groups in an order that the seed decides."""
-    dealt = list(groups)
-    random.Random(seed).shuffle(dealt)
-    return dealt
-
-
 def split_groups(groups: Iterable[Prompted], shares: Sequence[float], seed: int) -> tuple[list[Prompted], ...]:
     """Deal groups out by a hash of their prompt: a prompt is on one side only, whatever else is in the data.
 
     Args:
-        groups: whatever has a prompt, of one data set or of several.
-        shares: of the parts, each above 0, together 1; the sizes come near them.
-        seed: another one deals otherwise.
+        groups: Whatever has a prompt, of one data set or of several.
+        shares: Shares of the parts, each above 0, together 1. The sizes come near them; no part is empty where there
+            are as many prompts as parts.
+        seed: Another seed deals otherwise.
 
     Returns:
         The parts, in the groups' order. Prompts that differ in case and spaces only are one prompt.
@@ -246,269 +206,61 @@ def split_groups(groups: Iterable[Prompted], shares: Sequence[float], seed: int)
     """
     if not shares or not min(shares) > 0 or not math.isclose(sum(shares), 1):
         raise UsageError(f"expected shares above 0 that add up to 1, got {', '.join(map(str, shares)) or 'none'}")
-    ends = [sum(shares[:i]) for i in range(1, len(shares))]
+    groups = list(groups)
+    places = {_prompt_key(group.prompt): 0.0 for group in groups}
+    for key in places:
+        digest = hashlib.sha256(f"{seed}\n{key}".encode("utf-8", "replace")).digest()
+        places[key] = int.from_bytes(digest[:8]) / 2**64
+    part_of = _deal(places, shares)
     parts: tuple[list[Prompted], ...] = tuple([] for _ in shares)
     for group in groups:
-        prompt = " ".join(group.prompt.casefold().split())
-        digest = hashlib.sha256(f"{seed}\n{prompt}".encode("utf-8", "replace")).digest()
-        place = int.from_bytes(digest[:8]) / 2**64
-        parts[sum(place >= end for end in ends)].append(group)
+        parts[part_of[_prompt_key(group.prompt)]].append(group)
     return parts
 
 
-# The layouts: an entry in, a group out, None for an entry without a label
+def _prompt_key(prompt: str) -> str:
+    return " ".join(prompt.casefold().split())
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a data set is laid out.
+def _deal(places: Mapping[str, float], shares: Sequence[float]) -> dict[str, int]:
+    """The part of each key by its place in [0, 1); an empty part takes the nearest key of the fullest one."""
+    ends = [sum(shares[:i]) for i in range(len(shares) + 1)]
+    part_of = {key: sum(place >= end for end in ends[1:-1]) for key, place in places.items()}
+    for part in range(len(shares)):
+        sizes = Counter(part_of.values())
+        fullest, size = max(sorted(sizes.items()), key=lambda item: item[1], default=(0, 0))
+        if sizes[part] == 0 and size > 1:
+            middle = (ends[part] + ends[part + 1]) / 2
+            taken = [key for key, current in part_of.items() if current == fullest]
+            part_of[min(taken, key=lambda key: (abs(places[key] - middle), key))] = part
+    return part_of
 
-    Attributes:
-        columns: that it has.
-        group: makes a group of an entry, given what finds its images.
-        others: whether further columns are expected too, and ignored.
-        by: the column whose values make entries one group, which then comes as a list a column.
-        one_sided: whether all labels are the same by the nature of the layout.
+
+def hold_out(
+    groups: Sequence[PreferenceGroup], fraction: float, seed: int
+) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
+    """Set prompts aside to validate on, at least one of several: only prompts with a better image say anything there.
+
+    Args:
+        groups: All groups.
+        fraction: Fraction of the prompts to hold out, in (0, 1).
+        seed: Another seed holds out others.
+
+    Returns:
+        The groups held out and the groups to learn from. Nothing is held out where that would leave no prompt with a
+        better image to learn from.
     """
-
-    columns: tuple[str, ...]
-    group: Callable[[Entry, _Finder], PreferenceGroup | None]
-    others: bool = True
-    by: str | None = None
-    one_sided: bool = False
-
-
-def _image_reward(entry: Entry, find: _Finder) -> PreferenceGroup:
-    return PreferenceGroup.ranked(entry["prompt"], find.all(entry["generations"]), entry["ranking"])
-
-
-def _image_reward_db(entry: Entry, find: _Finder) -> PreferenceGroup:
-    return PreferenceGroup.ranked(entry["prompt"][0], find.all(entry["image_path"]), entry["rank"])
-
-
-def _hpd_train(entry: Entry, find: _Finder) -> PreferenceGroup:
-    first, second = find.all(entry["file_path"])
-    return _pair(entry["prompt"], first, second, *entry["human_preference"])
-
-
-def _hpd_test(entry: Entry, find: _Finder) -> PreferenceGroup:
-    # That an annotator's ranks are in the order of the images, as the group's are, is our inference.
-    opinions = [one["rank"] for one in entry.get("raw_annotations") or ()]
-    return PreferenceGroup.ranked(entry["prompt"], find.all(entry["image_path"]), entry["rank"], opinions)
-
-
-def _pick_a_pic(entry: Entry, find: _Finder) -> PreferenceGroup | None:
-    if entry.get("has_label") is False:
-        return None
-    first, second = (find.in_table(column, entry[column]) for column in ("jpg_0", "jpg_1"))
-    return _pair(entry["caption"], first, second, entry["label_0"], entry["label_1"])
-
-
-def _pair(prompt: str, first: ImageSource, second: ImageSource, label: float, opposite: float) -> PreferenceGroup:
-    if label + opposite != 1:
-        raise ValueError(f"labels 1 and 0, 0 and 1 or 0.5 and 0.5 were expected, not {label!r} and {opposite!r}")
-    return PreferenceGroup(prompt, (first, second), (Pair(0, 1, label),))
-
-
-def _own_pairs(entry: Entry, find: _Finder) -> PreferenceGroup:
-    return _joined(entry["prompt"][0], entry["first"], entry["second"], map(float, entry["label"]), find)
-
-
-def _winners(entry: Entry, find: _Finder) -> PreferenceGroup:
-    return _joined(entry["prompt"][0], entry["better"], entry["worse"], [1.0] * len(entry["better"]), find)
-
-
-def _joined(
-    prompt: str, firsts: Sequence[str], seconds: Sequence[str], labels: Iterable[float], find: _Finder
-) -> PreferenceGroup:
-    """One group of several pairs: an image that is in more than one of them is there once."""
-    index = {name: i for i, name in enumerate(dict.fromkeys([*firsts, *seconds]))}
-    pairs = [Pair(index[a], index[b], label) for a, b, label in zip(firsts, seconds, labels, strict=True)]
-    return PreferenceGroup(prompt, find.all(index), tuple(pairs))
-
-
-LAYOUTS: dict[str, Layout] = {
-    "image-reward": Layout(("prompt", "generations", "ranking"), _image_reward),
-    "image-reward-db": Layout(("prompt_id", "prompt", "image_path", "rank"), _image_reward_db, by="prompt_id"),
-    "hpd-train": Layout(("prompt", "file_path", "human_preference"), _hpd_train),
-    "hpd-test": Layout(("prompt", "image_path", "rank"), _hpd_test),
-    "pick-a-pic": Layout(("caption", "jpg_0", "jpg_1", "label_0", "label_1"), _pick_a_pic),
-    "pairs": Layout(("prompt", "first", "second", "label"), _own_pairs, others=False, by="prompt"),
-    "winners": Layout(("prompt", "better", "worse"), _winners, others=False, by="prompt", one_sided=True),
-}
-"""By name; the first that fits is taken. Columns of the first five: Xu et al. 2023 (arXiv 2304.05977, THUDM/ImageReward
-and ImageRewardDB), Wu et al. 2023 (arXiv 2306.09341; tgxs002/HPSv2), Kirstain et al. 2023 (arXiv 2305.01569;
-yuvalkirstain/pickapic_v2). The last two are for one's own data."""
-
-
-# Files and what is in them
-
-_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-
-
-def _data_files(place: Path) -> list[Path]:
-    """The data file, or those of a folder: one, or the tables that hold their images."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise UsageError(f"{place} is not there; a file of preferences or a folder with one was expected")
-    with storage_errors(place):
-        files = sorted(path for path in place.iterdir() if path.suffix in _SUFFIXES and not path.name.startswith("."))
-    if not files:
-        raise UsageError(f"{place} holds no data file; one ending in {', '.join(_SUFFIXES)} was expected")
-    if len(files) > 1 and not all(path.suffix == ".parquet" and "jpg_0" in _open_table(path)[0] for path in files):
-        raise UsageError(
-            f"{place} holds several data files: {_list(path.name for path in files)}; name the one to read"
-        )
-    return files
-
-
-def _tell_layout(file: Path, columns: Sequence[str]) -> str:
-    for name, known in LAYOUTS.items():
-        if set(columns).issuperset(known.columns):
-            return name
-    expected = "; ".join(f"{name}: {', '.join(known.columns)}" for name, known in LAYOUTS.items())
-    raise UsageError(f"{file} has the columns {_list(columns)}; expected those of one layout ({expected})")
-
-
-def _check_columns(file: Path, columns: Iterable[str], layout: Layout) -> None:
-    columns, expected = list(columns), ", ".join(layout.columns)
-    if missing := [name for name in layout.columns if name not in columns]:
-        raise UsageError(f"{file} has no column {_list(missing)}; expected {expected}, got {_list(columns)}")
-    if not layout.others and (unknown := [name for name in columns if name not in layout.columns]):
-        raise UsageError(f"{file} has an unknown column, {_list(unknown)}; expected {expected} and no others")
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(map(str, names))[:20]) or "none"
-
-
-def _open_table(file: Path) -> tuple[list[str], Iterator[Entry]]:
-    """The columns of a data file and its entries; a large table is read as it is used."""
-    if file.suffix == ".parquet":
-        table = _parquet(file)
-        return table.schema_arrow.names, (row for batch in table.iter_batches(64) for row in batch.to_pylist())
-    if file.suffix not in _SUFFIXES:
-        raise UsageError(f"{file}: expected a file ending in {', '.join(_SUFFIXES)}")
-    with storage_errors(file):
-        text = file.read_bytes()
-    try:
-        entries = _parse(file.suffix, text.decode("utf-8-sig"))
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UsageError(f"{file} is no {file.suffix[1:]} file: {error}") from error
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise UsageError(f"{file}: expected entries with a prompt, images and a label or ranks, and found none such")
-    return list(entries[0]), iter(entries)
-
-
-def _parse(suffix: str, text: str) -> Any:
-    if suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    if suffix == ".jsonl":
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return json.loads(text)
-
-
-def _parquet(file: Path) -> Any:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UsageError(f"{file}: reading parquet needs pyarrow: pip install sp-rerank[train]") from error
-    try:
-        return ParquetFile(file)
-    except (ArrowException, OSError) as error:
-        raise UsageError(f"{file} is no parquet file: {error}") from error
-
-
-def _groups(file: Path, entries: Iterable[Entry], layout: Layout, folder: Path | None) -> Iterator[PreferenceGroup]:
-    find = _Finder(file, folder)
-    checked = _checked_entries(file, entries, layout)
-    for number, entry in enumerate(_gathered(checked, layout.by) if layout.by else checked, start=1):
-        find.row = number
-        try:
-            group = layout.group(entry, find)
-        except UsageError:
-            raise
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(
-                f"{file}: group {number} is not as expected: {error}; correct it, or take it out"
-            ) from error
-        if group is not None:
-            yield group
-
-
-def _checked_entries(file: Path, entries: Iterable[Entry], layout: Layout) -> Iterator[Entry]:
-    for entry in entries:
-        _check_columns(file, entry, layout)
-        yield entry
-
-
-def _gathered(entries: Iterable[Entry], by: str) -> Iterator[dict[str, list[Any]]]:
-    """Entries with the same value in a column as one entry of lists, in the order of the first of each."""
-    together: dict[Any, list[Entry]] = {}
-    for entry in entries:
-        together.setdefault(entry[by], []).append(entry)
-    for several in together.values():
-        yield {column: [entry[column] for entry in several] for column in several[0]}
-
-
-def _checked(groups: Iterable[PreferenceGroup], place: str, layout: Layout) -> Iterator[PreferenceGroup]:
-    """The groups that compare something; then an error if all of them together say nothing."""
-    labels: Counter[float] = Counter()
-    too_small, ranked = 0, False
-    for group in groups:
-        if len(group.images) < 2:
-            too_small += 1
-            continue
-        labels.update(pair.label for pair in group.pairs)
-        ranked = ranked or group.ranks is not None
-        yield group
-    if too_small:
-        log.warning("%s: %d groups of fewer than two images left out: they compare nothing", place, too_small)
-    if not labels[0] and not labels[1]:
-        found = f"{labels[0.5]} ties" if labels[0.5] else "no pair"
-        raise UsageError(f"{place} holds {found} and no pair with a better image; nothing can be learnt or measured")
-    if len(+labels) == 1 and not ranked and not layout.one_sided:
-        raise UsageError(
-            f"{place}: the label of every pair is {next(iter(+labels)):g}; if the same column always holds the better "
-            "image, name the columns better and worse and leave the label out"
-        )
-
-
-class _Finder:
-    """Where the images of a data file are."""
-
-    def __init__(self, file: Path, folder: Path | None):
-        self.file = file
-        self.folders = [folder] if folder else [file.parent, file.parent / file.stem]
-        self.row = 0  # of the table, from 1 on
-
-    def all(self, names: Iterable[str]) -> tuple[ImageSource, ...]:
-        return tuple(map(self._find, names))
-
-    def _find(self, name: str) -> ImageSource:
-        """The file of this name, or the member of an archive that its folder was packed into."""
-        for folder in self.folders:
-            path = folder / name
-            if path.is_file():
-                return ImageSource(path)
-            archive = path.parent.with_name(path.parent.name + ".zip")
-            if archive.is_file() and (member := _members(archive).get(path.name)):
-                return ImageSource(archive, member)
-        raise UsageError(
-            f"{self.file}: the image {name} is not in {' or '.join(map(str, self.folders))}; "
-            "fetch the images, or name the folder that their paths start from"
-        )
-
-    def in_table(self, column: str, data: bytes) -> ImageSource:
-        if not isinstance(data, bytes):
-            raise ValueError(f"an image file was expected in {column}, not {type(data).__name__}")
-        return ImageSource(self.file, f"row {self.row} {column}", data)
+    strict = {_prompt_key(group.prompt) for group in groups if any(pair.label != 0.5 for pair in group.pairs)}
+    if len(strict) < 2:
+        return [], list(groups)
+    deciding = [group for group in groups if _prompt_key(group.prompt) in strict]
+    held_out, _ = split_groups(deciding, (fraction, 1 - fraction), seed)
+    away = {_prompt_key(group.prompt) for group in held_out}
+    return held_out, [group for group in groups if _prompt_key(group.prompt) not in away]
 
 
 @lru_cache(maxsize=64)
-def _members(archive: Path) -> dict[str, str]:
+def archive_members(archive: Path) -> dict[str, str]:
     """The files in an archive, by their last name."""
     try:
         return {PurePosixPath(name).name: name for name in _archive(archive, os.getpid()).namelist()}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from sp_rerank.errors import NothingUsableError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import losses
-from sp_rerank.train.batches import Batch, Encoding, Frozen
+from sp_rerank.train.data import PairBatch
 from sp_rerank.train.distributed import current, device, gathered, summed
-from sp_rerank.train.metrics import Row
+from sp_rerank.train.encoding import EmbeddingCache, EncodedBatch
+from sp_rerank.train.metrics import StepMetrics
 from sp_rerank.train.model import build_optimizer
 from sp_rerank.train.recipe import Recipe
 
@@ -29,7 +30,7 @@ MOST_FAILURES = 3
 _MOST_LOGIT_SCALE = math.log(100)  # as CLIP clamps it
 
 
-class Stepper:
+class TrainStep:
     """Moves the weights of a scorer, a batch at a time.
 
     Attributes:
@@ -46,10 +47,10 @@ class Stepper:
         self._recipe, self._scorer, self._state = recipe, scorer, current()
         self.learning = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
         self.optimizer = build_optimizer(scorer, recipe)
-        self._frozen = Frozen(scorer, augment=recipe.augment)
+        self._frozen = EmbeddingCache(scorer, augment=recipe.augment)
         self.failures = 0
 
-    def take(self, step: int, batch: Batch) -> Row:
+    def __call__(self, step: int, batch: PairBatch) -> StepMetrics:
         """Take a step counted from 0 with this process's part of its batch.
 
         Raises:
@@ -58,26 +59,31 @@ class Stepper:
         began = time.monotonic()
         recipe, clip = self._recipe, self._scorer.clip
         seed = int.from_bytes(sha256(f"{recipe.seed}-{step}-{self._state.process_index}".encode()).digest()[:6])
-        encoding = Encoding(
-            self._scorer, batch, micro_batch=recipe.micro_batch, seed=seed, autocast=self.autocast, frozen=self._frozen
+        encoding = EncodedBatch(
+            self._scorer,
+            batch,
+            micro_batch_size=recipe.micro_batch_size,
+            seed=seed,
+            autocast=self.autocast,
+            frozen=self._frozen,
         )
         scale = clip.logit_scale.exp()
         gap, preference, interference = self._terms(batch, encoding, scale)
         rows = torch.stack([gap, batch.label, preference, interference], dim=1)
-        everyone = gathered(rows, slots=-(-recipe.batch // self._state.num_processes))
-        own, weights = self._weights(recipe.stage(step), rows.detach(), everyone, scale)
+        global_batch = gathered(rows, slots=-(-recipe.batch_size // self._state.num_processes))
+        own, weights = self._weights(recipe.stage(step), rows.detach(), global_batch, scale)
         norms = self._backward(((own * preference).sum(), recipe.ai_weight * (own * interference).sum()), encoding)
         gradient = self._summed_gradient()
-        loss = (weights * (everyone[:, 2] + recipe.ai_weight * everyone[:, 3])).sum()
+        loss = (weights * (global_batch[:, 2] + recipe.ai_weight * global_batch[:, 3])).sum()
         finite = bool(torch.isfinite(loss) and torch.isfinite(gradient))
-        if finite and len(everyone):
+        if finite and len(global_batch):
             self._update(recipe.learning_rate_at(step))
         self.optimizer.zero_grad(set_to_none=True)
         self._count_failures(step, finite, batch)
-        return Row.of(
+        return StepMetrics.of(
             step=step + 1,
             stage=recipe.stage(step),
-            everyone=everyone,
+            global_batch=global_batch,
             weights=weights,
             loss=loss,
             norms=norms,
@@ -93,7 +99,7 @@ class Stepper:
         half = self._recipe.precision == "bfloat16"
         return torch.autocast(device().type, torch.bfloat16) if half else nullcontext()
 
-    def _terms(self, batch: Batch, encoding: Encoding, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(self, batch: PairBatch, encoding: EncodedBatch, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(p,) gap, L_pref and L_ai of this process's pairs."""
         views, copies = batch.views(encoding.images, encoding.texts)
         gap = views.gap(scale)
@@ -103,20 +109,20 @@ class Stepper:
         intra, inter = losses.distances(views, copies, self._recipe.ai_distance, scale)
         return gap, preference, losses.anti_interference_loss(intra, inter)
 
-    def _weights(self, stage: int, rows: Tensor, everyone: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, stage: int, rows: Tensor, global_batch: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The factor of each of this process's pairs in the loss, and of each pair of the global batch."""
-        recipe, count = self._recipe, max(len(everyone), 1)
+        recipe, count = self._recipe, max(len(global_batch), 1)
         if stage == 0:
-            return torch.full_like(rows[:, 0], 1 / count), torch.full_like(everyone[:, 0], 1 / count)
-        own, others = losses.scaled_gaps(rows[:, 0], everyone[:, 0], scale, recipe.gap_scale)
-        own, others = losses.better_minus_worse(own, rows[:, 1]), losses.better_minus_worse(others, everyone[:, 1])
+            return torch.full_like(rows[:, 0], 1 / count), torch.full_like(global_batch[:, 0], 1 / count)
+        own, others = losses.scaled_gaps(rows[:, 0], global_batch[:, 0], scale, recipe.gap_scale)
+        own, others = losses.better_minus_worse(own, rows[:, 1]), losses.better_minus_worse(others, global_batch[:, 1])
         if stage == 1:
             gates = losses.gate(others, recipe.gate_b, recipe.gate_tau)
             return losses.gate(own, recipe.gate_b, recipe.gate_tau) / count, gates / count
         weights = losses.softmax_weights(others, others, recipe.temperature)
         return losses.softmax_weights(own, others, recipe.temperature), weights
 
-    def _backward(self, terms: tuple[Tensor, Tensor], encoding: Encoding) -> Tensor:
+    def _backward(self, terms: tuple[Tensor, Tensor], encoding: EncodedBatch) -> Tensor:
         """Take the loss to the weights; the norms of each term's gradient to the embeddings, (2,)."""
         leaves = [encoding.images, encoding.texts, self._scorer.clip.logit_scale]
         gradients = [
@@ -144,7 +150,7 @@ class Stepper:
         with torch.no_grad():
             self._scorer.clip.logit_scale.clamp_(0, _MOST_LOGIT_SCALE)
 
-    def _count_failures(self, step: int, finite: bool, batch: Batch) -> None:
+    def _count_failures(self, step: int, finite: bool, batch: PairBatch) -> None:
         self.failures = 0 if finite else self.failures + 1
         if finite:
             return

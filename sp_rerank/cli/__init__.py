@@ -11,7 +11,7 @@ import typer
 
 from sp_rerank.cli import compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
 from sp_rerank.cli.console import say
-from sp_rerank.errors import OptionError, SpRerankError, TryAgainError
+from sp_rerank.errors import OptionError, SpRerankError, TryAgainError, is_out_of_memory
 
 RENAMED = {"--until": '--confidence 0.9 for "p>0.9"'}
 """Options of earlier versions, for the error that names them."""
@@ -52,10 +52,6 @@ bench_app = typer.Typer(help="Measure this machine, interleaved, medians.", no_a
 for name, command in (
     ("generate", diagnostics.bench_generate),
     ("score", diagnostics.bench_score),
-    ("precision", diagnostics.bench_precision),
-    ("search", diagnostics.bench_search),
-    ("train", diagnostics.bench_train),
-    ("step", diagnostics.bench_step),
 ):
     bench_app.command(name)(command)
 app.add_typer(bench_app, name="bench")
@@ -82,7 +78,7 @@ def main() -> None:
 
 def _exit_code(error: Exception) -> int:
     """The code of an error that is not ours; one that nobody foresaw is a bug, and shows its traceback."""
-    if type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         say(f"error: out of memory: {error}; try --dtype float16, a smaller --batch-size or --device cpu")
         return TryAgainError.exit_code
     if type(error).__name__ == "Abort":

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
-from sp_rerank.errors import SpRerankError, StorageError, UsageError
+from sp_rerank.errors import NothingUsableError, SpRerankError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from sp_rerank.compare.comparison import Comparison
     from sp_rerank.run.folder import RunDir
+    from sp_rerank.types import Scorer
 
 
 def compare(
@@ -38,9 +40,12 @@ def compare(
     from sp_rerank.storage import atomic
 
     if plot:
+        if plot.suffix.lower() != ".svg":
+            raise UsageError(f"--plot is {str(plot)!r}; expected a name that ends in .svg, the only format it draws")
         new_figure()  # what would be a pity to learn after the scoring
         if not plot.parent.is_dir():
             raise UsageError(f"--plot: {plot.parent} is not a folder; expected the name of a file in one that is there")
+    rankers: list[Scorer] = []
     lost: list[SpRerankError] = []
     folders = list(_readable(runs, lost.append))
     if not folders:
@@ -63,10 +68,11 @@ def compare(
         atomic.write(plot, report.plot(found))
         say(f"written: {plot}")
     if as_json:
-        print_json(to_json(found))
+        print_json({**to_json(found), "not_compared": [str(error) for error in lost]})
     else:
         for line in report.markdown(found).splitlines():
             tell(plain(line))
+    _check_all_scored(rankers, found)
 
 
 def _readable(runs: Sequence[Path], failed: Callable[[SpRerankError], None]) -> Iterator[RunDir]:
@@ -85,6 +91,13 @@ def _say_lost(lost: Sequence[SpRerankError], *, left: int) -> None:
         say(f"not compared: {error}")
     if not left:
         raise lost[0]
+
+
+def _check_all_scored(scorers: Sequence[Scorer], found: Comparison) -> None:
+    """End with an error where a scorer that was asked for has no score at all; the problems name the reason."""
+    broken = [scorer.name for scorer in scorers if scorer.name not in found.scorers]
+    if broken:
+        raise NothingUsableError(f"scorer {', '.join(broken)}: no score for any candidate; the others are compared")
 
 
 def _show_new_scores(runs: Sequence[RunDir]) -> None:

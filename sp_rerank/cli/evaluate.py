@@ -12,18 +12,24 @@ import typer
 from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
 from sp_rerank.errors import UsageError
 
-Scorers = Annotated[list[str], typer.Option("--scorer", help="as in rank; given again, more rows in the tables")]
+Scorers = Annotated[
+    list[str], typer.Option("--scorer", help="A scorer, as in rank. Repeat it for more rows in the tables.")
+]
 Data = Annotated[
-    list[Path], typer.Option(help="preferences: a file, or a folder with one; given again, more data sets")
+    list[Path], typer.Option(help="Preferences: a file, or a folder with one. Repeat it for more data sets.")
 ]
 Images = Annotated[
     list[Path] | None,
-    typer.Option(help="folder that the image paths of --data start from, one each  [default: where the data are]"),
+    typer.Option(
+        help="Folder that the image paths of --data start from, one for each.  [default: the folder of the data]"
+    ),
 ]
-LayoutOption = Annotated[str | None, typer.Option(help="of the data  [default: told by their columns]")]
-BatchSize = Annotated[int, typer.Option(help="images scored at once", min=1)]
-Seed = Annotated[int, typer.Option(help="of the bootstrap", min=0)]
-Out = Annotated[Path | None, typer.Option(help="folder to write JSON, Markdown and SVG into")]
+LayoutOption = Annotated[
+    str | None, typer.Option(help="Layout of the data, see docs/preference-data.md.  [default: by their columns]")
+]
+BatchSize = Annotated[int, typer.Option(help="Images scored at once.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
+Out = Annotated[Path | None, typer.Option(help="Folder to write JSON, Markdown and an SVG plot into.")]
 
 
 def evaluate(
@@ -36,16 +42,17 @@ def evaluate(
     device: Device = "auto",
     out: Out = None,
     keep_calibration: Annotated[
-        bool, typer.Option("--keep-calibration", help="write calibration.json beside each scorer's weights")
+        bool, typer.Option("--keep-calibration", help="Write calibration.json beside each scorer's weights.")
     ] = False,
     simulated: Annotated[
-        bool, typer.Option("--simulated", help="the people of --data are simulated; the calibration says so")
+        bool, typer.Option("--simulated", help="Note in the calibration that the people of --data are simulated.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare scorers with what people preferred: accuracy, margins, ties, calibration."""
+    """Measure how often scorers order images as people do: accuracy, margins, ties, calibration."""
     from sp_rerank.scorers import calibration
     from sp_rerank.train import evaluate as measure
+    from sp_rerank.train import tables
 
     if keep_calibration and len(data) > 1:
         raise UsageError(f"--keep-calibration was given with {len(data)} --data; expected one, a scorer has one")
@@ -61,7 +68,7 @@ def evaluate(
 
     _prepare(out)
     results = _measure(measured, data, scorer, images, layout, batch_size, seed, device)
-    _report(results, as_json, out, "evaluation", measure.markdown(results), measure.reliability_plot)
+    _report(results, as_json, out, "evaluation", tables.markdown(results), tables.reliability_plot)
 
 
 def robustness(
@@ -75,7 +82,7 @@ def robustness(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Mirror and crop the images: does the order hold?"""
+    """Measure how much a scorer's order changes when images are mirrored and cropped."""
     from sp_rerank.train import robustness as measure
 
     _prepare(out)
@@ -84,17 +91,17 @@ def robustness(
 
 
 def correlate(
-    runs: Annotated[list[Path], typer.Argument(help="run folders, or JSON lists of generator, prompt and image")],
-    scorer: Annotated[list[str], typer.Option("--scorer", help="two of them")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or JSON lists of generator, prompt and image.")],
+    scorer: Annotated[list[str], typer.Option("--scorer", help="One of the two scorers; give it twice.")],
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     device: Device = "auto",
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Each generator's mean score under two scorers: do they agree which is better?"""
+    """Measure whether two scorers agree about which generator is better."""
     from sp_rerank.diffusion import loading
-    from sp_rerank.train import robustness as measure
+    from sp_rerank.train import correlation as measure
 
     if len(scorer) != 2:
         raise UsageError(f"--scorer was given {len(scorer)} times; expected two scorers to compare")
@@ -105,7 +112,7 @@ def correlate(
         first, second = (load_scorer(spec, None, hardware) for spec in scorer)
         with progress_bar(2 * len(made), "scores") as progress:
             result = measure.correlate((first, second), made, batch_size=batch_size, seed=seed, progress=progress)
-    text = measure.correlation_markdown(result)
+    text = measure.markdown(result)
     _report(result, as_json, out, "correlation", text, measure.scatter_plot)
 
 
@@ -121,7 +128,7 @@ def _measure(
 ) -> list[Any]:
     """One result a scorer and data set."""
     from sp_rerank.diffusion import loading
-    from sp_rerank.train.preferences import read_preferences
+    from sp_rerank.train.readers import read_preferences
 
     if len(set(scorers)) < len(scorers) or len(set(data)) < len(data):
         raise UsageError("a --scorer or --data was given twice; expected each once")
@@ -131,24 +138,26 @@ def _measure(
     results = []
     with quiet():
         # Read through once without the images, before a scorer is loaded: then the data are known to be sound.
-        sizes = [[len(group.images) for group in read_preferences(*one, layout)] for one in sets]
+        sizes = [[len(group.images) for group in read_preferences(*data_set, layout)] for data_set in sets]
         hardware = loading.find_device(device)
         for spec in scorers:
             ranker = load_scorer(spec, None, hardware)
-            for one, size in zip(sets, sizes, strict=True):
-                groups = islice(read_preferences(*one, layout), len(size))  # up to its warnings, which were given
+            for (place, folder), size in zip(sets, sizes, strict=True):
+                groups = islice(
+                    read_preferences(place, folder, layout), len(size)
+                )  # up to its warnings, which were given
                 with progress_bar(sum(size), "images") as progress:
                     result = measure(
-                        ranker, groups, data=str(one[0]), batch_size=batch_size, seed=seed, progress=progress
+                        ranker, groups, data=str(place), batch_size=batch_size, seed=seed, progress=progress
                     )
                 if result.skipped:
-                    say(f"skipped {len(result.skipped)} of {sum(size)} images of {one[0]}: they cannot be read")
+                    say(f"skipped {len(result.skipped)} of {sum(size)} images of {place}: they cannot be read")
                 results.append(result)
     return results
 
 
 def _prepare(out: Path | None) -> None:
-    """Make the folder, and raise what would be a pity to learn after an hour of scoring."""
+    """Make the folder, and raise what would otherwise be found out after an hour of scoring."""
     from sp_rerank.report.tables import new_figure
     from sp_rerank.storage import atomic
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -26,7 +26,7 @@ def plan(
     from sp_rerank.report.tables import percent, to_json
     from sp_rerank.run.folder import RunDir
     from sp_rerank.search import planner
-    from sp_rerank.search.schedule import WHEN, to_toml
+    from sp_rerank.search.schedule import WHEN, Drops, to_toml
     from sp_rerank.storage import atomic
 
     for name, share in (("--gain", gain), ("--top-gain", top_gain)):
@@ -36,7 +36,7 @@ def plan(
         if name not in WHEN:
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
     read = [planner.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
-    chosen = list(filter(strategy.__contains__, WHEN)) or list(WHEN)
+    chosen: list[Drops] = [name for name in get_args(Drops) if not strategy or name in strategy]
     schedule, promise = planner.plan(
         read,
         top_k=top_k,

@@ -5,59 +5,67 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, quiet, say, tell
+from sp_rerank.cli.console import Device, Json, load_scorer, print_json, quiet, say, tell
 from sp_rerank.errors import NothingUsableError, UsageError
 
 if TYPE_CHECKING:
     from sp_rerank.rank import FileRanking, RankedFile
     from sp_rerank.scorers.calibration import ScorerCalibration
+    from sp_rerank.storage.image_files import LeftOut
 
 
 def rank(
-    folder: Annotated[Path, typer.Argument(help="with the images, PNG, JPEG, WebP and the like")],
-    prompt: Annotated[str, typer.Option(help="what the images should show")],
+    places: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files, and folders of images.")],
+    prompt: Annotated[str, typer.Option(help="What the images should show.")],
     scorer: Annotated[
-        list[str], typer.Option(help="what ranks, as in generate; given again, more columns beside the first")
+        list[str], typer.Option(help="Ranks the images, as in generate; given again, more columns beside the first.")
     ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
-    top_k: Annotated[int | None, typer.Option(help="show only the best  [default: all]", min=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Show only the best.  [default: all]", min=1)] = None,
     diverse: Annotated[
-        bool, typer.Option("--diverse", help="show --top-k that are no near-copies of each other")
+        bool, typer.Option("--diverse", help="Show --top-k images that are no near-copies of each other.")
     ] = False,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Also take the folders in folders.")] = False,
     device: Device = "auto",
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="print the result as CSV")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> None:
     """Rank images that exist already."""
     from sp_rerank.diffusion import loading
     from sp_rerank.rank import rank_files
     from sp_rerank.scorers.calibration import calibration_of
-    from sp_rerank.storage.images import find_images
+    from sp_rerank.storage.image_files import find_images
 
     if not prompt.strip():
         raise UsageError("the prompt is empty; expected words that say what the images should show")
     if diverse and top_k is None:
         raise UsageError("--diverse chooses some of the images; say how many with --top-k")
+    for place in places:
+        _refuse_run_folder(place)
+    found = find_images(places, recursive=recursive)
+    for line in _left_out(found.left_out):
+        say(line)
     nothing = NothingUsableError(
-        f"no image in {folder} could be read; expected PNG, JPEG, WebP, BMP, GIF or TIFF files"
+        f"no image in {', '.join(map(str, places))} could be read; expected PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF "
+        "files"
     )
-    found = find_images(folder)
-    if not found:  # said before a scorer is loaded, or even downloaded
+    if not found.files:  # said before a scorer is loaded, or even downloaded
         raise nothing
     with quiet():
         hardware = loading.find_device(device)
         rankers = [load_scorer(spec, None, hardware) for spec in scorer]
-        ranking = rank_files(rankers, prompt, found, top_k, diverse=diverse)
+        ranking = rank_files(rankers, prompt, found.files, top_k, diverse=diverse)
         calibration = calibration_of(rankers[0])
     ranked, unreadable = ranking.files, ranking.unreadable
     for error in unreadable:
         say(f"skipped: {error}")
     if unreadable:
-        say(f"skipped {len(unreadable)} of {len(found)} images")
+        say(f"skipped {len(unreadable)} of {len(found.files)} images")
     if not ranked:
         raise nothing
     if as_json:
@@ -68,32 +76,65 @@ def rank(
             "calibrated": calibration is not None,
             "cost": ranking.cost,
             "skipped": [str(error) for error in unreadable],
+            "left_out": [{"file": str(item.path), "why": item.why} for item in found.left_out],
             "ranking": [_rank_row(r) for r in ranked],
         })
     elif as_csv:
         _print_csv(ranked)
     else:
         _print_ranking(ranked)
-        say(_ties(ranked, calibration))
-    if diverse:
-        say(_cost(ranking))
+        for line in _ties(ranking, calibration):
+            say(line)
+    if ranking.copies is not None:
+        say(_cost(ranking, ranking.copies))
 
 
-def _ties(ranked: list[RankedFile], calibration: ScorerCalibration | None) -> str:
-    """How many of those that are shown are as good as the best, as far as anybody can say."""
+def _refuse_run_folder(place: Path) -> None:
+    """Its contact sheet and the copies of its best are no images to rank."""
+    from sp_rerank.run.layout import CONFIG, IMAGES
+
+    if (place / CONFIG).is_file():
+        raise UsageError(
+            f"{place} is a run folder; to rank its candidates by more scorers: sp-rerank compare {place} --scorer "
+            f"NAME; to rank its image files: sp-rerank rank {place / IMAGES} --prompt TEXT"
+        )
+
+
+def _left_out(left_out: list[LeftOut]) -> Iterator[str]:
+    """A line for each reason for which something in a folder is not ranked."""
+    reasons = {
+        "folder": "folders (--recursive takes those that are no links)",
+        "hidden": "hidden files",
+        "broken link": "broken links",
+        "not a file": "entries that are no files",
+        "no image": "files of no image format that is read",
+    }
+    for why, words in reasons.items():
+        names = [str(item.path) for item in left_out if item.why == why]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if names:
+            yield f"left out {words}: {', '.join(names[:3])}{more}"
+
+
+def _ties(ranking: FileRanking, calibration: ScorerCalibration | None) -> Iterator[str]:
+    """How many images are as good as the best, as far as it is known; no line where there is one image only."""
+    if ranking.readable < 2:
+        return
     if calibration is None:
-        return "no calibration: ties unknown"
-    tied = sum(r.tie_group == ranked[0].tie_group for r in ranked)
+        yield "no calibration: ties unknown"
+        return
     people = "simulated people" if calibration.simulated else "people"
-    if tied == 1:
-        return f"the first is told apart from the others, as {people} would"
-    return f"the first {tied} are not told apart: {people} would differ about them"
+    if ranking.tied == 1:
+        yield f"the first is told apart from the others, as {people} would"
+    else:
+        yield f"the first {ranking.tied} are not told apart: {people} would differ about them"
 
 
-def _cost(ranking: FileRanking) -> str:
-    """What it cost that no near-copies are shown."""
+def _cost(ranking: FileRanking, copies: int) -> str:
+    """What a diverse choice is, and what it cost."""
     ranks = ", ".join(str(file.rank) for file in ranking.files)
-    return f"no near-copies: ranks {ranks}; their mean score is {ranking.cost:.4f} lower than that of the best as many"
+    what = f"{copies} near-copies, for want of other images" if copies else "no near-copies"
+    return f"{what}: ranks {ranks}; their mean score is {ranking.cost:.4f} lower than that of the best as many"
 
 
 def _rank_row(ranked: RankedFile) -> dict[str, Any]:
@@ -114,11 +155,16 @@ def _print_csv(ranked: list[RankedFile]) -> None:
     """One line a file: rank and score by the first scorer, then score and rank by each further one."""
     others = list(ranked[0].scores)[1:]
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns = [f"{what} {plain(name)}" for name in others for what in ("score", "rank")]
+    columns = [f"{what} {name}" for name in others for what in ("score", "rank")]
     writer.writerow(["rank", "score", "file", *columns])
     for row in map(_rank_row, ranked):
         further = [row[what][name] for name in others for what in ("scores", "ranks")]
-        writer.writerow([row["rank"], row["score"], plain(row["file"]), *further])
+        writer.writerow([row["rank"], row["score"], _no_formula(row["file"]), *further])
+
+
+def _no_formula(path: str) -> str:
+    """The same path, so that a spreadsheet does not compute it."""
+    return f"./{path}" if path[:1] in "=+-@\t\r" else path
 
 
 def _print_ranking(ranked: list[RankedFile]) -> None:

@@ -13,59 +13,70 @@ from sp_rerank.cli.console import Json, console, print_json, quiet, say, stop_on
 
 if TYPE_CHECKING:
     from sp_rerank.train.loop import Outcome
-    from sp_rerank.train.metrics import Row
+    from sp_rerank.train.metrics import StepMetrics
     from sp_rerank.train.preferences import PreferenceGroup
     from sp_rerank.train.recipe import Recipe
 
 SPLIT_SEED = 0
-"""Of the validation prompts held out: the same for every seed of a recipe, so that runs can be compared."""
+"""Decides which prompts are held out: the same for every seed of a recipe, so that runs can be compared."""
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="a name such as mini or clip-h, or a .toml file")],
-    data: Annotated[list[str], typer.Option(help="preferences to learn from: a file or folder; may be given again")],
-    out: Annotated[Path, typer.Option(help="folder of the run; its best/ will hold the scorer")],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as mini or clip-h, or a .toml file.")],
+    data: Annotated[
+        list[str], typer.Option(help="Preferences to learn from: a file, or a folder with one. Repeat it for more.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the training run; the scorer is written to its best/.")],
     validation: Annotated[
-        list[str], typer.Option(help="preferences to choose the best step by  [default: a share of the prompts]")
+        list[str],
+        typer.Option(help="Preferences that choose the best step.  [default: a fraction of the prompts of --data]"),
     ] = [],  # noqa: B006  # typer reads it, and passes a new list
-    layout: Annotated[str | None, typer.Option(help="of the data  [default: told by their content]")] = None,
-    images: Annotated[Path | None, typer.Option(help="folder that image paths in the data start from")] = None,
-    change: Annotated[
-        list[str], typer.Option("--set", help="another value of the recipe, such as seed=1; may be given again")
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the data, see docs/preference-data.md.  [default: by their columns]")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that image paths start from.  [default: the folder of the data file]")
+    ] = None,
+    override: Annotated[
+        list[str], typer.Option("--set", help="Override a value of the recipe, such as seed=1. Repeat it for more.")
     ] = [],  # noqa: B006
-    resume: Annotated[bool, typer.Option("--resume", help="go on with a run that was cut short")] = False,
-    tracker: Annotated[str, typer.Option(help="tensorboard or none; metrics.jsonl is always written")] = "tensorboard",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")] = False,
+    tracker: Annotated[
+        str, typer.Option(help="Where figures go besides metrics.jsonl: tensorboard or none.")
+    ] = "tensorboard",
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="start from random weights, to prove shapes and memory")
+        bool, typer.Option("--random-weights", help="Start from random weights, to try shapes and memory.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a scorer on people's preferences."""
-    from sp_rerank.train.recipe import changed, read_recipe
+    """Train a scorer on people's preferences between images."""
+    from sp_rerank.train.recipe import read_recipe
 
-    plan = changed(read_recipe(recipe), change)
+    chosen = read_recipe(recipe).with_overrides(override)
     with quiet():
         from sp_rerank.train import loop
         from sp_rerank.train.distributed import current
         from sp_rerank.train.model import load_base, random_base
 
         main = current().is_main_process
-        learning, held_out = _read(data, validation, layout, images, plan)
+        learning, held_out = _read(data, validation, layout, images, chosen)
         if main:
             pairs = sum(len(group.pairs) for group in learning)
-            say(f"{pairs} pairs of {len(learning)} groups to learn from, {len(held_out)} groups to choose the step by")
-        scorer = random_base(plan) if random_weights else load_base(plan)
-        with _progress(plan.steps, main) as report, stop_on_interrupt() as stop:
+            say(f"training on {pairs} pairs of {len(learning)} groups, validating on {len(held_out)} groups")
+            if not held_out:
+                say("no prompts to validate on: the scorer of the last step is written to last/, and no best/")
+        scorer = random_base(chosen) if random_weights else load_base(chosen)
+        with _progress_bar(chosen.steps, main) as progress, stop_on_interrupt() as stop:
             try:
                 outcome = loop.train(
-                    plan,
+                    chosen,
                     learning,
                     scorer=scorer,
                     out=out,
                     validation=held_out,
                     resume=resume,
                     tracker=tracker,
-                    report=report,
+                    progress=progress,
                     stop=stop,
                 )
             except KeyboardInterrupt:
@@ -77,18 +88,19 @@ def train(
 
 
 def _read(
-    data: list[str], validation: list[str], layout: str | None, images: Path | None, plan: Recipe
+    data: list[str], validation: list[str], layout: str | None, images: Path | None, recipe: Recipe
 ) -> tuple[list[PreferenceGroup], list[PreferenceGroup]]:
-    """What to learn from, and what to choose the best step by."""
-    from sp_rerank.train.preferences import read_preferences, split_groups
+    """The groups to learn from, and those that choose the best step."""
+    from sp_rerank.train.preferences import hold_out
+    from sp_rerank.train.readers import read_preferences
 
     def read(places: list[str]) -> list[PreferenceGroup]:
         return [group for place in places for group in read_preferences(place, layout=layout, images=images)]
 
     learning = read(data)
-    if validation or not plan.validation_share:
+    if validation or not recipe.validation_fraction:
         return learning, read(validation)
-    held_out, learning = split_groups(learning, (plan.validation_share, 1 - plan.validation_share), SPLIT_SEED)
+    held_out, learning = hold_out(learning, recipe.validation_fraction, SPLIT_SEED)
     return learning, held_out
 
 
@@ -112,7 +124,7 @@ def _report(outcome: Outcome, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(steps: int, shown: bool) -> Iterator[Callable[[Row], None]]:
+def _progress_bar(steps: int, shown: bool) -> Iterator[Callable[[StepMetrics], None]]:
     """One bar: how far, and whether the method does what it should."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -126,7 +138,7 @@ def _progress(steps: int, shown: bool) -> Iterator[Callable[[Row], None]]:
         yield lambda row: bar.update(task, completed=row.step, row=_line(row))
 
 
-def _line(row: Row) -> str:
+def _line(row: StepMetrics) -> str:
     parts = [f"loss {row.loss:.3f}"]
     parts += [] if row.accuracy is None else [f"right {row.accuracy:.0%}"]
     parts += [] if row.gate is None else [f"gate {row.gate:.2f}"]

@@ -1,7 +1,7 @@
-"""What scorers say of a run's images: the scores that its folder holds, and those that are taken now.
+"""A run's scores by several scorers: those that its folder holds, and new ones.
 
 An image file is read once, checked against its hash, and decoded at most once for all scorers. What fails is named and
-left out, and the rest goes on. Knows run folders and scorers; knows nothing of how opinions are compared.
+left out, and the rest goes on. Knows run folders and scorers; knows nothing of how views are compared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ScoredRun:
         run: the folder.
         indices: of the candidates.
         scores: by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
-        fresh: likewise, those that are not in the folder yet.
+        new_scores: Those that are not in the folder yet, by scorer, then by index.
         perturbed: by scorer and ratio, then by index.
         problems: a line each.
     """
@@ -47,13 +47,13 @@ class ScoredRun:
     run: RunDir
     indices: list[int]
     scores: dict[str, dict[int, float]]
-    fresh: dict[str, dict[int, float]]
+    new_scores: dict[str, dict[int, float]]
     perturbed: dict[tuple[str, float], dict[int, float]]
     problems: list[str]
 
     def keep(self) -> None:
-        """Write the fresh scores into the folder; where it cannot be written that is one of the problems."""
-        new = {name: scores for name, scores in self.fresh.items() if scores}
+        """Write the new scores into the folder; where it cannot be written that is one of the problems."""
+        new = {name: scores for name, scores in self.new_scores.items() if scores}
         try:
             if new:
                 add_scores(self.run.path, new)
@@ -66,15 +66,19 @@ class ScoredRun:
 
 
 def score_run(
-    run: RunDir, scorers: Sequence[Scorer], *, ratios: Sequence[float] = (), told: Callable[[int], None] | None = None
+    run: RunDir,
+    scorers: Sequence[Scorer],
+    *,
+    ratios: Sequence[float] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> ScoredRun:
-    """Read a run's images, and ask scorers for what the run does not hold.
+    """Read a run's images, and score what the run does not hold.
 
     Args:
         run: the folder; candidates that are flagged, dropped or not finite are left out.
         scorers: with different names.
         ratios: of HP&CC, at which these scorers see every image again; see `sp_rerank.storage.perturbation`.
-        told: how many candidates are done since the last call.
+        progress: Called with how many candidates are done since the last call.
 
     Raises:
         UsageError: if the run holds no scores and no scorer is given.
@@ -85,32 +89,22 @@ def score_run(
     if not held and not scorers:
         raise UsageError(f"{run.path} holds no scores; name a scorer with --scorer")
     names = list(dict.fromkeys([*held, *(scorer.name for scorer in scorers)]))
-    seen = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
+    scored = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
     failures: dict[str, list[tuple[int, str]]] = {}
     for start in range(0, len(rows), FILES_AT_ONCE):
         batch = rows[start : start + FILES_AT_ONCE]
-        opened = {row.index: picture for row in batch if (picture := _open(run, row, seen.problems)) is not None}
-        seen.indices += opened
+        opened = {row.index: picture for row in batch if (picture := _decoder(run, row, scored.problems)) is not None}
+        scored.indices += opened
         for row in batch:
             if row.index in opened:
                 for name, score in row.scores.items():
-                    seen.scores[name][row.index] = math.nan if score is None else score
+                    scored.scores[name][row.index] = math.nan if score is None else score
         for scorer in scorers:
-            _score(scorer, opened, seen, ratios, failures.setdefault(scorer.name, []))
-        if told:
-            told(len(batch))
-    seen.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
-    return seen
-
-
-def is_chance_sample(run: RunDir) -> bool:
-    """Whether the finished candidates are such as any seeds would be; a search that drops some leaves the promising.
-
-    Of its finalists neither the best of n candidates nor the mean one can be told. While it goes on no row says yet who
-    was dropped, but its configuration has rounds.
-    """
-    goes_on = bool(run.missing) and run.config.search.drops
-    return not goes_on and all(row.status != "dropped" for row in run.rows.values())
+            _score(scorer, opened, scored, ratios, failures.setdefault(scorer.name, []))
+        if progress:
+            progress(len(batch))
+    scored.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
+    return scored
 
 
 def _left_out(run: RunDir) -> list[str]:
@@ -122,7 +116,7 @@ def _left_out(run: RunDir) -> list[str]:
 _Picture = Callable[[], "Image.Image"]
 
 
-def _open(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
+def _decoder(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
     """What decodes an image whose file is as it was committed, when it is first asked for; None for any other file."""
     try:
         png = run.image_bytes(row.index)
@@ -143,28 +137,28 @@ def _open(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
 def _score(
     scorer: Scorer,
     opened: Mapping[int, _Picture],
-    seen: ScoredRun,
+    scored: ScoredRun,
     ratios: Sequence[float],
     failures: list[tuple[int, str]],
 ) -> None:
-    """Add what a scorer says of some images to what is known of the run."""
-    ask = partial(_ask, scorer, seen.run.config.prompt)
-    new = [index for index in opened if index not in seen.scores[scorer.name]]
+    """Add a scorer's scores of some images to those of the run."""
+    ask = partial(_scores_of, scorer, scored.run.config.prompt)
+    new = [index for index in opened if index not in scored.scores[scorer.name]]
     taken, failed = ask({index: opened[index] for index in new})
-    seen.scores[scorer.name] |= taken
-    seen.fresh[scorer.name] |= taken
+    scored.scores[scorer.name] |= taken
+    scored.new_scores[scorer.name] |= taken
     failures += failed
-    usable = [index for index in opened if index in seen.scores[scorer.name]]
+    usable = [index for index in opened if index in scored.scores[scorer.name]]
     for ratio in ratios:
         views = {index: partial(_view, opened[index], ratio) for index in usable}
-        seen.perturbed.setdefault((scorer.name, ratio), {}).update(ask(views)[0])
+        scored.perturbed.setdefault((scorer.name, ratio), {}).update(ask(views)[0])
 
 
 def _view(picture: _Picture, ratio: float) -> Image.Image:
     return flip_and_crop(picture(), ratio)
 
 
-def _ask(
+def _scores_of(
     scorer: Scorer, prompt: str, pictures: Mapping[int, _Picture]
 ) -> tuple[dict[int, float], list[tuple[int, str]]]:
     """Scores by index, NaN for one that is not finite, and for each image that the scorer fails on, why."""
@@ -178,7 +172,7 @@ def _ask(
         if len(pictures) == 1:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             return {}, [(index, why) for index in pictures]
-        one_by_one = [_ask(scorer, prompt, {index: picture}) for index, picture in pictures.items()]
+        one_by_one = [_scores_of(scorer, prompt, {index: picture}) for index, picture in pictures.items()]
         return (
             {index: score for scores, _ in one_by_one for index, score in scores.items()},
             [failure for _, failures in one_by_one for failure in failures],
@@ -190,7 +184,7 @@ def _ask(
 def _failure_lines(name: str, failed: Sequence[tuple[int, str]]) -> Iterator[str]:
     """A line for each reason, with the candidates."""
     for why in dict.fromkeys(why for _, why in failed):
-        yield f"scorer {name} fails on {named([index for index, one in failed if one == why])}: {why}"
+        yield f"scorer {name} fails on {named([index for index, reason in failed if reason == why])}: {why}"
 
 
 def named(indices: Sequence[int]) -> str:

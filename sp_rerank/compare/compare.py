@@ -1,4 +1,4 @@
-"""Do the scorers agree? The candidates of a run, or of several, in the eyes of more than one scorer.
+"""Do the scorers agree? The candidates of a run, or of several, by more than one scorer.
 
 Scores of one prompt only are ever compared, and by ranks or by shares of a scorer's own gain, so that scales do not
 matter. Knows run folders and scorers; the statistics are in `sp_rerank.stats.agreement`, what is shown in
@@ -10,184 +10,31 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sp_rerank.compare.collect import ScoredRun, is_chance_sample, named, score_run
+from sp_rerank.compare.collect import ScoredRun, named, score_run
+from sp_rerank.compare.comparison import (
+    TOP,
+    Comparison,
+    MeanAgreement,
+    MeanRobustness,
+    PairAgreement,
+    Robustness,
+    RunComparison,
+    ScorerView,
+)
 from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
+from sp_rerank.report.orderings import is_chance_sample
 from sp_rerank.run.folder import RunDir
-from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of
-from sp_rerank.stats import agreement, ranking
+from sp_rerank.scorers.calibration import calibration_of
+from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
-
-TOP = (1, 4, 10)
-"""How many of the best two scorers are asked to have in common."""
-
-
-@dataclass(frozen=True, slots=True)
-class Steadiness:
-    """What HP&CC does to a scorer's pick: all images mirrored and cropped alike, and ranked again.
-
-    Attributes:
-        ratio: of the sides after the crop; 1 is the mirror alone.
-        pick: index of the candidate that is the best now.
-        came_from: its rank before.
-        went_to: the rank that the pick of the images as they are has now; 1 says that it stays.
-    """
-
-    ratio: float
-    pick: int
-    came_from: int
-    went_to: int
-
-
-@dataclass(frozen=True, slots=True)
-class Opinion:
-    """What one scorer makes of a run.
-
-    Attributes:
-        scorer: full name.
-        order: indices of the candidates that it has a finite score for, the best first.
-        calibration: of the scorer; None where none is known, and then nobody can say which candidates tie.
-        tie_groups: of the candidates in `order`; None without a calibration.
-        stands: the rank of its favourite by every scorer's name, 1 by its own; None where that one has no score for it.
-        best_of_n: by every scorer's name what this one's pick of n = 1, 2, ... candidates is worth to it, in its scale.
-            None, like the next two, of a search's finalists; see `sp_rerank.compare.collect.is_chance_sample`.
-        gain: by every scorer's name the way from its mean candidate to its best that this one's pick has gone: 1 by its
-            own, 0 what chance would do, NaN where all are worth the same.
-        enough: how many candidates reach `agreement.ENOUGH` of its own gain.
-        steadiness: a row a ratio; empty where it was not asked for.
-    """
-
-    scorer: str
-    order: tuple[int, ...]
-    calibration: ScorerCalibration | None
-    tie_groups: tuple[int, ...] | None
-    stands: dict[str, int | None]
-    best_of_n: dict[str, tuple[float, ...]] | None
-    gain: dict[str, float] | None
-    enough: int | None
-    steadiness: tuple[Steadiness, ...]
-
-    @property
-    def tied_first(self) -> tuple[int, ...] | None:
-        """The candidates that are not told apart from its favourite, itself among them; None where nobody can say."""
-        if self.tie_groups is None:
-            return None
-        return tuple(index for index, group in zip(self.order, self.tie_groups, strict=True) if group == 1)
-
-
-@dataclass(frozen=True, slots=True)
-class PairAgreement:
-    """How far two scorers agree about the candidates of one run.
-
-    Attributes:
-        scorers: their full names.
-        kendall: tau-b, with its interval over candidates.
-        spearman: likewise.
-        overlap: by k, the share of the one's k best that are among the other's; those of TOP that the run has.
-    """
-
-    scorers: tuple[str, str]
-    kendall: Estimate
-    spearman: Estimate
-    overlap: dict[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class RunComparison:
-    """One run in the eyes of all scorers.
-
-    Attributes:
-        run: path of the folder.
-        prompt: of the run.
-        n: candidates that the run is to have.
-        chance_sample: whether those that are compared are; False of a search's finalists.
-        seeds: by the index of each candidate that is compared.
-        scores: by scorer, then by index; None where there is no finite one.
-        opinions: one a scorer.
-        pairs: of any two scorers.
-        ensemble: indices by the mean of their ranks, the best first; those that every scorer has a score for.
-        problems: what was left out and why, a line each.
-    """
-
-    run: str
-    prompt: str
-    n: int
-    chance_sample: bool
-    seeds: dict[int, int]
-    scores: dict[str, dict[int, float | None]]
-    opinions: tuple[Opinion, ...]
-    pairs: tuple[PairAgreement, ...]
-    ensemble: tuple[int, ...]
-    problems: tuple[str, ...]
-
-    def opinion(self, scorer: str) -> Opinion:
-        """That of one scorer, by its full name."""
-        return next(opinion for opinion in self.opinions if opinion.scorer == scorer)
-
-
-@dataclass(frozen=True, slots=True)
-class MeanAgreement:
-    """How far two scorers agree on several runs: the mean over a prompt's runs, then over prompts; never pooled.
-
-    Attributes:
-        scorers: their full names.
-        kendall: with its interval over prompts, like all here; n is the prompts.
-        spearman: likewise.
-        overlap: by k.
-        stands: the rank of the first one's favourite by the second, and the other way round.
-        gain: of the first one's pick to the second, and the other way round; see `Opinion.gain`.
-    """
-
-    scorers: tuple[str, str]
-    kendall: Estimate
-    spearman: Estimate
-    overlap: dict[int, Estimate]
-    stands: tuple[Estimate, Estimate]
-    gain: tuple[Estimate, Estimate]
-
-
-@dataclass(frozen=True, slots=True)
-class MeanSteadiness:
-    """How often a scorer's pick stays under HP&CC, likewise over prompts.
-
-    Attributes:
-        scorer: full name.
-        ratio: as in `Steadiness`.
-        stays: share of the runs.
-        went_to: mean rank of the pick afterwards.
-    """
-
-    scorer: str
-    ratio: float
-    stays: Estimate
-    went_to: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Runs one by one and, of two or more, what holds on the average.
-
-    Attributes:
-        scorers: full names, in the order in which they were found.
-        prompts: different ones.
-        runs: each by itself, as far as it can be compared.
-        pairs: averages, of any two scorers that share a run; empty for one run.
-        steadiness: averages; likewise.
-    """
-
-    scorers: tuple[str, ...]
-    prompts: int
-    runs: tuple[RunComparison, ...]
-    pairs: tuple[MeanAgreement, ...]
-    steadiness: tuple[MeanSteadiness, ...]
 
 
 def compare(
@@ -200,7 +47,7 @@ def compare(
     progress: Callable[[int], None] | None = None,
     failed: Callable[[SpRerankError], None] | None = None,
 ) -> Comparison:
-    """Compare what scorers make of runs: those whose scores a run holds, and these.
+    """Compare runs by scorers: those whose scores a run holds, and these.
 
     An image file is read once and decoded at most once, for all scorers. One that is missing or changed, or that a
     scorer fails on, is named among the problems and left out; the rest is compared.
@@ -211,9 +58,9 @@ def compare(
         steady: rank the images again under HP&CC by each of `scorers`.
         keep: write the new scores into the run folders; where that fails it is one of the problems.
         seed: of the bootstrap.
-        progress: told how many candidates are done.
-        failed: told why a run cannot be compared, for every such one, and the others are compared; where there is no
-            other the result has no runs. None raises the first such error.
+        progress: called with how many candidates are done.
+        failed: called with the reason for every run that cannot be compared, and the others are compared; where
+            there is no other the result has no runs. None raises the first such error.
 
     Raises:
         UsageError: if a run or a scorer is given twice, a run holds no scores and no scorer is given, or `steady` has
@@ -223,35 +70,38 @@ def compare(
     _check(runs, scorers, steady)
     done = 0
 
-    def told(count: int) -> None:
+    def count(more: int) -> None:
         nonlocal done
-        done += count
+        done += more
         if progress:
             progress(done)
 
     compared = []
     for run in runs:
         try:
-            seen = score_run(run, scorers, ratios=RATIOS if steady else (), told=told)
+            scored = score_run(run, scorers, ratios=RATIOS if steady else (), progress=count)
             if keep:
-                seen.keep()
-            compared.append(_compare(seen, scorers, seed))
+                scored.keep()
+            compared.append(_compare(scored, scorers, seed))
         except SpRerankError as error:
             if not failed:
                 raise
             failed(error)
-    names = tuple(dict.fromkeys(opinion.scorer for one in compared for opinion in one.opinions))
+    names = tuple(dict.fromkeys(view.scorer for run in compared for view in run.views))
     several = len(compared) > 1
     return Comparison(
         scorers=names,
-        prompts=len({one.prompt for one in compared}),
+        prompts=len({run.prompt for run in compared}),
         runs=tuple(compared),
         pairs=tuple(_mean_pairs(names, compared, seed)) if several else (),
-        steadiness=tuple(_mean_steadiness(compared, seed)) if several else (),
+        robustness=tuple(_mean_robustness(compared, seed)) if several else (),
     )
 
 
 def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> None:
+    for scorer in scorers:
+        if not isinstance(getattr(scorer, "name", None), str):
+            raise UsageError(f"a {type(scorer).__name__} has no name; expected a scorer with a `name` of text")
     for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [s.name for s in scorers])):
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
@@ -259,25 +109,25 @@ def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> N
     if not runs:
         raise UsageError("expected one run folder or more, got none")
     if steady and not scorers:
-        raise UsageError("how steady a pick is takes a scorer to ask again; name one with --scorer")
+        raise UsageError("mirrored and cropped images take a scorer to rank them again; name one with --scorer")
 
 
 # One run
 
 
-def _compare(seen: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComparison:
-    run, indices = seen.run, seen.indices
-    columns = {name: seen.column(name) for name in seen.scores}
+def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComparison:
+    run, indices = scored.run, scored.indices
+    columns = {name: scored.column(name) for name in scored.scores}
     for name, column in columns.items():
-        lost = [index for index, score in seen.scores[name].items() if not math.isfinite(score)]
+        lost = [index for index, score in scored.scores[name].items() if not math.isfinite(score)]
         if lost:
-            seen.problems.append(f"scorer {name}: the score of {named(lost)} is not finite")
+            scored.problems.append(f"scorer {name}: the score of {named(lost)} is not finite")
         if not any(map(math.isfinite, column)):
-            seen.problems.append(f"scorer {name} has no score for any candidate, and is left out")
+            scored.problems.append(f"scorer {name} has no score for any candidate, and is left out")
     columns = {name: column for name, column in columns.items() if any(map(math.isfinite, column))}
     if not columns:
         raise NothingUsableError(
-            f"{run.path}: no candidate can be compared: {'; '.join(seen.problems[:3]) or 'it holds none'}"
+            f"{run.path}: no candidate can be compared: {'; '.join(scored.problems[:3]) or 'it holds none'}"
         )
     loaded = {scorer.name: scorer for scorer in scorers}
     means = ranking.mean_ranks(list(columns.values()))
@@ -292,33 +142,33 @@ def _compare(seen: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunCompar
             name: {i: score if math.isfinite(score) else None for i, score in zip(indices, column, strict=True)}
             for name, column in columns.items()
         },
-        opinions=tuple(_opinion(name, columns, seen, loaded.get(name, name)) for name in columns),
+        views=tuple(_view(name, columns, scored, loaded.get(name, name)) for name in columns),
         pairs=tuple(_pair(a, b, columns, seed) for a, b in combinations(columns, 2)),
         ensemble=tuple(indices[place] for place in places),
-        problems=tuple(seen.problems),
+        problems=tuple(scored.problems),
     )
 
 
-def _opinion(name: str, columns: Mapping[str, list[float]], seen: ScoredRun, scorer: Scorer | str) -> Opinion:
+def _view(name: str, columns: Mapping[str, list[float]], scored: ScoredRun, scorer: Scorer | str) -> ScorerView:
     column = columns[name]
     places = ranking.top(column, len(column))
     calibration = calibration_of(scorer)
     groups = ranking.tie_groups([column[place] for place in places], calibration.margin) if calibration else None
     curves = None
-    if is_chance_sample(seen.run):
-        curves = {other: tuple(agreement.best_of_n(column, columns[other]).tolist()) for other in columns}
-    order = [seen.indices[place] for place in places]
-    return Opinion(
+    if is_chance_sample(scored.run):
+        curves = {other: tuple(best_of_n.expected_best(column, columns[other]).tolist()) for other in columns}
+    order = [scored.indices[place] for place in places]
+    return ScorerView(
         scorer=name,
         order=tuple(order),
         calibration=calibration,
         tie_groups=None if groups is None else tuple(groups),
-        stands={other: _rank(columns[other], places[0]) for other in columns},
+        rank_by={other: _rank(columns[other], places[0]) for other in columns},
         best_of_n=curves,
-        gain={other: _gain(column, columns[other], curves[other]) for other in columns} if curves else None,
-        enough=agreement.enough(curves[name]) if curves else None,
-        steadiness=tuple(
-            _steadiness(order, ratio, scores) for (of, ratio), scores in seen.perturbed.items() if of == name
+        normalized_gain={other: _gain(column, columns[other], curves[other]) for other in columns} if curves else None,
+        n_for_gain=best_of_n.n_for_gain(curves[name]) if curves else None,
+        robustness=tuple(
+            _robustness(order, ratio, scores) for (of, ratio), scores in scored.perturbed.items() if of == name
         ),
     )
 
@@ -327,18 +177,18 @@ def _rank(scores: Sequence[float], place: int) -> int | None:
     return ranking.order(scores).index(place) + 1 if math.isfinite(scores[place]) else None
 
 
-def _gain(scores: Sequence[float], worth: Sequence[float], curve: Sequence[float]) -> float:
-    """The share of the way from the mean worth to the best that the pick of all has gone; see `Opinion.gain`."""
-    both = [w for s, w in zip(scores, worth, strict=True) if math.isfinite(s) and math.isfinite(w)]
+def _gain(scores: Sequence[float], values: Sequence[float], curve: Sequence[float]) -> float:
+    """How far the pick of all goes from the mean value to the best; see `ScorerView.normalized_gain`."""
+    both = [v for s, v in zip(scores, values, strict=True) if math.isfinite(s) and math.isfinite(v)]
     if not both or max(both) == min(both):
         return math.nan
     return (curve[-1] - curve[0]) / (max(both) - curve[0])
 
 
-def _steadiness(order: Sequence[int], ratio: float, scores: Mapping[int, float]) -> Steadiness:
-    """Where the first of `order` stands, and who comes first, by the scores of the perturbed images."""
+def _robustness(order: Sequence[int], ratio: float, scores: Mapping[int, float]) -> Robustness:
+    """The rank of the first of `order`, and which candidate comes first, by the scores of the perturbed images."""
     again = [sorted(order)[place] for place in ranking.order([scores.get(i, math.nan) for i in sorted(order)])]
-    return Steadiness(ratio, again[0], order.index(again[0]) + 1, again.index(order[0]) + 1)
+    return Robustness(ratio, again[0], order.index(again[0]) + 1, again.index(order[0]) + 1)
 
 
 def _pair(first: str, second: str, columns: Mapping[str, list[float]], seed: int) -> PairAgreement:
@@ -367,11 +217,11 @@ def _mean_pair(
     def mean(value: Callable[[RunComparison, PairAgreement], float | None]) -> Estimate:
         return _within_prompts([(run.prompt, value(run, pair)) for run, pair in both], seed)
 
-    def each_to_the_other(value: Callable[[Opinion, str], float | None]) -> tuple[Estimate, Estimate]:
+    def each_to_the_other(value: Callable[[ScorerView, str], float | None]) -> tuple[Estimate, Estimate]:
         first, second = scorers
         return (
-            mean(lambda run, _: value(run.opinion(first), second)),
-            mean(lambda run, _: value(run.opinion(second), first)),
+            mean(lambda run, _: value(run.view(first), second)),
+            mean(lambda run, _: value(run.view(second), first)),
         )
 
     return MeanAgreement(
@@ -379,20 +229,22 @@ def _mean_pair(
         kendall=mean(lambda _, pair: pair.kendall.value),
         spearman=mean(lambda _, pair: pair.spearman.value),
         overlap={k: mean(lambda _, pair, k=k: pair.overlap.get(k)) for k in TOP},
-        stands=each_to_the_other(lambda opinion, other: opinion.stands[other]),
-        gain=each_to_the_other(lambda opinion, other: opinion.gain[other] if opinion.gain else None),
+        rank_by=each_to_the_other(lambda view, other: view.rank_by[other]),
+        normalized_gain=each_to_the_other(
+            lambda view, other: view.normalized_gain[other] if view.normalized_gain else None
+        ),
     )
 
 
-def _mean_steadiness(runs: Sequence[RunComparison], seed: int) -> Iterator[MeanSteadiness]:
+def _mean_robustness(runs: Sequence[RunComparison], seed: int) -> Iterator[MeanRobustness]:
     found: dict[tuple[str, float], list[tuple[str, int]]] = {}
     for run in runs:
-        for opinion in run.opinions:
-            for row in opinion.steadiness:
-                found.setdefault((opinion.scorer, row.ratio), []).append((run.prompt, row.went_to))
+        for view in run.views:
+            for row in view.robustness:
+                found.setdefault((view.scorer, row.ratio), []).append((run.prompt, row.went_to))
     for (scorer, ratio), ranks in found.items():
         stays = _within_prompts([(prompt, float(rank == 1)) for prompt, rank in ranks], seed)
-        yield MeanSteadiness(scorer, ratio, stays, _within_prompts(ranks, seed))
+        yield MeanRobustness(scorer, ratio, stays, _within_prompts(ranks, seed))
 
 
 def _within_prompts(values: Sequence[tuple[str, float | None]], seed: int) -> Estimate:

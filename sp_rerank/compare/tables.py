@@ -1,4 +1,4 @@
-"""What a comparison of scorers says, in words, tables and a plot. Knows nothing of how it was made."""
+"""A comparison of scorers in words, tables and a plot. Knows nothing of how it was made."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sp_rerank.compare.compare import Comparison, MeanAgreement, Opinion, PairAgreement, RunComparison, Steadiness
-from sp_rerank.report.tables import new_figure, percent, table, to_svg
-from sp_rerank.stats.agreement import ENOUGH, Estimate
+from sp_rerank.compare.comparison import Comparison, MeanAgreement, PairAgreement, Robustness, RunComparison, ScorerView
+from sp_rerank.report.tables import add_legend, new_figure, percent, plain, table, to_svg
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.best_of_n import ENOUGH
+from sp_rerank.stats.ranking import ordinal, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,90 +26,77 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join([*parts, *_of_all(comparison, names)])
 
 
-def short_names(scorers: Sequence[str]) -> dict[str, str]:
-    """Each full name without its hash, where that tells the scorers apart."""
-    short = {name: name.partition("@")[0] for name in scorers}
-    alone = [name for name in scorers if list(short.values()).count(short[name]) == 1]
-    return {name: short[name] if name in alone else name for name in scorers}
-
-
 def _of_run(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
-    yield f"## {run.run}\n\n{run.prompt!r}: {len(run.seeds)} of {run.n} candidates compared\n"
+    yield f"## {plain(run.run)}\n\n{run.prompt!r}: {len(run.seeds)} of {run.n} candidates compared\n"
     yield "".join(f"- {sentence}\n" for sentence in _sentences(run, names))
     yield _picks(run, names)
     if run.pairs:
         yield _agreements(run, names)
-    if any(opinion.steadiness for opinion in run.opinions):
-        yield _steadiness(run, names)
+    if any(view.robustness for view in run.views):
+        yield _robustness(run, names)
     if run.problems:
-        yield "Left out\n\n" + "".join(f"- {problem}\n" for problem in run.problems)
+        yield "Left out\n\n" + "".join(f"- {plain(problem)}\n" for problem in run.problems)
 
 
 def _sentences(run: RunComparison, names: dict[str, str]) -> Iterator[str]:
-    for opinion in run.opinions:
-        best = opinion.order[0]
-        chosen = f"{names[opinion.scorer]} would have chosen candidate {best} (seed {run.seeds[best]})"
-        yield f"{chosen}; {_ties(run, opinion)}"
-    if len(run.opinions) > 1 and run.ensemble:
+    for view in run.views:
+        best = view.order[0]
+        chosen = f"{plain(names[view.scorer])} would have chosen candidate {best} (seed {run.seeds[best]})"
+        yield f"{chosen}; {_ties(run, view)}"
+    if len(run.views) > 1 and run.ensemble:
         best = run.ensemble[0]
-        stands = ", ".join(
-            f"{names[opinion.scorer]} {_ordinal(opinion.order.index(best) + 1)}" for opinion in run.opinions
-        )
-        yield f"by the mean of all ranks it is candidate {best} (seed {run.seeds[best]}): {stands}"
+        rank = ", ".join(f"{names[view.scorer]} {ordinal(view.order.index(best) + 1)}" for view in run.views)
+        yield f"by the mean of all ranks it is candidate {best} (seed {run.seeds[best]}): {rank}"
     if not run.chance_sample:
         yield (
-            "these are the finalists of a search, no chance sample: neither what the best of n is worth nor the way "
-            "from the mean candidate to the best can be told"
+            "the search dropped or steered candidates, so that these are no chance sample: the best of n and the way "
+            "from the mean candidate to the best are left out"
         )
 
 
-def _ties(run: RunComparison, opinion: Opinion) -> str:
-    tied, calibration = opinion.tied_first, opinion.calibration
+def _ties(run: RunComparison, view: ScorerView) -> str:
+    tied, calibration = view.tied_first, view.calibration
     if tied is None or calibration is None:
         return UNKNOWN_TIES
-    if len(opinion.order) < 2:
+    if len(view.order) < 2:
         return "there is no other"
-    first, second = (run.scores[opinion.scorer][index] or 0.0 for index in opinion.order[:2])
+    first, second = (run.scores[view.scorer][index] or 0.0 for index in view.order[:2])
     people = "simulated people" if calibration.simulated else "people"
     sure = f"{calibration.preferred(first - second):.0%} of {people} would prefer it to the second"
     if len(tied) == 1:
-        return f"it is told apart from all others: {sure}"
-    if len(tied) == len(opinion.order):
+        others = "all others" if len(view.order) == len(run.seeds) else "all others that it has a score for"
+        return f"it is told apart from {others}: {sure}"
+    if len(tied) == len(view.order):
         return f"none of the {len(tied)} is told apart from it: {sure}"
     shown = ", ".join(map(str, tied[:SHOWN])) + (", ..." if len(tied) > SHOWN else "")
     return f"the first {len(tied)} are not told apart ({shown}): {sure}"
 
 
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"
-
-
 def _picks(run: RunComparison, names: dict[str, str]) -> str:
     head = ["scorer", "its pick", "not told apart", f"{ENOUGH:.0%} of the gain at n ="]
-    head += [f"to {names[one.scorer]}" for one in run.opinions]
+    head += [f"by {names[view.scorer]}" for view in run.views]
     rows = []
-    for opinion in run.opinions:
-        tied = "?" if opinion.tied_first is None else str(len(opinion.tied_first))
-        enough = "?" if opinion.enough is None else str(opinion.enough)
-        cells = [names[opinion.scorer], str(opinion.order[0]), tied, enough]
-        rows.append([*cells, *(_standing(opinion, other.scorer) for other in run.opinions)])
-    title = "The picks, and what each is to the others: its rank"
+    for view in run.views:
+        tied = "?" if view.tied_first is None else str(len(view.tied_first))
+        n_for_gain = "?" if view.n_for_gain is None else str(view.n_for_gain)
+        cells = [names[view.scorer], str(view.order[0]), tied, n_for_gain]
+        rows.append([*cells, *(_standing(view, other.scorer) for other in run.views)])
+    title = "The picks by every scorer: the rank"
     if run.chance_sample:
-        title += ", and its way from the mean candidate to the best"
+        title += ", and the way from the mean candidate to the best"
     return f"{title}\n\n{table(head, rows)}"
 
 
-def _standing(opinion: Opinion, other: str) -> str:
-    stands, gain = opinion.stands[other], opinion.gain[other] if opinion.gain else math.nan
-    return "" if stands is None else _ordinal(stands) + ("" if math.isnan(gain) else f", {gain:.0%}")
+def _standing(view: ScorerView, other: str) -> str:
+    rank, gain = view.rank_by[other], view.normalized_gain[other] if view.normalized_gain else math.nan
+    return "" if rank is None else ordinal(rank) + ("" if math.isnan(gain) else f", {gain:.0%}")
 
 
 def _agreements(run: RunComparison, names: dict[str, str]) -> str:
     ks = list(dict.fromkeys(k for pair in run.pairs for k in pair.overlap))
     rows = [
         [
-            " and ".join(names[one] for one in pair.scorers),
+            " and ".join(names[scorer] for scorer in pair.scorers),
             *map(_interval, (pair.kendall, pair.spearman)),
             *(f"{pair.overlap[k]:.0%}" if k in pair.overlap else "" for k in ks),
             str(pair.kendall.n),
@@ -118,25 +107,25 @@ def _agreements(run: RunComparison, names: dict[str, str]) -> str:
     return "Agreement [95 % interval over candidates]\n\n" + table(head, rows)
 
 
-def _steadiness(run: RunComparison, names: dict[str, str]) -> str:
-    asked = [opinion for opinion in run.opinions if opinion.steadiness]
+def _robustness(run: RunComparison, names: dict[str, str]) -> str:
+    asked = [view for view in run.views if view.robustness]
     rows = [
         [
-            names[one.scorer],
-            str(one.order[0]),
-            f"{sum(row.went_to == 1 for row in one.steadiness)} of {len(one.steadiness)}",
-            *map(_move, one.steadiness),
+            names[view.scorer],
+            str(view.order[0]),
+            f"{sum(row.went_to == 1 for row in view.robustness)} of {len(view.robustness)}",
+            *map(_move, view.robustness),
         ]
-        for one in asked
+        for view in asked
     ]
-    head = ["scorer", "its pick", "stays", *(f"side ratio {row.ratio:g}" for row in asked[0].steadiness)]
+    head = ["scorer", "its pick", "stays", *(f"side ratio {row.ratio:g}" for row in asked[0].robustness)]
     return "The picks under HP&CC: all images mirrored and cropped\n\n" + table(head, rows)
 
 
-def _move(row: Steadiness) -> str:
+def _move(row: Robustness) -> str:
     if row.went_to == 1:
         return "stays"
-    return f"falls to {_ordinal(row.went_to)}; {row.pick} leads, {_ordinal(row.came_from)} before"
+    return f"falls to {ordinal(row.went_to)}; {row.pick} leads, {ordinal(row.came_from)} before"
 
 
 def _of_all(comparison: Comparison, names: dict[str, str]) -> Iterator[str]:
@@ -147,11 +136,11 @@ def _of_all(comparison: Comparison, names: dict[str, str]) -> Iterator[str]:
     if comparison.pairs:
         yield _mean_agreements(comparison, names)
         yield _mean_standings(comparison, names)
-    if comparison.steadiness:
+    if comparison.robustness:
         head = ["scorer", "side ratio", "the pick stays, %", "its rank now"]
         rows = [
             [names[row.scorer], f"{row.ratio:g}", percent(row.stays), _interval(row.went_to, 1)]
-            for row in comparison.steadiness
+            for row in comparison.robustness
         ]
         yield "The picks under HP&CC\n\n" + table(head, rows)
 
@@ -160,7 +149,7 @@ def _mean_agreements(comparison: Comparison, names: dict[str, str]) -> str:
     ks = list(comparison.pairs[0].overlap)
     rows = [
         [
-            " and ".join(names[one] for one in pair.scorers),
+            " and ".join(names[scorer] for scorer in pair.scorers),
             *map(_interval, (pair.kendall, pair.spearman)),
             *(percent(pair.overlap[k]) for k in ks),
         ]
@@ -174,8 +163,8 @@ def _mean_standings(comparison: Comparison, names: dict[str, str]) -> str:
     rows = []
     for pair in comparison.pairs:
         for side, (of, to) in enumerate((pair.scorers, pair.scorers[::-1])):
-            rows.append([names[of], names[to], _interval(pair.stands[side], 1), percent(pair.gain[side])])
-    return "The picks, and what they are to the others\n\n" + table(["pick of", "to", "rank", "gain, %"], rows)
+            rows.append([names[of], names[to], _interval(pair.rank_by[side], 1), percent(pair.normalized_gain[side])])
+    return "The picks by the other scorer\n\n" + table(["pick of", "by", "rank", "gain, %"], rows)
 
 
 def _interval(estimate: Estimate, digits: int = 2) -> str:
@@ -187,11 +176,11 @@ def _interval(estimate: Estimate, digits: int = 2) -> str:
 
 
 def plot(comparison: Comparison) -> bytes:
-    """How far any two scorers agree, and what the pick of n is worth to each, as SVG; of one scorer the latter alone.
+    """How far any two scorers agree, and the best of n by each, as SVG; of one scorer the latter alone.
 
-    Right, a line a run and scorer: what the pick of the run's first scorer out of n is worth, as a share of the way
-    from that scorer's mean candidate to its best; where a line falls, choosing from more candidates picks worse ones.
-    A run of which that cannot be told has no line.
+    Right, a line a run and scorer: its expected score of the first scorer's pick of n, as a share of the way from its
+    mean candidate to its best; where a line falls, choosing from more candidates picks worse ones.
+    A run whose candidates are no chance sample has no line.
 
     Raises:
         UsageError: if matplotlib is not installed.
@@ -203,7 +192,7 @@ def plot(comparison: Comparison) -> bytes:
     *left, right = figure.subplots(1, 2 if pairs else 1, squeeze=False)[0]
     if left:
         _draw_agreements(left[0], pairs, names, "prompts" if comparison.pairs else "candidates")
-    _draw_worth(right, comparison, names)
+    _draw_best_of_n(right, comparison, names)
     return to_svg(figure)
 
 
@@ -214,36 +203,38 @@ def _draw_agreements(
         tau = pair.kendall
         axes.plot([tau.low, tau.high], [place, place], color="0.6")
         axes.plot([tau.value], [place], marker="o", color="black")
-    axes.set_yticks(range(len(pairs)), ["\n".join(names[one] for one in pair.scorers) for pair in pairs])
+    labels = ["\n".join(plain(names[scorer]) for scorer in pair.scorers) for pair in pairs]
+    axes.set_yticks(range(len(pairs)), labels, parse_math=False)
     axes.set(xlabel=f"Kendall tau-b, 95 % interval over {over}", xlim=(-1.05, 1.05), ylim=(len(pairs) - 0.5, -0.5))
     axes.axvline(0, color="0.8", zorder=0)
 
 
-def _draw_worth(axes: Axes, comparison: Comparison, names: dict[str, str]) -> None:
-    colours = {name: f"C{place % 10}" for place, name in enumerate(comparison.scorers)}
-    labelled: set[str] = set()
+def _draw_best_of_n(axes: Axes, comparison: Comparison, names: dict[str, str]) -> None:
+    colors = {name: f"C{place % 10}" for place, name in enumerate(comparison.scorers)}
+    labelled: list[str] = []
     for run in comparison.runs:
-        for judge, curve in _shares(run):
-            label = None if judge in labelled else names[judge]
-            labelled.add(judge)
+        for scorer, curve in _shares(run):
+            new = scorer not in labelled
+            if new:
+                labelled.append(scorer)
             axes.plot(
-                range(1, len(curve) + 1), curve, color=colours[judge], label=label,
+                range(1, len(curve) + 1), curve, color=colors[scorer], label=str(len(labelled)) if new else None,
                 alpha=1 if len(comparison.runs) == 1 else 0.4,
             )  # fmt: skip
     axes.axhline(0, color="0.8", zorder=0)
-    pickers = {run.opinions[0].scorer for run in comparison.runs}
+    pickers = {run.views[0].scorer for run in comparison.runs}
     whose = f"{names[pickers.pop()]}'s pick" if len(pickers) == 1 else "the pick of each run's first scorer"
-    axes.set(xscale="log", xlabel="n candidates", ylabel=f"worth of {whose}: from mean to best")
+    axes.set(xscale="log", xlabel="n candidates")
+    axes.set_ylabel(plain(f"score of {whose}: from mean (0) to best (1)"), parse_math=False)
     if labelled:
-        axes.legend(title="to")
+        add_legend(axes, [names[scorer] for scorer in labelled], "by")
 
 
 def _shares(run: RunComparison) -> Iterator[tuple[str, list[float]]]:
-    """By scorer, what the first one's pick of n is worth to it: 0 its mean candidate, 1 its best."""
-    first = run.opinions[0]
-    own, gain = run.scores[first.scorer], first.gain or {}
-    for judge, curve in (first.best_of_n or {}).items():
-        if not math.isnan(gain[judge]):
-            worth = run.scores[judge]
-            best = max(value for i, value in worth.items() if value is not None and own[i] is not None)
-            yield judge, [(value - curve[0]) / (best - curve[0]) for value in curve]
+    """By scorer, its expected score of the first scorer's pick of n: 0 its mean candidate, 1 its best."""
+    first = run.views[0]
+    own, gain = run.scores[first.scorer], first.normalized_gain or {}
+    for scorer, curve in (first.best_of_n or {}).items():
+        if not math.isnan(gain[scorer]):
+            best = max(value for i, value in run.scores[scorer].items() if value is not None and own[i] is not None)
+            yield scorer, [(value - curve[0]) / (best - curve[0]) for value in curve]

@@ -198,7 +198,7 @@ def _per_image(scorer: DualEncoder, images: Tensor) -> Callable[[], list[float]]
     """As hpsv2 1.2.0 scores (img_score.score), but for loading the model at each call."""
     from open_clip.transform import image_transform
 
-    from sp_rerank.generate import to_images
+    from sp_rerank.storage.images import to_images
 
     transform: Any = image_transform(224, is_train=False)
 
@@ -251,67 +251,7 @@ def _pillow(images: Tensor) -> Callable[[], Tensor]:
     import torch
     from open_clip.transform import image_transform
 
-    from sp_rerank.generate import to_images
+    from sp_rerank.storage.images import to_images
 
     transform: Any = image_transform(224, is_train=False)
     return lambda: torch.stack([transform(image) for image in to_images(images)]).to(images.device)
-
-
-def compare_precision(prompts: int, n: int, steps: int, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """How often a scorer in half precision chooses the four that it chooses in float32, on the mini world.
-
-    Candidates are drafts of the mini model for random captions, of which the same images go to both. Where the fours
-    differ it is called a tie if each candidate that moved in is within the margin of the float32 score that it passed;
-    the margin is twice the root mean square of what half precision changes.
-
-    Args:
-        prompts: how many captions.
-        n: candidates of each.
-        steps: of the scheduler, for each candidate.
-        dtype: "bfloat16" or "float16".
-        say: told the state after every tenth prompt.
-    """
-    import random
-
-    import torch
-
-    from sp_rerank.diffusion.sampler import Sampler
-    from sp_rerank.scorers import load_scorer
-    from sp_rerank.train.mini.grammar import draw_description
-
-    pipe = loading.load_pipeline("mini", dtype=loading.find_dtype("auto", "mini", loading.find_device()))
-    name, _ = resolve_sp("mini")
-    full, half = load_scorer(name), load_scorer(name, dtype=getattr(torch, dtype))
-    rng, rows = random.Random(0), []
-    for turn in range(prompts):
-        caption = draw_description(rng).caption
-        sampler = Sampler(
-            pipe,
-            caption,
-            batch_size=50,
-            num_inference_steps=steps,
-            guidance_scale=loading.MODELS["mini"].guidance_scale,
-        )
-        batches = list(sampler.batches({i: turn * n + i for i in range(n)}))
-        images = torch.cat([batch.images for batch in batches]).float()
-        rows.append(torch.stack([full.score(caption, images), half.score(caption, images)]))
-        if (turn + 1) % 10 == 0:
-            say(f"{turn + 1} of {prompts} prompts")
-    scores = torch.stack(rows)  # (prompts, 2, n)
-    margin = 2 * (scores[:, 0] - scores[:, 1]).square().mean().sqrt()
-    chosen = [(set(a.topk(4).indices.tolist()), set(b.topk(4).indices.tolist())) for a, b in scores]
-    same = [left == right for left, right in chosen]
-    tied = [
-        float(row[0][list(left - right)].max() - row[0][list(right - left)].min()) <= margin
-        for row, (left, right) in zip(scores, chosen, strict=True)
-        if left != right
-    ]
-    return {
-        "prompts": prompts,
-        "candidates a prompt": n,
-        "the same four": sum(same),
-        "another four, within a tie": sum(tied),
-        "another four, beyond a tie": len(tied) - sum(tied),
-        "the same first": int((scores[:, 0].argmax(-1) == scores[:, 1].argmax(-1)).sum()),
-        "margin / spread of the scores": round(float(margin / scores[:, 0].std(dim=-1).mean()), 4),
-    }

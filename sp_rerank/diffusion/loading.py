@@ -1,37 +1,42 @@
-"""Loads the pipelines that make the images, by name, path or repository, and knows what suits each of them.
+"""Loads the pipelines that make the images, by name, path or repository, and knows the settings that fit each of them.
 
 Weights come from safetensors only, and no code is ever downloaded.
 """
 
 from __future__ import annotations
 
-import inspect
+import json
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
+from sp_rerank.diffusion.call_arguments import default_of, parameters_of
+from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.storage import hub
 
 if TYPE_CHECKING:
     import torch
 
-HUB_TIMEOUT = 4.0  # seconds
+    from sp_rerank.types import TextToImagePipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that this project knows: where it is, pinned, and what suits it.
+    """A model that this project knows: where it is, pinned, and its settings.
 
     Attributes:
-        source: a repository of the hub, or the folder of the embedded model.
+        source: A repository of the hub, or the folder of the embedded model.
         revision: 40 hex digits of the repository's commit; None for the embedded model.
-        steps: of the scheduler.
-        guidance_scale: of classifier-free guidance.
-        cpu_batch: images at once on a CPU.
-        about: one line for people.
-        small_decoder: repository of an AutoencoderTiny of the same latents, for previews; None takes the model's own.
+        steps: Number of scheduler steps.
+        guidance_scale: Scale of classifier-free guidance.
+        cpu_batch: Images made at once on a CPU.
+        about: One line for people.
+        small_decoder: Repository of an AutoencoderTiny of the same latents, for previews; None takes the model's own.
     """
 
     source: str
@@ -58,6 +63,7 @@ MODELS = {
 }
 ACCELERATOR_BATCH = 16  # doubled by guidance it stays below the 64 latents at which upsampling leaves channels_last
 UNKNOWN_CPU_BATCH = 4
+UNKNOWN_STEPS = 50
 
 
 def find_device(device: str = "auto") -> str:
@@ -83,15 +89,15 @@ def find_model(spec: str, device: str) -> tuple[str, str | None]:
 
     Args:
         spec: "auto", a name of MODELS, a folder, or a repository of the hub such as "stabilityai/sdxl-turbo".
-        device: decides what "auto" is: Stable Diffusion v1.4 on an accelerator, the embedded model on a CPU.
+        device: Decides what "auto" is: Stable Diffusion v1.4 on an accelerator, the embedded model on a CPU.
 
     Raises:
-        UsageError: if it is none of these.
+        UsageError: If it is none of these.
     """
     if spec == "auto":
         if device == "cpu":
-            return "mini", "no accelerator here: taking the embedded mini model; choose another with --model"
-        return "sd-v1.4", f"taking Stable Diffusion v1.4 on {device}; choose another with --model"
+            return "mini", "no accelerator here: taking the embedded model mini; name another model to change that"
+        return "sd-v1.4", f"taking Stable Diffusion v1.4 on {device}; name another model to change that"
     known = {model.source: name for name, model in MODELS.items()}
     if spec in MODELS or spec in known:
         return known.get(spec, spec), None
@@ -116,7 +122,20 @@ def _is_repository(spec: str) -> bool:
 
 
 def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
-    """The precision to compute in: half on an accelerator; on a CPU bfloat16 for the mini model where it is fast."""
+    """The precision to compute in, where "auto" leaves it to us.
+
+    On an accelerator bfloat16 for a model whose denoiser is a transformer (those overflow in float16), float16 for
+    others; on a CPU float32, but bfloat16 for the embedded model where the CPU is fast at it.
+
+    Args:
+        dtype: "auto", "float32", "float16" or "bfloat16".
+        model: A name of MODELS, a folder, or a repository, which is downloaded where it is not in the cache.
+        device: Where the model computes.
+
+    Raises:
+        UsageError: If there is no such precision.
+        HubUnavailableError, StorageError: As in `load_pipeline`.
+    """
     import torch
 
     if dtype != "auto":
@@ -124,101 +143,138 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
         if dtype not in known:
             raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(known)}")
         return known[dtype]
-    if device != "cpu":
-        return torch.float16
+    if device.split(":")[0] != "cpu":
+        return torch.bfloat16 if _has_transformer(model) else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if model == "mini" and fast else torch.float32
 
 
+def _has_transformer(spec: str) -> bool:
+    """Whether the model's denoiser is a transformer, as its model_index.json names it; False where it names none."""
+    if spec in MODELS:
+        return False
+    try:
+        index = json.loads((_folder_of(spec) / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # `load_pipeline` names what is wrong with it
+        return False
+    return isinstance(index, dict) and "transformer" in index
+
+
+def _folder_of(spec: str) -> Path:
+    """The folder of a model, downloaded first where it is a repository that is not in the cache."""
+    model = MODELS.get(spec)
+    source, revision = (model.source, model.revision) if model else (spec, None)
+    if revision or not Path(source).exists():  # a folder that happens to have a pinned model's name is not that model
+        return hub.fetch_pipeline(source, revision)
+    return Path(source)
+
+
 def load_pipeline(
-    spec: str, *, device: str = "cpu", dtype: Any = None, scheduler: str | None = None, safety_checker: bool = True
+    spec: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    scheduler: str | None = None,
+    safety_checker: bool = True,
 ) -> Any:
-    """A diffusers text-to-image pipeline, ready on its device, its own progress bars off.
+    """A diffusers text-to-image pipeline, ready on its device, its progress bars off; nothing is printed.
 
     Args:
-        spec: a name of MODELS, a folder, or a repository.
-        device: of the weights.
-        dtype: of the weights; float32 where None.
-        scheduler: the class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
+        spec: A name of MODELS, a folder, or a repository.
+        device: Where the weights go.
+        dtype: Precision of the weights; float32 where None.
+        scheduler: The class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
         safety_checker: False leaves a checkpoint's safety checker out.
 
     Raises:
-        UsageError: if the folder is no pipeline, the repository does not exist, or the scheduler does not fit.
-        HubUnavailableError: if the repository is not in the cache and the hub cannot be reached.
-        StorageError: if the files are damaged.
+        UsageError: If the folder is no pipeline, the repository does not exist, the scheduler does not fit, or a
+            package that the model needs is not installed.
+        HubUnavailableError: If the repository is not in the cache and the hub cannot be reached.
+        StorageError: If the files are damaged.
     """
     import torch
     from diffusers import DiffusionPipeline
 
-    model = MODELS.get(spec)
-    source, revision = (model.source, model.revision) if model else (spec, None)
-    if revision or not Path(source).exists():  # a folder that happens to have a pinned model's name is not that model
-        source = _fetch(source, revision)
+    source = _folder_of(spec)
     extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            source, dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True, **extra
-        )
+        with quiet():
+            pipe: Any = DiffusionPipeline.from_pretrained(
+                source, dtype=torch.float32 if dtype is None else dtype, use_safetensors=True, local_files_only=True,
+                **extra,
+            )  # fmt: skip
+    except ImportError as error:
+        raise UsageError(f"{spec} needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
-        raise StorageError(f"the model in {spec} cannot be loaded: {_first_line(error)}") from error
-    if "prompt" not in inspect.signature(type(pipe).__call__).parameters:
+        raise StorageError(f"the model in {spec} cannot be loaded: {first_line(error)}") from error
+    if "prompt" not in parameters_of(pipe):
         raise UsageError(f"{spec} is a {type(pipe).__name__}, not a text-to-image pipeline")
     if scheduler:
         pipe.scheduler = _scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     try:
-        return pipe.to(device)
+        with quiet():
+            return pipe.to(device)
     except RuntimeError as error:
-        raise UsageError(f"the model cannot be put on {device!r}: {_first_line(error)}") from error
+        raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what diffusers and transformers print while they load a model; their settings come back afterwards."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-
-def _fetch(repository: str, revision: str | None) -> str:
-    """The folder of a repository in the local cache, downloaded first where it is not there."""
-    from diffusers import DiffusionPipeline
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    pin: dict[str, Any] = {"revision": revision, "use_safetensors": True}
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    no_downloads = are_progress_bars_disabled()
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
-        return str(DiffusionPipeline.download(repository, local_files_only=True, **pin))
-    except Exception:  # not (wholly) in the cache: what is raised differs from version to version
-        pass
-    try:
-        model_info(repository, revision=revision, timeout=HUB_TIMEOUT)
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UsageError(f"the hub has no {repository!r}, or it needs a login; known: {', '.join(MODELS)}") from error
-    except Exception as error:  # offline mode, no network, a time-out, a hub that is down
-        pinned = f" --revision {revision}" if revision else ""
-        raise HubUnavailableError(
-            f"{repository} (model_index.json) is not in the cache and the hub cannot be reached: fetch it where there "
-            f"is a network with `hf download {repository}{pinned}`, or use --model mini"
-        ) from error
-    try:
-        return str(DiffusionPipeline.download(repository, **pin))
-    except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
-        raise StorageError(f"{repository} cannot be downloaded: {_first_line(error)}") from error
+        yield
+    finally:
+        with warnings.catch_warnings(action="ignore"):  # where an environment variable has settled it
+            for library, (verbosity, bars) in zip(libraries, before, strict=True):
+                library.set_verbosity(verbosity)
+                if bars:
+                    library.enable_progress_bar()  # of transformers: those of downloads too
+            (disable_progress_bars if no_downloads else enable_progress_bars)()
 
 
-def _scheduler(pipe: Any, name: str) -> Any:
-    """Another scheduler with the configuration of the pipeline's own."""
-    compatible = {kind.__name__: kind for kind in pipe.scheduler.compatibles}
-    kind = compatible.get(name) or compatible.get(f"{name}Scheduler")
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
+
+
+def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
+    """Another scheduler with the configuration of the pipeline's own.
+
+    Raises:
+        UsageError: If the model cannot take it, or it needs a package that is not installed.
+    """
+    kinds = getattr(pipe.scheduler, "compatibles", ())
+    compatible = {kind.__name__: kind for kind in kinds}
+    kind = compatible.get(name, compatible.get(f"{name}Scheduler"))
     if kind is None:
-        listed = ", ".join(sorted(kind.removesuffix("Scheduler") for kind in compatible))
+        listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
         raise UsageError(f"no scheduler {name!r} for this model; expected one of {listed}")
-    return kind.from_config(pipe.scheduler.config)
+    try:
+        return kind.from_config(pipe.scheduler.config)
+    except ImportError as error:
+        backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
+        raise UsageError(
+            f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
+        ) from error
 
 
-def model_of(pipe: Any) -> str:
+def model_of(pipe: TextToImagePipeline) -> str:
     """The name under which a loaded pipeline's model is known, else its repository or folder."""
     return origin_of(pipe)[0]
 
 
-def origin_of(pipe: Any) -> tuple[str, str | None]:
+def origin_of(pipe: TextToImagePipeline) -> tuple[str, str | None]:
     """Where a loaded pipeline's model comes from: its name, repository or folder, and the commit of a repository."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", "") or "in memory")
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})", source)
@@ -232,12 +288,15 @@ def origin_of(pipe: Any) -> tuple[str, str | None]:
     return source, revision
 
 
-def suited(pipe: Any) -> tuple[int, float, int]:
-    """Steps, guidance scale and batch size that suit a pipeline: its model's own, else its class's defaults."""
+def default_settings(pipe: TextToImagePipeline) -> tuple[int, float, int]:
+    """Steps, guidance scale and batch size of a pipeline: its model's own, else its class's defaults.
+
+    The guidance scale is 0 where the class has none or leaves it to the model; `Sampler` passes no such 0 on.
+    """
     model = MODELS.get(model_of(pipe))
     on_cpu = pipe.device.type == "cpu"
     if model:
         return model.steps, model.guidance_scale, model.cpu_batch if on_cpu else ACCELERATOR_BATCH
-    defaults = inspect.signature(type(pipe).__call__).parameters
-    steps, guidance = (defaults[name].default for name in ("num_inference_steps", "guidance_scale"))
-    return steps, guidance, UNKNOWN_CPU_BATCH if on_cpu else ACCELERATOR_BATCH
+    takes = parameters_of(type(pipe).__call__)
+    steps, guidance = default_of(takes, "num_inference_steps", UNKNOWN_STEPS), default_of(takes, "guidance_scale", 0.0)
+    return int(steps), float(guidance), UNKNOWN_CPU_BATCH if on_cpu else ACCELERATOR_BATCH

@@ -1,14 +1,26 @@
-"""Counts the tokens of a prompt, and tells which part of it a model does not read."""
+"""Counts the tokens of a prompt, and finds which part of it a model does not read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.diffusion.twin import TOKENIZING
+
+if TYPE_CHECKING:
+    from sp_rerank.types import Scorer, TextToImagePipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """A prompt that a reader cuts: `tokens` of it, start and end included, `limit` that are read, and the lost text."""
+    """A prompt that a model cuts.
+
+    Attributes:
+        reader: What reads the prompt.
+        tokens: Number of its tokens, start and end included.
+        limit: Number of tokens that are read.
+        tail: The text that is lost.
+    """
 
     reader: str
     tokens: int
@@ -19,13 +31,13 @@ class Truncation:
         return f"{self.reader} reads {self.limit} of the prompt's {self.tokens} tokens; lost: {self.tail!r}"
 
 
-def truncations(pipe: Any, scorer: Any, prompt: str) -> list[Truncation]:
+def truncations(pipe: TextToImagePipeline, scorer: Scorer, prompt: str) -> list[Truncation]:
     """What the text encoders of a diffusers pipeline and a scorer lose of a prompt; empty where all of it is read.
 
     Args:
-        pipe: tokenizers of one limit are named once.
-        scorer: without a `lost_tail` it cannot tell, and is left out; with one it has `count_tokens` and `max_tokens`.
-        prompt: as the person gave it.
+        pipe: Its tokenizers; those with the same limit are named once.
+        scorer: Left out if it has no `lost_tail`; with one it has `count_tokens` and `max_tokens`.
+        prompt: The prompt as it was given.
     """
     tokenizers = [getattr(pipe, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
     found = {cut.limit: cut for t in tokenizers if t is not None and (cut := _of_tokenizer(t, prompt))}
@@ -33,12 +45,13 @@ def truncations(pipe: Any, scorer: Any, prompt: str) -> list[Truncation]:
 
 
 def _of_tokenizer(tokenizer: Any, prompt: str) -> Truncation | None:
-    # `verbose` off: the tokenizer's own warning does not say what is lost
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    limit = tokenizer.model_max_length
-    if len(ids) <= limit:
-        return None
-    return Truncation("the image model", len(ids), limit, tokenizer.decode(ids[limit - 1 : -1]).strip())
+    # `verbose` off: the tokenizer's own warning does not name what is lost
+    with TOKENIZING:
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        limit = tokenizer.model_max_length
+        if len(ids) <= limit:
+            return None
+        return Truncation("the image model", len(ids), limit, tokenizer.decode(ids[limit - 1 : -1]).strip())
 
 
 def _of_scorer(scorer: Any, prompt: str) -> list[Truncation]:

@@ -7,21 +7,25 @@ pixels.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sp_rerank.errors import TryAgainError
+from sp_rerank.config import RunConfig
+from sp_rerank.diffusion import twin
+from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
+from sp_rerank.diffusion.schedulers import check_steps
+from sp_rerank.errors import TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sp_rerank.types import TextToImagePipeline
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +35,21 @@ EMBEDDINGS = {
     4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
 
+ONE_AT_A_TIME = {"PRXPipeline"}
+"""Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Images that were made together.
 
     Attributes:
-        indices: of the candidates.
-        seeds: of their noise.
+        indices: Indices of the candidates.
+        seeds: Seeds of their noise.
         images: (b, 3, H, W) float in [0, 1] on the pipeline's device; not finite where the model broke down.
-        flagged: which of them the safety checker replaced.
-        nfe: denoiser calls that each of them took; the two halves of guidance count as one.
+        flagged: Which of them the safety checker replaced.
+        nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
+            counts as one.
     """
 
     indices: tuple[int, ...]
@@ -55,13 +63,17 @@ class Sampler:
     """Makes images of one prompt from seeds.
 
     Args:
-        pipe: any diffusers text-to-image pipeline that takes `generator` as a list and `output_type="pt"`.
-        prompt: of all images.
-        batch_size: the most images made at once; halved when memory runs out.
-        guidance_scale: handed to the pipeline; above 1 the negative prompt is encoded too.
-        negative_prompt: what the images should not show.
-        call: what makes the images; a subclass of a pipeline hands its parent's `__call__`.
-        **arguments: handed to the pipeline unchanged (num_inference_steps, height, width, callback_on_step_end, ...).
+        pipe: Any diffusers text-to-image pipeline that takes `generator` as a list and `output_type="pt"`.
+        prompt: The prompt of all images.
+        batch_size: The most images made at once; halved when memory runs out.
+        guidance_scale: Handed to the pipeline; above 1 the negative prompt is encoded too. None, and 0 for a pipeline
+            that has no guidance scale, leaves it to the pipeline.
+        negative_prompt: What the images should not show.
+        call: What makes the images, the pipeline or one of its methods; a subclass hands its parent's `__call__`.
+        **arguments: Handed to the pipeline unchanged (num_inference_steps, height, width, true_cfg_scale, ...).
+
+    Raises:
+        UsageError: If the pipeline cannot be driven in seeded batches, or does not take one of the arguments.
 
     Example:
         >>> sampler = Sampler(pipe, "a lemon", batch_size=8, guidance_scale=7.5)
@@ -72,24 +84,26 @@ class Sampler:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: TextToImagePipeline,
         prompt: str,
         *,
         batch_size: int,
-        guidance_scale: float,
+        guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         call: Callable[..., Any] | None = None,
         **arguments: Any,
     ) -> None:
         self.pipe = pipe
         self.batch_size = batch_size
-        self.call = call or pipe
-        self._limit = batch_size
+        self.call: Callable[..., Any] = pipe if call is None else call
+        self._limit = 1 if type(pipe).__name__ in ONE_AT_A_TIME else batch_size
         self._prompt, self._negative_prompt = prompt, negative_prompt
-        self._arguments = {**arguments, "guidance_scale": guidance_scale}
+        check_pipeline(pipe, self.call)
+        self._arguments = select_arguments(pipe, self.call, guidance_scale, negative_prompt, arguments)
         self._text: dict[str, Any] | None = None
         self._scheduler: Any = None
         """Other than the pipeline's own."""
+        self._check_steps()
 
     def batches(self, seeds: Mapping[int, int], done: Container[int] = ()) -> Iterator[Batch]:
         """Make the images of `seeds` (index -> seed), in the order of their indices, `batch_size` at a time.
@@ -98,13 +112,15 @@ class Sampler:
         the smaller size.
 
         Args:
-            seeds: the whole request, also after an interruption.
-            done: indices that are there already; a batch is left out only if all of it is, for the pixels of another
+            seeds: The whole request, also after an interruption.
+            done: Indices that are there already; a batch is left out only if all of it is, for the pixels of another
                 batch would be others.
 
         Raises:
-            TryAgainError: if memory does not suffice for a single image.
+            TryAgainError: If memory does not suffice for a single image.
+            UsageError: If the pipeline refuses its arguments.
         """
+        twin.clear_interrupt(self.pipe)
         waiting = deque(block for block in self.blocks(seeds) if not all(index in done for index in block))
         while waiting:
             indices = waiting.popleft()
@@ -124,8 +140,15 @@ class Sampler:
         for name in ("timesteps", "sigmas"):
             if self._arguments.get(name) is not None:
                 return len(self._arguments[name])
-        default = inspect.signature(type(self.pipe).__call__).parameters["num_inference_steps"].default
-        return self._arguments.get("num_inference_steps", default)
+        return self._argument("num_inference_steps")
+
+    def _argument(self, name: str) -> Any:
+        """An argument of the pipeline: what was given, else its default."""
+        return self._arguments.get(name, parameters_of(self.call)[name].default)
+
+    def _check_steps(self) -> None:
+        if all(self._arguments.get(name) is None for name in ("timesteps", "sigmas")):
+            check_steps(self.scheduler, self.steps)
 
     @property
     def size(self) -> dict[str, int | None]:
@@ -135,7 +158,7 @@ class Sampler:
     @property
     def scheduler(self) -> Any:
         """That of the pipeline, or the one that stands in for it."""
-        return self._scheduler or self.pipe.scheduler
+        return self.pipe.scheduler if self._scheduler is None else self._scheduler
 
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
         """The indices that share a batch, at the size that is known to fit into memory."""
@@ -160,8 +183,8 @@ class Sampler:
         """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
 
         Args:
-            steps: of the scheduler.
-            scheduler: class name of another scheduler; where the model cannot take it, its own stays.
+            steps: Number of scheduler steps.
+            scheduler: Class name of another scheduler; where the model cannot take it, its own stays.
         """
         self.call_arguments([])  # encodes the text, once for both
         other = copy(self)
@@ -169,94 +192,125 @@ class Sampler:
         kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
         if scheduler in kinds:
             other._scheduler = kinds[scheduler].from_config(self.pipe.scheduler.config)
+        other._check_steps()
         return other
+
+    def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
+        """One call of the pipeline through a twin of it; see `twin.make_twin`."""
+        arguments = self.call_arguments(seeds)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
+        try:
+            with pipeline_errors(self.pipe):
+                return twin.bind_call(self.call, self.pipe, double)(**arguments)
+        finally:
+            twin.free_hooks(self.pipe)
+            if getattr(double, "_interrupt", False):
+                vars(self.pipe)["_interrupt"] = True
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
         try:
             return self._make(indices, seeds)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return None
 
     def shrink(self, failed: int) -> None:
         """Make smaller batches from here on, for memory did not suffice for one of `failed`.
 
         Raises:
-            TryAgainError: if that was a single image.
+            TryAgainError: If that was a single image.
         """
         if failed == 1:
             raise TryAgainError(
-                "memory does not suffice for a single image: free some and go on with --resume, or start anew in half "
-                "precision (--dtype float16) or with smaller images (--height, --width)"
+                "memory does not suffice for a single image: free some and resume the run, or start anew in half "
+                "precision (dtype float16) or with smaller images (height, width)"
             )
         self._limit = 1 << ((failed - 1).bit_length() - 1)  # a power of two: a batch is found again by its size
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
         log.warning("out of memory with %d images at once, going on with %d", failed, self._limit)
 
     @torch.no_grad()
     def _make(self, indices: list[int], seeds: list[int]) -> Batch:
-        with counted(self.pipe) as evaluations, _scheduled(self.pipe, self._scheduler):
-            output = self.call(**self.call_arguments(seeds))
-        flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(seeds)
-        return Batch(tuple(indices), tuple(seeds), output.images, tuple(map(bool, flagged)), evaluations[0])
+        nfe = 0
+
+        def count(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
+            nonlocal nfe
+            nfe += 1
+            return args, more
+
+        output = self.call_pipeline(seeds, count)
+        return batch_of(output, indices, seeds, nfe)
 
     def _encode_text(self) -> dict[str, Any]:
         """The pipeline's text arguments, encoded once where its family is known, the plain strings otherwise."""
         plain: dict[str, Any] = {"prompt": self._prompt}
-        takes = inspect.signature(type(self.pipe).__call__).parameters
+        takes = parameters_of(self.call)
         if "negative_prompt" in takes and self._negative_prompt is not None:
             plain["negative_prompt"] = self._negative_prompt
-        encode = getattr(self.pipe, "encode_prompt", None)
+        encode: Callable[..., Any] | None = getattr(self.pipe, "encode_prompt", None)
         # a clip_skip or the scale of a LoRA changes the embeddings, and prompts already encoded need nothing
         changed = self._arguments.get("clip_skip") or self._arguments.get("cross_attention_kwargs")
         if encode is None or changed or "prompt_attention_mask" in takes:
             return plain
-        accepted = inspect.signature(encode).parameters
+        accepted = parameters_of(encode)
         if "prompt_3" in accepted:  # Stable Diffusion 3 does not repeat embeddings that it is given
             return plain
         if not {"num_images_per_prompt", "do_classifier_free_guidance", "device"} <= set(accepted):
             return plain
-        guided = self._arguments["guidance_scale"] > 1
         wanted = {
             **plain,
             **({"prompt_2": None} if "prompt_2" in accepted else {}),
-            "device": self.pipe._execution_device,
+            "device": getattr(self.pipe, "_execution_device", self.pipe.device),
             "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": guided,
+            "do_classifier_free_guidance": "guidance_scale" in takes and self._argument("guidance_scale") > 1,
         }
-        encoded = encode(**wanted)
+        with twin.TOKENIZING:
+            encoded = encode(**wanted)
         names = EMBEDDINGS.get(len(encoded), ())
         if not names or not set(names) <= set(takes):
             return plain
-        return {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        text = {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
+        return text if _repeats(encode, wanted, text) else plain
+
+
+def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
+    """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
+    sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
+    return Sampler(
+        pipe,
+        config.prompt,
+        batch_size=batch_size or config.batch_size,
+        guidance_scale=config.guidance_scale,
+        negative_prompt=config.negative_prompt or None,
+        num_inference_steps=steps or config.steps,
+        **sizes,
+        **config.pipe_kwargs,
+    )
+
+
+def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
+    """Whether a pipeline repeats embeddings that it is given for each image (CogView 3 does not)."""
+    nothing = dict.fromkeys(wanted.keys() & {"prompt", "negative_prompt"})
+    try:
+        again = encode(**{**wanted, **nothing, **text, "num_images_per_prompt": 2})
+    except (TypeError, ValueError, AttributeError):
+        return False
+    return all(
+        value is None or len(value) == 2 * len(text[name])
+        for name, value in zip(EMBEDDINGS[len(again)], again, strict=True)
+        if name in text
+    )
+
+
+def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
+    """What a pipeline returned, as a batch."""
+    flagged = getattr(output, "nsfw_content_detected", None)
+    flags = (False,) * len(seeds) if flagged is None else tuple(map(bool, flagged))
+    return Batch(tuple(indices), tuple(seeds), output.images, flags, nfe)
 
 
 def _pieces(indices: list[int], size: int) -> list[list[int]]:
     return [indices[i : i + size] for i in range(0, len(indices), size)]
-
-
-@contextmanager
-def _scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
-    """Lend a pipeline another scheduler; None lets it keep its own."""
-    own = pipe.scheduler
-    pipe.scheduler = scheduler or own
-    try:
-        yield
-    finally:
-        pipe.scheduler = own
-
-
-@contextmanager
-def counted(pipe: Any) -> Iterator[list[int]]:
-    """Count the calls of the pipeline's denoiser (`unet` or `transformer`) in the first item of a list."""
-    calls = [0]
-
-    def count(*_: Any) -> None:
-        calls[0] += 1
-
-    handle = (getattr(pipe, "unet", None) or pipe.transformer).register_forward_pre_hook(count)
-    try:
-        yield calls
-    finally:
-        handle.remove()

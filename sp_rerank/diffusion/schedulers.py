@@ -1,4 +1,4 @@
-"""What diffusers' schedulers keep to themselves: the x_0 that a model predicts, the history of a batch, its noise.
+"""What diffusers' schedulers do not offer: the x_0 that a model predicts, the history of a batch cut, its noise forked.
 
 Knows one scheduler at one step; knows nothing of loops or batches.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,21 +17,46 @@ from sp_rerank.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCREEN = "or take screening (--search fast), which works with every pipeline"
+INSTEAD = "take screening (search 'fast'), which works with every pipeline"
+SCREEN = f"or {INSTEAD}"
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Refuse a number of steps that a scheduler cannot take.
+
+    Raises:
+        UsageError: Naming the scheduler and, where it has one, its own reason.
+    """
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if table is None or not hasattr(scheduler, "set_timesteps"):  # flows take any number, and may need the image's size
+        return
+    name, trained = type(scheduler).__name__, len(table)
+    trial = deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{name} cannot take {steps} steps: {reason}; expected another number of steps") from error
+    # those without sigmas look the noise level up by the time step
+    if not hasattr(trial, "sigmas") and int(trial.timesteps.max()) >= trained:
+        raise UsageError(
+            f"{name} cannot take {steps} steps: it begins at time {int(trial.timesteps.max())}, and the model was "
+            f"trained on 0 to {trained - 1}; expected fewer steps"
+        )
 
 
 def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """The finished latents that a model predicts, after `output = scheduler.step(model_output, timestep, sample)`.
 
-    The scheduler's own word where its output has one; else from the noise level of x_t = alpha x_0 + sigma e, by what
-    the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), or the flow's
-    velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
+    Taken from the scheduler's output where it holds one; else computed from the noise level of
+    x_t = alpha x_0 + sigma e, by what the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv
+    2202.00512), or the flow's velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
 
     Returns:
         Like `sample`, in its dtype.
 
     Raises:
-        UsageError: if the scheduler is of no known kind.
+        UsageError: If the scheduler is of no known kind.
     """
     reported = getattr(output, "pred_original_sample", None)
     if reported is not None:
@@ -55,10 +81,10 @@ def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any,
 
 
 def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
-    """alpha and sigma of x_t = alpha x_0 + sigma e as they were when a scheduler that reports no x_0 was last stepped.
+    """alpha and sigma of x_t = alpha x_0 + sigma e at the last step of a scheduler that reports no x_0.
 
     Raises:
-        UsageError: if the scheduler is of no known kind.
+        UsageError: If the scheduler is of no known kind.
     """
     if hasattr(scheduler, "scale_noise"):  # flow matching, Euler and Heun
         sigma = _sigma_before(scheduler)
@@ -69,7 +95,7 @@ def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
     if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):  # PNDM, LCM, TCD
         kept = float(scheduler.alphas_cumprod[int(timestep)])
         return kept**0.5, (1 - kept) ** 0.5
-    raise UsageError(_unreadable(scheduler, "does not tell its noise level"))
+    raise UsageError(_unreadable(scheduler, "does not give its noise level"))
 
 
 def _sigma_before(scheduler: Any) -> float:
@@ -83,38 +109,38 @@ def _unreadable(scheduler: Any, fault: str) -> str:
     )
 
 
-def cut_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
-    """Leave only these places of the batch in what stepping has left behind in a scheduler.
+def slice_state(scheduler: Any, shape: torch.Size, places: Tensor) -> None:
+    """Keep only some images of the batch in the history that a scheduler holds.
 
-    Everything of the latents' own shape is such a thing, be it called ets, model_outputs, derivatives or cur_sample;
-    tables of noise levels have another.
+    Its history is everything that has the shape of the latents (ets, model_outputs, derivatives, cur_sample); tables of
+    noise levels have another shape.
 
     Args:
-        scheduler: any of diffusers, between two steps.
-        shape: of the latents.
-        places: in the batch; one may be repeated.
+        scheduler: A scheduler of diffusers, between two steps.
+        shape: Shape of the latents.
+        places: (k,) places in the batch to keep; a place may be repeated.
 
     Raises:
-        UsageError: if a place is repeated and the scheduler's noise cannot branch.
+        UsageError: If a place is repeated and the scheduler's noise cannot branch.
     """
-    _cut_brownian_noise(scheduler, places)
+    _slice_brownian_noise(scheduler, places)
     for name, value in vars(scheduler).items():
-        vars(scheduler)[name] = _cut_history(value, shape, places)
+        vars(scheduler)[name] = _slice_history(value, shape, places)
 
 
-def _cut_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
+def _slice_history(value: Any, shape: torch.Size, places: Tensor) -> Any:
     if isinstance(value, torch.Tensor):
         return value[places.to(value.device)] if value.shape == shape else value
     if type(value) in {list, tuple}:
-        return type(value)(_cut_history(one, shape, places) for one in value)
+        return type(value)(_slice_history(item, shape, places) for item in value)
     return value
 
 
-def _cut_brownian_noise(scheduler: Any, places: Tensor) -> None:
+def _slice_brownian_noise(scheduler: Any, places: Tensor) -> None:
     """Let a sampler of noise for the whole batch (DPMSolverSDE's Brownian tree) go on for a part of it.
 
     Raises:
-        UsageError: if a place is repeated, for its copies would draw the same noise.
+        UsageError: If a place is repeated, because its copies would draw the same noise.
     """
     draw = getattr(scheduler, "noise_sampler", None)
     if draw is None:
@@ -127,7 +153,7 @@ def _cut_brownian_noise(scheduler: Any, places: Tensor) -> None:
     scheduler.noise_sampler = lambda *times: draw(*times)[places]
 
 
-def continued(generators: Sequence[torch.Generator], kept: Sequence[int], step: int) -> list[torch.Generator]:
+def fork_generators(generators: Sequence[torch.Generator], kept: Sequence[int], step: int) -> list[torch.Generator]:
     """The generators of the kept places: the first copy goes on with its own, each further one gets a new one.
 
     The seed of a new one follows from its ancestor's seed, the step and the number of the copy.

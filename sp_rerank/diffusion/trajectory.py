@@ -1,10 +1,9 @@
-"""Trajectories: the own loop of a stock pipeline, watched and cut on its way.
+"""Trajectories: the loop of a stock pipeline, watched and cut on its way.
 
-Knows schedulers, their history, noise and whose turn it is; knows nothing of scores or images. No loop is copied: each
-batch runs in a shallow copy of the pipeline whose scheduler and denoiser are seen through, so the caller's pipeline is
-not touched and there is nothing to put back. A batch waits at a watched step in a greenlet of its own, so that the
-candidates of all batches can be compared before any of them goes on. All run in the caller's thread: in a second one
-PyTorch took a third longer for the same steps on two CPU cores.
+Knows schedulers, their history, noise and which batch runs; knows nothing of scores or images. No loop is copied: each
+batch runs in a twin of the pipeline whose scheduler and denoiser are watched. A batch waits at a watched step in a
+greenlet, so that the candidates of all batches can be compared before any of them goes on. All run in the caller's
+thread: in a second one PyTorch took a third longer for the same steps on two CPU cores.
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from greenlet import getcurrent, greenlet
 
-from sp_rerank.diffusion.sampler import Batch
-from sp_rerank.diffusion.schedulers import SCREEN, continued, cut_state, predict_x0
+from sp_rerank.diffusion import twin
+from sp_rerank.diffusion.call_arguments import parameters_of, pipeline_errors
+from sp_rerank.diffusion.sampler import Batch, batch_of
+from sp_rerank.diffusion.schedulers import INSTEAD, SCREEN, fork_generators, predict_x0, slice_state
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from sp_rerank.diffusion.sampler import Sampler
 
-DENOISERS = ("unet", "transformer")
 NOT_BATCHED = ("txt_ids", "img_ids")
 """Conditions of a denoiser whose first axis counts tokens (Flux), not images."""
 
@@ -41,8 +39,8 @@ class View:
 
     Attributes:
         x0: (b, ...) the guided model's prediction of the finished latents, laid out as the pipeline holds its latents.
-        nfe: denoiser calls that each candidate has taken since the watched step before.
-        stochastic: whether the scheduler has drawn noise on the way.
+        nfe: Denoiser calls that each candidate has taken since the watched step before.
+        stochastic: Whether the scheduler has drawn noise on the way.
     """
 
     x0: Tensor
@@ -51,18 +49,18 @@ class View:
 
 
 class Trajectory:
-    """One batch on its way through the pipeline's loop; it starts when it is first looked at.
+    """One batch on its way through the pipeline's loop; it starts when it is first advanced.
 
     Args:
-        sampler: whose pipeline, text and arguments are taken.
+        sampler: Gives the pipeline, its text and its arguments.
         seeds: index -> seed.
-        watched: scheduler steps after which it can be looked at and cut, rising, each below the number of steps.
+        watched: Scheduler steps after which the batch can be looked at and cut, rising, each below the number of steps.
 
     Attributes:
-        indices: of the candidates that are left.
+        indices: Indices of the candidates that are left.
 
     Raises:
-        UsageError: if the pipeline cannot be watched.
+        UsageError: If the pipeline cannot be watched.
     """
 
     def __init__(self, sampler: Sampler, seeds: Mapping[int, int], watched: Sequence[int]) -> None:
@@ -71,15 +69,18 @@ class Trajectory:
         self._sampler, self._seeds, self._watched = sampler, dict(seeds), tuple(watched)
         self._cuts: dict[int, tuple[int, ...]] = {}
         self._goal = 0
-        self._loop: Any = None
+        self._loop: _Loop | None = None
         self._turn = greenlet(self._make)
 
-    def look(self, number: int) -> View:
-        """Go on to the watched step of this number, past earlier ones with what was decided for them.
+    def advance_to(self, number: int) -> View:
+        """Go on to a watched step, past earlier ones with what was decided for them.
+
+        Args:
+            number: Place of the step among the watched ones.
 
         Raises:
-            UsageError: if the pipeline ended before it, or the scheduler does not tell what it predicts.
-            Exception: what the pipeline raised, such as torch.OutOfMemoryError.
+            UsageError: If the pipeline ended before it, or the scheduler does not give what it predicts.
+            Exception: What the pipeline raised, such as torch.OutOfMemoryError.
         """
         outcome = self._advance(number)
         if isinstance(outcome, View):
@@ -98,12 +99,12 @@ class Trajectory:
         assert isinstance(outcome, Batch)
         return outcome
 
-    def keep(self, number: int, kept: Sequence[int]) -> None:
-        """Let only these go on from the watched step of this number; with none left the trajectory ends.
+    def prune(self, number: int, kept: Sequence[int]) -> None:
+        """Let only these go on from a watched step; with none left the trajectory ends.
 
         Args:
-            number: of the watched step; it may lie ahead.
-            kept: places among `indices`, each at most once.
+            number: Place of the step among the watched ones; it may lie ahead.
+            kept: Places among `indices`, each at most once.
         """
         self.indices = tuple(self.indices[place] for place in kept)
         self._cuts[number] = tuple(kept)
@@ -111,11 +112,11 @@ class Trajectory:
             self.close()
 
     def resample(self, number: int, ancestors: Sequence[int]) -> None:
-        """Let each candidate go on from the state that one of them has at the watched step of this number.
+        """Let each candidate go on from the state that one of them has at a watched step.
 
         Args:
-            number: of the watched step; it may lie ahead.
-            ancestors: for each of `indices` a place among them. The first copy of an ancestor goes on with its noise,
+            number: Place of the step among the watched ones; it may lie ahead.
+            ancestors: For each of `indices` a place among them. The first copy of an ancestor goes on with its noise,
                 each further one draws noise of its own.
         """
         self._cuts[number] = tuple(ancestors)
@@ -134,13 +135,11 @@ class Trajectory:
             return self._turn.switch()
 
     def _make(self) -> Batch:
-        arguments = self._sampler.call_arguments(list(self._seeds.values()))
-        self._loop = _Loop(self._sampler, arguments, self._at_step)
+        self._loop = _Loop(self._sampler, tuple(self._seeds.values()), self._at_step)
         try:
             output = self._loop.run()
-            flagged = getattr(output, "nsfw_content_detected", None) or [False] * len(self.indices)
-            seeds = tuple(self._seeds[index] for index in self.indices)
-            return Batch(self.indices, seeds, output.images, tuple(map(bool, flagged)), self._loop.evaluations)
+            seeds = [self._seeds[index] for index in self.indices]
+            return batch_of(output, self.indices, seeds, self._loop.nfe)
         finally:
             self._loop = None  # with the last latents and the text of the batch
 
@@ -152,7 +151,8 @@ class Trajectory:
         if number == self._goal:
             assert self._turn.parent is not None
             self._turn.parent.switch(view())
-        self._loop.evaluations = 0
+        assert self._loop
+        self._loop.nfe = 0
         return self._cuts.get(number)
 
     def _number_of(self, done: int, total: int) -> int | None:
@@ -163,14 +163,15 @@ class Trajectory:
 
 
 @contextmanager
-def side_by_side(sampler: Sampler, seeds: Mapping[int, int], watched: Sequence[int]) -> Iterator[list[Trajectory]]:
+def open_trajectories(sampler: Sampler, seeds: Mapping[int, int], watched: Sequence[int]) -> Iterator[list[Trajectory]]:
     """The batches that `sampler.batches` would make, as trajectories; whatever happens, none is left behind.
 
     Args:
-        sampler: makes the images.
+        sampler: Makes the images.
         seeds: index -> seed.
-        watched: as for `Trajectory`.
+        watched: Scheduler steps, as for `Trajectory`.
     """
+    twin.clear_interrupt(sampler.pipe)
     batches = sampler.blocks(seeds)
     trajectories = [Trajectory(sampler, {index: seeds[index] for index in batch}, watched) for batch in batches]
     try:
@@ -178,20 +179,18 @@ def side_by_side(sampler: Sampler, seeds: Mapping[int, int], watched: Sequence[i
     finally:
         for trajectory in trajectories:
             trajectory.close()
-        free = getattr(sampler.pipe, "maybe_free_model_hooks", None)
-        if free:
-            free()
+        twin.free_hooks(sampler.pipe)
 
 
 def check_watchable(sampler: Sampler) -> None:
-    """Refuse a pipeline whose loop cannot be seen into or cut.
+    """Refuse a pipeline whose loop cannot be watched or cut.
 
     Raises:
-        UsageError: naming one that can.
+        UsageError: Naming one that can.
     """
     pipe = sampler.pipe
     name = type(pipe).__name__
-    takes = inspect.signature(type(pipe).__call__).parameters
+    takes = parameters_of(type(pipe).__call__)
     if "callback_on_step_end" not in takes or "latents" not in getattr(pipe, "_callback_tensor_inputs", ()):
         raise UsageError(
             f"{name} has no callback_on_step_end with latents, so it cannot be cut on its way; expected a pipeline "
@@ -199,65 +198,60 @@ def check_watchable(sampler: Sampler) -> None:
         )
     if not callable(getattr(pipe.scheduler, "step", None)):
         raise UsageError(f"{name} has no scheduler with step(); expected one of diffusers such as DDIM, {SCREEN}")
-    if getattr(_denoiser(pipe)[1], "is_cache_enabled", False):
+    denoiser = twin.find_denoiser(pipe)
+    if denoiser is None or denoiser[0] not in twin.DENOISERS:
+        expected = " or ".join(twin.DENOISERS)
+        raise UsageError(f"{name} has no {expected}; expected a pipeline with one, {SCREEN}")
+    if hasattr(pipe, "set_pag_applied_layers"):
+        raise UsageError(
+            f"the loop of {name} counts the prompts that it began with, so no batch can be cut on its way; {INSTEAD}"
+        )
+    if getattr(denoiser[1], "is_cache_enabled", False):
         raise UsageError(
             f"the cache between steps of this {name} mixes batches that take turns; call disable_cache(), {SCREEN}"
         )
 
 
 class _Loop:
-    """A call of a pipeline: its scheduler seen through, its batch cut between two steps.
+    """A call of a pipeline: its scheduler watched, its batch cut between two steps.
 
     Args:
-        sampler: whose pipeline is called.
-        arguments: of the call.
-        at_step: gets the steps done, the steps of the loop and what makes a view; returns the places in the batch
+        sampler: Gives the pipeline that is called.
+        seeds: Seeds of the batch.
+        at_step: Gets the steps done, the steps of the loop and what makes a view; returns the places in the batch
             that go on, or None for all.
 
     Attributes:
-        evaluations: denoiser calls so far; the owner may set it back.
+        nfe: Denoiser calls so far; the owner may set it back.
     """
 
     def __init__(
         self,
         sampler: Sampler,
-        arguments: dict[str, Any],
+        seeds: Sequence[int],
         at_step: Callable[[int, int, Callable[[], View]], tuple[int, ...] | None],
     ) -> None:
-        self.evaluations = 0
-        self._arguments, self._at_step = dict(arguments), at_step
-        self._generators: list[torch.Generator] = arguments["generator"]
-        self._scheduler = deepcopy(sampler.scheduler)
+        self.nfe = 0
+        self._sampler, self._at_step = sampler, at_step
+        self._arguments = sampler.call_arguments(seeds)
+        self._generators: list[torch.Generator] = self._arguments["generator"]
+        self._pipe = twin.make_twin(sampler.pipe, scheduler=sampler.scheduler, before=self._before_denoising)
+        self._scheduler = self._pipe.scheduler
+        vars(self._scheduler)["step"] = self._watched_step(self._scheduler.step)
         self._last: tuple[Any, Tensor, Any, Tensor] | None = None
         self._stochastic = False
         self._whole = len(self._generators)
+        self._groups: int | None = None
         self._origin: Tensor | None = None
         """Of each item of a batch that was cut, its place in the whole one."""
-        self._pipe, self._call = self._seen_through(sampler)
-        self._users_callback = arguments.get("callback_on_step_end")
+        self._users_callback = self._arguments.get("callback_on_step_end")
         self._arguments["callback_on_step_end"] = self._on_step_end
         self._arguments["callback_on_step_end_tensor_inputs"] = self._tensor_inputs()
 
     def run(self) -> Any:
         """The pipeline's own output."""
-        return self._call(**self._arguments)
-
-    def _seen_through(self, sampler: Sampler) -> tuple[Any, Callable[..., Any]]:
-        """A copy of the pipeline with a scheduler and a denoiser of its own, and the bound method to call."""
-        pipe = copy(sampler.pipe)
-        name, denoiser = _denoiser(pipe)
-        vars(self._scheduler)["step"] = self._watched_step(self._scheduler.step)
-        # not by setattr, which would write the stand-ins into the pipeline's configuration
-        vars(pipe)["scheduler"] = self._scheduler
-        vars(pipe)[name] = _Denoiser(denoiser, self._before_denoising)
-        # offloading forgets modules that it does not know; `side_by_side` frees the hooks of the whole pipeline
-        vars(pipe)["maybe_free_model_hooks"] = lambda: None
-        call: Any = sampler.call
-        if call is sampler.pipe:
-            return pipe, pipe
-        if getattr(call, "__self__", None) is not sampler.pipe:
-            raise UsageError(f"call is {call!r}; expected the pipeline or one of its methods")
-        return pipe, MethodType(call.__func__, pipe)
+        with pipeline_errors(self._sampler.pipe):
+            return twin.bind_call(self._sampler.call, self._sampler.pipe, self._pipe)(**self._arguments)
 
     def _tensor_inputs(self) -> list[str]:
         """What the callback gets: what the user's own asked for, and the latents."""
@@ -293,59 +287,58 @@ class _Loop:
     def _view(self) -> View:
         assert self._last
         stochastic = self._stochastic or getattr(self._scheduler, "noise_sampler", None) is not None
-        return View(predict_x0(self._scheduler, *self._last), self.evaluations, stochastic)
+        return View(predict_x0(self._scheduler, *self._last), self.nfe, stochastic)
 
     def _cut(self, latents: Tensor, kept: Sequence[int], step: int) -> Tensor:
         """The latents that go on; the scheduler's history, the noise and the conditions of later calls follow them."""
         places = torch.tensor(kept, device=latents.device)
-        cut_state(self._scheduler, latents.shape, places)
+        slice_state(self._scheduler, latents.shape, places)
         # in place: the loop holds this very list
-        self._generators[:] = continued(self._generators, kept, step)
+        self._generators[:] = fork_generators(self._generators, kept, step)
         self._origin = places if self._origin is None else self._origin[places]
         return latents[places]
 
-    def _before_denoising(self, args: tuple[Any, ...], more: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _before_denoising(self, args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
         """Count the call, and cut what the loop still hands over for the whole batch."""
-        self.evaluations += 1
-        latents = args[0] if args else more["hidden_states"]
+        self.nfe += 1
+        latents = args[0] if args else more.get("hidden_states", more.get("x"))
+        if latents is None:
+            raise self._uncuttable("calls its denoiser in a way that is not known here")
+        listed = isinstance(latents, list)
+        rows = self._whole if self._origin is None else len(self._origin)
+        groups, rest = divmod(len(latents), rows)  # 2 groups where guidance doubles the batch
+        self._groups = groups if self._groups is None else self._groups
+        if rest or groups != self._groups:
+            raise self._uncuttable(f"gives its denoiser {len(latents)} latents for {rows} images")
+        if listed and groups > 1:  # Z-Image's loop goes on over the images that it began with
+            raise self._uncuttable("guides image by image (guidance_scale above 0)")
         if self._origin is None or len(self._origin) == self._whole:
             return args, more  # a batch as large as the whole: every item has the conditions of the one prompt
-        groups = len(latents) // len(self._origin)  # 2 where guidance doubles the batch
-        cut = functools.partial(_cut_conditions, groups=groups, whole=self._whole, origin=self._origin)
+        cut = functools.partial(_slice_conditions, groups=groups, whole=self._whole, origin=self._origin, listed=listed)
         return tuple(map(cut, args)), cut(more)
 
-
-class _Denoiser:
-    """Stands before a pipeline's denoiser; not a module, so that nothing is compiled, moved or saved on its account."""
-
-    def __init__(self, denoiser: Any, before: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
-        self._denoiser, self._before = denoiser, before
-
-    def __call__(self, *args: Any, **more: Any) -> Any:
-        args, more = self._before(args, more)
-        return self._denoiser(*args, **more)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._denoiser, name)
+    def _uncuttable(self, what: str) -> UsageError:
+        name = type(self._sampler.pipe).__name__
+        return UsageError(f"{name} {what}, so its batch cannot be cut on its way; {INSTEAD}")
 
 
-def _denoiser(pipe: Any) -> tuple[str, Any]:
-    """Name and module of what `counted` counts."""
-    found = [(name, module) for name in DENOISERS if (module := getattr(pipe, name, None)) is not None]
-    if not found:
-        raise UsageError(
-            f"{type(pipe).__name__} has no {' or '.join(DENOISERS)}; expected a pipeline with one, {SCREEN}"
-        )
-    return found[0]
+def _slice_conditions(value: Any, *, groups: int, whole: int, origin: Tensor, listed: bool) -> Any:
+    """The rows of the batch that is left in whatever a denoiser takes for each image of the whole batch.
 
-
-def _cut_conditions(value: Any, *, groups: int, whole: int, origin: Tensor) -> Any:
-    """The rows of the batch that is left in whatever a denoiser takes for each image of the whole batch."""
-    cut = functools.partial(_cut_conditions, groups=groups, whole=whole, origin=origin)
+    Args:
+        value: A tensor, or a list, tuple or dictionary of them.
+        groups: How often the batch stands in a tensor: 2 with guidance.
+        whole: Images of the whole batch.
+        origin: Places of those that are left.
+        listed: Whether the denoiser takes the images of a batch as a list.
+    """
+    cut = functools.partial(_slice_conditions, groups=groups, whole=whole, origin=origin, listed=listed)
     if isinstance(value, torch.Tensor) and value.ndim and len(value) == groups * whole:
         return value.unflatten(0, (groups, whole))[:, origin.to(value.device)].flatten(0, 1)
     if isinstance(value, dict):
-        return {name: one if name in NOT_BATCHED else cut(one) for name, one in value.items()}
+        return {name: item if name in NOT_BATCHED else cut(item) for name, item in value.items()}
+    if listed and isinstance(value, list) and len(value) == groups * whole:
+        return [value[group * whole + place] for group in range(groups) for place in origin.tolist()]
     if type(value) in {list, tuple}:
         return type(value)(map(cut, value))
     return value

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from sp_rerank.run.layout import GRID, inside
 from sp_rerank.storage import atomic
@@ -101,9 +101,11 @@ def _label(run: RunDir, index: int, scorer: str, *, short: bool = False) -> str:
 
 
 def _put(sheet: Image.Image, run: RunDir, index: int, corner: tuple[int, int], side: int) -> None:
-    """An image scaled to fit a square, in its middle."""
+    """Put an image into the middle of a square, scaled to fit; dimmed where it is not to be chosen."""
     image = run.read_image(index)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = image.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
+    if run.rows[index].status != "ok":  # as in the gallery: there, but not to be chosen
+        scaled = Image.blend(ImageEnhance.Color(scaled).enhance(0.35), Image.new("RGB", scaled.size, PAPER), 0.5)
     sheet.paste(scaled, (corner[0] + (side - size[0]) // 2, corner[1] + (side - size[1]) // 2))

@@ -14,11 +14,14 @@ from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
-from sp_rerank.errors import SpRerankError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError
 from sp_rerank.report import gallery
+from sp_rerank.report.orderings import Ordering, orderings_of
 from sp_rerank.report.page import page
+from sp_rerank.report.pictures import Picture, picture_of
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.layout import CONFIG
+from sp_rerank.stats import ranking
 from sp_rerank.storage import atomic
 
 
@@ -37,7 +40,7 @@ class Pick:
     index: int
     seed: int
     score: str
-    picture: gallery.Picture
+    picture: Picture
     others: tuple[tuple[int, str], ...]
 
 
@@ -92,11 +95,11 @@ def overview(runs: Mapping[str, RunDir], errors: Mapping[str, str]) -> bytes:
 
     Args:
         runs: by the name of their folder, which lies beside the page.
-        errors: likewise, what is wrong with a run.
+        errors: what is wrong with a run, by the name of its folder.
     """
-    orderings = {name: gallery.orderings_of(run) for name, run in runs.items()}
+    orderings = {name: orderings_of(run) for name, run in runs.items()}
     runs_of = Counter(one.name for several in orderings.values() for one in several)
-    labels = gallery.labels_of([name for name, _ in runs_of.most_common()])
+    labels = ranking.short_names(name for name, _ in runs_of.most_common())
     entries = [_entry(name, run, orderings[name]) for name, run in runs.items()]
     sizes = {entry.made if entry.ended else entry.n for entry in entries}
     return page(
@@ -107,7 +110,7 @@ def overview(runs: Mapping[str, RunDir], errors: Mapping[str, str]) -> bytes:
         labels=labels,
         same=_same_picks(entries, labels),
         errors=errors,
-        ordinal=gallery.ordinal,
+        ordinal=ranking.ordinal,
         shortened=gallery.shortened,
     )
 
@@ -123,6 +126,8 @@ def _read_runs(folder: Path) -> tuple[dict[str, RunDir], dict[str, SpRerankError
     errors: dict[str, SpRerankError] = {}
     for name in names:
         try:
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise StorageError(f"{folder / name}: leads out of the folder, through a link, and is not followed")
             runs[name] = RunDir.read(folder / name)
         except SpRerankError as error:
             errors[name] = error
@@ -134,7 +139,7 @@ def _without(folder: Path, error: SpRerankError) -> str:
     return str(error).replace(f"{folder}{os.sep}", "")
 
 
-def _entry(name: str, run: RunDir, orderings: Sequence[gallery.Ordering]) -> Entry:
+def _entry(name: str, run: RunDir, orderings: Sequence[Ordering]) -> Entry:
     picks = {}
     for one in orderings:
         index = one.order[0]
@@ -142,7 +147,7 @@ def _entry(name: str, run: RunDir, orderings: Sequence[gallery.Ordering]) -> Ent
             index,
             run.rows[index].seed,
             one.text(one.scores[index]),
-            gallery.picture_of(run, run.rows[index]),
+            picture_of(run, run.rows[index]),
             tuple((rank, other.label) for other in orderings if other is not one and (rank := other.rank(index))),
         )
     # "./" first: a folder may be called "javascript:x"
@@ -151,11 +156,11 @@ def _entry(name: str, run: RunDir, orderings: Sequence[gallery.Ordering]) -> Ent
 
 
 def _same_picks(entries: Sequence[Entry], labels: Mapping[str, str]) -> list[str]:
-    """In how many runs two scorers like the same image best, in words."""
-    said = []
+    """In how many runs two scorers rank the same image first, a sentence for any two."""
+    sentences = []
     for a, b in combinations(labels, 2):
         both = [entry for entry in entries if a in entry.picks and b in entry.picks]
         same = sum(entry.picks[a].index == entry.picks[b].index for entry in both)
         if len(both) > 1:
-            said.append(f"{labels[a]} and {labels[b]} choose the same image in {same} of {len(both)} runs.")
-    return said
+            sentences.append(f"{labels[a]} and {labels[b]} choose the same image in {same} of {len(both)} runs.")
+    return sentences

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
 from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.ranking import finite
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -20,10 +22,10 @@ def to_json(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {part.name: to_json(getattr(value, part.name)) for part in fields(value)}
     if isinstance(value, dict):
-        return {key: to_json(one) for key, one in value.items()}
+        return {key: to_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [to_json(part) for part in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def percent(estimate: Estimate) -> str:
@@ -37,7 +39,9 @@ def percent(estimate: Estimate) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |\n" for line in lines)
+    return "".join(
+        f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in line)} |\n" for line in lines
+    )
 
 
 def new_figure() -> Figure:
@@ -51,6 +55,22 @@ def new_figure() -> Figure:
     except ImportError as error:
         raise UsageError("plots need matplotlib: pip install sp-rerank[train]") from error
     return Figure(figsize=(6, 5), layout="constrained")
+
+
+def plain(text: str) -> str:
+    """A text of others for a plot: one line without control characters, which SVG cannot hold.
+
+    Draw it with `parse_math=False`; a `$` would begin mathematics otherwise.
+    """
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def add_legend(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Name the lines of a plot, in the order of their labels, which are not shown: names are shown as they stand."""
+    legend = axes.legend(title=title)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(plain(name))
 
 
 def to_svg(figure: Figure) -> bytes:

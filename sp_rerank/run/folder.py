@@ -5,7 +5,6 @@ What lies where is in `sp_rerank.run.layout`; who writes is `sp_rerank.run.write
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from pathlib import Path
@@ -104,7 +103,7 @@ class RunDir(RunState):
             raise StorageError(f"{path}: missing; --resume makes it again")
         with atomic.storage_errors(path):
             png = path.read_bytes()
-        if hashlib.sha256(png).hexdigest() != self.rows[index].sha256:
+        if atomic.sha256_of(png) != self.rows[index].sha256:
             raise StorageError(f"{path}: changed since it was committed (sha256 differs); --resume makes it again")
         return png
 

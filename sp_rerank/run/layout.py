@@ -32,7 +32,7 @@ GRID = "grid.png"
 RESULT = "result.json"
 STAGES = "stages.jsonl"
 DRAFTS = "drafts"
-LOCK = ".lock"
+LOCK = atomic.LOCK
 
 IMAGE_NAME = re.compile(r"[0-9]{5,}\.png")
 TOP_NAME = re.compile(r"[0-9]{2,}_seed-?[0-9]+\.png")

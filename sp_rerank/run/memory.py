@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.config import RunConfig
 from sp_rerank.run.records import Row, StageScore
 from sp_rerank.run.state import Finished, RunState, dropped_row
+from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
     from sp_rerank.run.summary import RunSummary
     from sp_rerank.types import Candidate
 
-NO_IMAGE = hashlib.sha256().hexdigest()
+NO_IMAGE = atomic.sha256_of(b"")
 
 
 class MemoryRun:

@@ -1,41 +1,14 @@
-"""What is settled before a run folder is written: its lock, whether it is the same run, room on the disk."""
+"""What is checked before a run folder is written: whether it is the same run, and room on the disk."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from sp_rerank.config import RunConfig
-from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.run.folder import read_config
-from sp_rerank.run.layout import LOCK
 from sp_rerank.storage import atomic
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Hold the folder's lock; the operating system lets go of it when the process dies."""
-    lock = FileLock(folder / LOCK)
-    try:
-        with atomic.storage_errors(folder / LOCK):
-            _acquire(lock, folder)
-        yield
-    finally:
-        lock.release()
-
-
-def _acquire(lock: FileLock, folder: Path) -> None:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:  # an OSError too, but not one of storage
-        busy = FolderBusyError(
-            f"{folder}: another process is writing this run there; wait for it, or choose another folder with --out"
-        )
-        raise busy from None
 
 
 def check_same_run(path: Path, asked: RunConfig) -> int | None:

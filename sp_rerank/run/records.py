@@ -8,7 +8,6 @@ called `until`; both are read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from sp_rerank.config import RunConfig, Stage
 from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.run.json_text import Record, are_scores, encoded, is_score, is_sha256, is_whole, loads
+from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
     from sp_rerank.run.state import Finished
@@ -164,7 +164,7 @@ class Row:
             seed=cast("int", candidate.seed),
             status=made.status,
             scores={name: float(score) if math.isfinite(score) else None for name, score in made.scores.items()},
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=atomic.sha256_of(content),
             nfe=made.nfe,
             batch_size=made.batch_size,
             stages=stages.get(candidate.index, ()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from sp_rerank.run.layout import (
     inside,
     leftovers,
 )  # fmt: skip
-from sp_rerank.run.opening import check_same_run, check_space, locked
+from sp_rerank.run.opening import check_same_run, check_space
 from sp_rerank.run.png import to_png, to_stage_png
 from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
 from sp_rerank.run.state import Finished, RunState, dropped_row
@@ -80,9 +79,7 @@ class RunWriter(RunDir):
         path = Path(path)
         asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
         check_same_run(path, asked)  # before the lock: another configuration is a mistake, busy or not
-        with atomic.storage_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        with locked(path):
+        with atomic.locked(path):
             yield cls._open(path, asked, resume, image_bytes)
 
     @classmethod
@@ -163,7 +160,7 @@ class RunWriter(RunDir):
         """Candidates that are not committed and whose draft is not the one that was noted last."""
         noted = {line.index: line.sha256 for line in lines if line.index not in self.rows}
         drafts = {index: bytes_of(inside(self.path, DRAFTS) / draft_name(index)) for index in noted}
-        lost = {index for index, png in drafts.items() if hashlib.sha256(png).hexdigest() != noted[index]}
+        lost = {index for index, png in drafts.items() if atomic.sha256_of(png) != noted[index]}
         for index in sorted(lost):
             log.warning("the draft of candidate %d is gone or changed; it is made again", index)
         return lost
@@ -187,9 +184,7 @@ class RunWriter(RunDir):
         """Commit the candidates that the search did not finish, with the image that it saw last."""
         drafts = {index: self.draft(index) for index in self.unfinished() if index not in self.rows}
         if drafts:
-            self.commit([
-                (dropped_row(self, index, hashlib.sha256(png).hexdigest()), png) for index, png in drafts.items()
-            ])
+            self.commit([(dropped_row(self, index, atomic.sha256_of(png)), png) for index, png in drafts.items()])
 
     def candidate(self, index: int) -> Candidate:
         """A committed candidate with its image."""
@@ -242,7 +237,7 @@ class RunWriter(RunDir):
             if not journal.exists():
                 atomic.write(journal, b"")
             atomic.write_all({folder / draft_name(index): png for index, _, png in batch})
-        lines = [StageLine(index, stage, hashlib.sha256(png).hexdigest()).to_line() for index, stage, png in batch]
+        lines = [StageLine(index, stage, atomic.sha256_of(png)).to_line() for index, stage, png in batch]
         self._stages_end = atomic.append(journal, b"".join(lines), at=self._stages_end)
         self.note_stages([(index, stage) for index, stage, _ in batch])
 
@@ -325,7 +320,7 @@ def add_scores(path: str | Path, scores: Mapping[str, Mapping[int, float]]) -> R
     """
     config = RunDir.read(path).config
     path = Path(path)
-    with locked(path):
+    with atomic.locked(path):
         rows, end = read_rows(path)
         run = RunWriter(path, config, rows)
         run._end = end  # pyright: ignore[reportPrivateUsage]

@@ -6,7 +6,6 @@ registry or of downloads.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.storage.atomic import sha256_of
 
 # Images or texts a pass: bounds the memory, and is large enough to keep a GPU busy.
 _PASS = 64
@@ -46,7 +46,7 @@ class ScorerModel(ModelMixin, ConfigMixin):
         The hash is that of the safetensors file: of the one that was loaded, whatever the precision or device since;
         of the one that `save_pretrained` would write now where there is none, or where training has begun.
         """
-        digest = self._file_sha256 or hashlib.sha256(self._serialised()).hexdigest()
+        digest = self._file_sha256 or sha256_of(self._serialised())
         return f"{self.config['name']}@{digest[:12]}"
 
     def _serialised(self) -> bytes:
@@ -90,8 +90,7 @@ class ScorerModel(ModelMixin, ConfigMixin):
         check_tensors(_stored_shapes(file), shapes, str(file), "that its config.json describes")
         kwargs["use_safetensors"] = True
         model = super().from_pretrained(str(folder), **kwargs)
-        with file.open("rb") as opened:
-            model._file_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        model._file_sha256 = sha256_of(file)
         model.folder = folder
         return model
 

@@ -1,7 +1,7 @@
-"""How sure a scorer's gaps make one: the temperature that `sp-rerank evaluate` fitted, kept beside the weights.
+"""How sure a gap between two scores makes one: the temperature by `sp-rerank evaluate`, kept beside the weights.
 
 P(a preferred to b) = sigmoid((S(a) - S(b)) / temperature). A calibration belongs to the very weights that it was fitted
-for. Knows the file and where scorers lie; how the temperature is fitted is in `sp_rerank.stats.agreement`.
+for. Knows the file and where scorers lie; how the temperature is fitted is in `sp_rerank.stats.calibration`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers import known_folders
+from sp_rerank.stats import calibration
 from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
-    from sp_rerank.stats.agreement import Calibration
+    from sp_rerank.stats.calibration import Calibration
     from sp_rerank.types import Scorer
 
 log = logging.getLogger(__name__)
 
 FILE = "calibration.json"
-
-TOLD_APART = 2 / 3
-"""The probability from which on two images count as told apart: of three people, two would choose the better one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +55,23 @@ class ScorerCalibration:
         types = {"scorer": str, "data": str, "pairs": int, "simulated": bool}
         wrong = [name for name, kind in types.items() if type(getattr(self, name)) is not kind]
         for name in ("temperature", "error"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+            value = getattr(self, name)  # compared as it is: an integer may be larger than any float
+            if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
                 wrong.append(name)
+        if "pairs" not in wrong and not 0 <= self.pairs <= sys.maxsize:
+            wrong.append("pairs")
         if wrong:
-            found = ", ".join(f"{name}={getattr(self, name)!r}" for name in wrong)
+            found = ", ".join(f"{name}={getattr(self, name)!r:.60}" for name in wrong)
             raise ValueError(f"expected text, finite numbers from 0 on and a truth value, got {found}")
 
     @property
     def margin(self) -> float:
-        """The gap below which two scores are not told apart: P < TOLD_APART."""
-        return self.temperature * math.log(TOLD_APART / (1 - TOLD_APART))
+        """The gap below which two scores are not told apart; see `sp_rerank.stats.calibration.margin`."""
+        return calibration.margin(self.temperature)
 
     def preferred(self, gap: float) -> float:
         """P(the first is preferred), given its score minus that of the second."""
-        if self.temperature == 0:
-            return 0.5 if gap == 0 else float(gap > 0)
-        return 0.5 * (1 + math.tanh(gap / self.temperature / 2))
+        return calibration.preferred(gap, self.temperature)
 
 
 def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
@@ -128,7 +127,7 @@ def keep(scorer: Scorer, fitted: Calibration, *, data: str, simulated: bool = Fa
             f"scorer {scorer.name}: on {data} a higher score says nothing about what is preferred (temperature "
             f"{fitted.temperature}); expected a scorer that is right more often than not; no calibration is written"
         )
-    pairs = sum(one.n for one in fitted.bins)
+    pairs = sum(part.n for part in fitted.bins)
     found = ScorerCalibration(scorer.name, fitted.temperature, data, pairs, fitted.error, simulated)
     path = folder / FILE
     atomic.write(path, (json.dumps(asdict(found), indent=2, allow_nan=False) + "\n").encode())

@@ -27,6 +27,7 @@ def check_scorer(scorer: Scorer) -> None:
 
     - name: a text that is not empty
     - inputs: a text or n texts as the prompt, a tensor or PIL images
+    - untouched: the images are afterwards what they were
     - shape: (n,), as a torch tensor
     - dtype: float32
     - device: the CPU
@@ -86,13 +87,18 @@ def _check_consistency(scorer: Scorer, images: Tensor) -> None:
 
 
 def _score(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
+    before: Any = images.clone() if isinstance(images, Tensor) else [image.copy() for image in images]
     try:
-        return scorer.score(prompt, images)
+        scores = scorer.score(prompt, images)
     except Exception as error:
         prompts = "a text" if isinstance(prompt, str) else "a list of texts"
         kind = "a tensor" if isinstance(images, Tensor) else "PIL images"
         message = f"expected scores of {kind} for {prompts}, got {type(error).__name__}: {error}"
         raise UsageError(_broken(scorer, "inputs", message)) from error
+    same = torch.equal(images, before) if isinstance(images, Tensor) else list(images) == before
+    if not same:
+        _refuse(scorer, "untouched", "expected the images as they were before, got them changed")
+    return scores
 
 
 def _images() -> Tensor:

@@ -9,14 +9,12 @@ precision of the original. Knows nothing of names in the registry but those of `
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import os
 import pickle
 import re
-import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from sp_rerank.scorers.base import ScorerModel, check_tensors, shapes_of
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.scorers.published import PUBLISHED, Published, find
-from sp_rerank.storage.atomic import sync_folder
+from sp_rerank.storage.atomic import locked, replace_folder, sha256_of
 from sp_rerank.storage.hub import fetch_file
 
 State = dict[str, Tensor]
@@ -82,10 +80,10 @@ def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | 
     if folder.exists() and not _is_replaceable(folder):
         raise UsageError(f"{folder}: expected a place for a new folder or a scorer's folder to replace, found another")
     scorer = _BUILDERS[row.form](file, row, f"{origin or file.name}, sha256 {digest}")
-    try:
-        _write(scorer, folder)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error}; free some space there or choose another") from error
+    # In the cache, where several processes of one training may want the same scorer.
+    with locked(folder.parent, wait=True) if out is None else nullcontext():
+        if not _is_conversion(folder, row, digest):
+            replace_folder(folder, scorer.save_pretrained)
     return folder
 
 
@@ -108,8 +106,7 @@ def fetch_and_convert(row: Published) -> Path:
 def checkpoint_name(folder: Path) -> str:
     """The `name` of the scorer in a folder, without loading it."""
     stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    with (folder / SAFETENSORS_WEIGHTS_NAME).open("rb") as opened:
-        return f"{stored['name']}@{hashlib.file_digest(opened, 'sha256').hexdigest()[:12]}"
+    return f"{stored['name']}@{sha256_of(folder / SAFETENSORS_WEIGHTS_NAME)[:12]}"
 
 
 def _checked_digest(file: Path, row: Published) -> str:
@@ -120,8 +117,7 @@ def _checked_digest(file: Path, row: Published) -> str:
         if not file.is_file() or length > largest or (row.length and length != row.length):
             expected = f"{row.length} bytes" if row.length else f"a file of at most {largest} bytes"
             raise UsageError(f"{file}: expected {row.files[0]} of {row.name}, {expected}, found {length}")
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256_of(file)
     except UsageError:
         raise
     except OSError as error:
@@ -146,24 +142,6 @@ def _is_conversion(folder: Path, row: Published, digest: str) -> bool:
 
 def _is_replaceable(folder: Path) -> bool:
     return folder.is_dir() and ((folder / CONFIG_NAME).is_file() or not any(folder.iterdir()))
-
-
-def _write(scorer: ScorerModel, folder: Path) -> None:
-    """Put the folder there whole: written beside it, synced, renamed."""
-    part, old = (folder.with_name(f".{folder.name}-{os.getpid()}.{end}") for end in ("part", "old"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        scorer.save_pretrained(part)
-        for path in part.iterdir():
-            with path.open("rb+") as written:
-                os.fsync(written.fileno())
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def read_tensors(file: Path) -> State:

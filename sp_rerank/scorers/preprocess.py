@@ -1,4 +1,4 @@
-"""What a picture becomes before an encoder sees it: quantised, resized, made square, normalised.
+"""What a picture becomes before an encoder sees it: quantized, resized, made square, normalized.
 
 Knows nothing of models. There are three geometries, because the scorers' originals have three:
 
@@ -25,39 +25,45 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
+from sp_rerank.storage.images import to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 GEOMETRIES = ("center_crop", "squash", "longest_edge_pad")
 
+_OFFSETS = {"round": lambda margin: round(margin / 2), "floor": lambda margin: margin // 2}
+
 # Pillow's PRECISION_BITS: 32 bits less 8 of the result and 2 of headroom.
 _COEFFICIENT_BITS = 22
 _BICUBIC_SUPPORT = 2.0
+_NUMBERS_AT_ONCE = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes a square of `size` pixels: the geometry, then (x - mean) / std.
 
-    - "center_crop": shortest edge to `size` (bicubic, antialiased, in 8 bits), square from the centre. The same numbers
+    - "center_crop": shortest edge to `size` (bicubic, antialiased, in 8 bits), square from the center. The same numbers
       as `open_clip.transform.image_transform(size, is_train=False)` gives for an RGB image (with Pillow 13: for one at
-      most twice as high as wide).
-    - "squash": both edges to `size`, likewise with Pillow's bicubic in 8 bits.
+      most twice as high as wide). With crop "floor" those of transformers' `CLIPImageProcessor`.
+    - "squash": both edges to `size`, with Pillow's bicubic in 8 bits.
     - "longest_edge_pad": longest edge to `size` (bicubic, on floats, not clipped: it may leave [0, 1]), zeros around
-      the centre before normalising. The same numbers as `image_transform(size, is_train=False,
+      the center before normalizing. The same numbers as `image_transform(size, is_train=False,
       resize_longest_max=True)` of the open_clip in hpsv2x 1.2.0. Two cases in which that one fails are mended: an image
       whose longest edge is `size` already, but which is no square, is padded too; an edge that would round to 0 is 1.
 
     Stored in the configuration of a checkpoint, so that training and inference cannot drift apart.
 
     Attributes:
-        size: edge of the square that the encoder takes, in pixels.
-        mean: of red, green and blue, in [0, 1].
-        std: of red, green and blue, in [0, 1].
-        geometry: how a rectangle becomes a square, "center_crop", "squash" or "longest_edge_pad".
+        size: Edge of the square that the encoder takes, in pixels.
+        mean: Of red, green and blue, in [0, 1].
+        std: Of red, green and blue, in [0, 1].
+        geometry: How a rectangle becomes a square, "center_crop", "squash" or "longest_edge_pad".
         antialias: False, with "longest_edge_pad" only, samples without a low-pass filter, as torchvision did by default
             before 0.17: it reproduces scores of that time.
+        crop: Where the square of a "center_crop" begins when an odd number of pixels is cut off: "round" half to even,
+            as torchvision and open_clip do, or "floor", as transformers does.
 
     Raises:
         UsageError: if the geometry is another, or one of Pillow's is to go without antialiasing.
@@ -68,10 +74,13 @@ class Preprocess:
     std: tuple[float, float, float] = CLIP_STD
     geometry: str = "center_crop"
     antialias: bool = True
+    crop: str = "round"
 
     def __post_init__(self) -> None:
         if self.geometry not in GEOMETRIES:
             raise UsageError(f"preprocess: expected a geometry out of {', '.join(GEOMETRIES)}, got {self.geometry!r}")
+        if self.crop not in _OFFSETS:
+            raise UsageError(f"preprocess: expected a crop out of {', '.join(_OFFSETS)}, got {self.crop!r}")
         if self.geometry != "longest_edge_pad" and not self.antialias:
             raise UsageError(
                 f"preprocess: expected antialias=True with the geometry {self.geometry!r}, which resizes as Pillow "
@@ -107,7 +116,7 @@ class Preprocess:
             device: where to compute and where the result lies; by default a tensor's own, the CPU for PIL images.
 
         Returns:
-            (n, 3, size, size) float32, normalised. An image with a NaN or an infinity is NaN throughout.
+            (n, 3, size, size) float32, normalized. An image with a NaN or an infinity is NaN throughout.
 
         Raises:
             UsageError: if a tensor is not of shape (n, 3, H, W), or not of floats.
@@ -141,7 +150,7 @@ class Preprocess:
         exact = pixels.cpu() if pixels.device.type == "mps" else pixels
         for axis, edge in ((-1, width), (-2, height)):
             resized = self.size if self.geometry == "squash" else int(self.size * edge / short)
-            exact = _resample(exact, axis, resized, self.size)
+            exact = _resample(exact, axis, resized, _OFFSETS[self.crop](resized - self.size), self.size)
         return exact.to(pixels.device)
 
     def _resize_and_pad(self, pixels: Tensor) -> Tensor:
@@ -161,24 +170,30 @@ class Preprocess:
 
 def _bytes_of(image: Image.Image) -> Tensor:
     """A PIL image as (1, 3, H, W) uint8."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
 
 
-def _resample(pixels: Tensor, axis: int, resized: int, kept: int) -> Tensor:
-    """Resize one axis of uint8 pixels to `resized` and keep the middle `kept` of it; one pass of Pillow's two.
+def _resample(pixels: Tensor, axis: int, resized: int, offset: int, kept: int) -> Tensor:
+    """Resize one axis of uint8 pixels to `resized` and keep `kept` of it from `offset` on; one pass of Pillow's two.
 
     The sums are of integers below 2^53: exact in float64, in any order.
     """
     source = pixels.shape[axis]
-    # torchvision's centre crop rounds halves to even.
-    offset = round((resized - kept) / 2.0)
     if resized == source:
         return pixels.narrow(axis, offset, kept)
     weights = torch.from_numpy(bicubic_coefficients(source, resized, offset, kept)).to(pixels.device)
-    moved = pixels.movedim(axis, -1).double() @ weights.T
+    lines = pixels.movedim(axis, -1)
+    # In parts, for a line of bytes becomes eight times as long as numbers.
+    parts = lines.split(max(1, _NUMBERS_AT_ONCE // max(1, source * lines[..., :1, 0].numel())), dim=-2)
+    return torch.cat([_weigh(part, weights) for part in parts], dim=-2).movedim(-1, axis)
+
+
+def _weigh(lines: Tensor, weights: Tensor) -> Tensor:
+    moved = lines.double() @ weights.T
     # clip8 of Resample.c: add a half, shift right, clip.
-    rounded = (moved + 2.0 ** (_COEFFICIENT_BITS - 1)).div(2.0**_COEFFICIENT_BITS).floor().clamp(0, 255)
-    return rounded.to(torch.uint8).movedim(-1, axis)
+    return (
+        moved.add_(2.0 ** (_COEFFICIENT_BITS - 1)).div_(2.0**_COEFFICIENT_BITS).floor_().clamp_(0, 255).to(torch.uint8)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -199,11 +214,11 @@ def bicubic_coefficients(source: int, resized: int, offset: int, kept: int) -> n
     scale = source / resized
     filter_scale = max(scale, 1.0)
     support = _BICUBIC_SUPPORT * filter_scale
-    centre = (np.arange(offset, offset + kept)[:, None] + 0.5) * scale
+    center = (np.arange(offset, offset + kept)[:, None] + 0.5) * scale
     column = np.arange(source)[None, :]
-    first = np.maximum(np.trunc(centre - support + 0.5), 0)
-    end = np.minimum(np.trunc(centre + support + 0.5), source)
-    weight = np.where((first <= column) & (column < end), _bicubic((column - centre + 0.5) * (1.0 / filter_scale)), 0.0)
+    first = np.maximum(np.trunc(center - support + 0.5), 0)
+    end = np.minimum(np.trunc(center + support + 0.5), source)
+    weight = np.where((first <= column) & (column < end), _bicubic((column - center + 0.5) * (1.0 / filter_scale)), 0.0)
     # A running sum adds from left to right as the C loop does; `sum` adds pairwise and differs in the last bit.
     weight /= np.cumsum(weight, axis=1)[:, -1:]
     return np.trunc(weight * 2.0**_COEFFICIENT_BITS + np.where(weight < 0, -0.5, 0.5))

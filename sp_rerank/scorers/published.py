@@ -210,6 +210,7 @@ PUBLISHED = {
             repo="yuvalkirstain/PickScore_v1",
             revision="a4e4367c6dfa7288a00c550414478f865b875800",
             architecture="ViT-H-14",
+            preprocess={"size": 224, "crop": "floor"},
         ),
         Published(
             name="image-reward",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.config import Stage
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
+from sp_rerank.diffusion.trajectory import check_watchable, open_trajectories
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy, best_of, check_keeps
 from sp_rerank.search.score_cache import ScoreCache, preview, retry_on_oom, watched_steps
@@ -46,12 +46,12 @@ def halving(rounds: Sequence[tuple[float, int]], *, decoder: str | None = None) 
         cache = ScoreCache(score, prior)
 
         def attempt() -> Iterator[Scored]:
-            with side_by_side(sampler, seeds, watched) as trajectories:
+            with open_trajectories(sampler, seeds, watched) as trajectories:
                 for number, (_, keep) in enumerate(rounds):
                     stage, left = Stage("preview", watched[number], steps), _left(trajectories)
                     for trajectory in trajectories:
                         if cache.missing(stage, trajectory.indices):
-                            batch = preview(trajectory, trajectory.look(number), previews, seeds)
+                            batch = preview(trajectory, trajectory.advance_to(number), previews, seeds)
                             yield cache.add(batch, stage, len(left))
                     _drop(trajectories, number, cache.scores(stage, left), keep)
                 total = len(_left(trajectories))
@@ -74,4 +74,4 @@ def _drop(trajectories: Sequence[Trajectory], number: int, scores: Mapping[int, 
     for trajectory in trajectories:
         kept = [place for place, index in enumerate(trajectory.indices) if index in best]
         if len(kept) < len(trajectory.indices):
-            trajectory.keep(number, kept)
+            trajectory.prune(number, kept)

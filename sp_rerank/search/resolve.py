@@ -33,7 +33,7 @@ def resolve(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise OptionError("also", twice[0], "other scorers than the one that ranks, each once")
-    suited_steps, suited_guidance, suited_batch = loading.suited(pipe)
+    suited_steps, suited_guidance, suited_batch = loading.default_settings(pipe)
     steps = options.steps or suited_steps
     if options.max_evaluations is not None and options.max_evaluations < steps:
         raise OptionError("max_evaluations", options.max_evaluations, f"at least {steps}, for one candidate")

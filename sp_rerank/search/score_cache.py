@@ -10,7 +10,7 @@ import torch
 from sp_rerank.config import Stage
 from sp_rerank.diffusion.sampler import Batch
 from sp_rerank.diffusion.trajectory import View
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import UsageError, is_out_of_memory
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, usable_scores
 
@@ -92,6 +92,8 @@ def retry_on_oom(
         try:
             yield from attempt()
             return
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             failed = max(map(len, sampler.blocks(seeds)))
         sampler.shrink(failed)  # once the exception is gone, for it holds the memory

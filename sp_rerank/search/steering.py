@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.config import Stage
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import check_watchable, side_by_side
+from sp_rerank.diffusion.trajectory import check_watchable, open_trajectories
 from sp_rerank.errors import UsageError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy
@@ -58,7 +58,7 @@ def steering(decoder: str | None = None) -> Strategy:
         def steered(trajectory: Trajectory) -> Iterator[Scored]:
             rewards, scale = [0.0] * len(trajectory.indices), None
             for number, step in enumerate(watched):
-                view = trajectory.look(number)
+                view = trajectory.advance_to(number)
                 _check_stochastic(sampler, view.stochastic)
                 stage = Stage("preview", step, steps)
                 yield cache.add(preview(trajectory, view, previews, seeds), stage, len(seeds))
@@ -73,7 +73,7 @@ def steering(decoder: str | None = None) -> Strategy:
         def attempt() -> Iterator[Scored]:
             if sampler.blocks(seeds) != blocks:
                 cache.forget()  # memory ran out: smaller batches are other systems of particles
-            with side_by_side(sampler, seeds, watched) as trajectories:
+            with open_trajectories(sampler, seeds, watched) as trajectories:
                 for trajectory in trajectories:
                     if cache.missing(None, trajectory.indices):
                         yield from steered(trajectory)

@@ -1,4 +1,4 @@
-"""Pure: how far two opinions agree, how sure that figure is, and what the best of n is worth. Knows no image or file.
+"""Pure: how far two scorings agree, and how sure that figure is. Knows no image or file.
 
 The statistics are scipy's. Scores that are not finite are compared with nothing, as in `sp_rerank.stats.ranking`; a
 figure that is not defined (one score, all of them equal) is NaN.
@@ -14,15 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
+from scipy import stats
 
 from sp_rerank.stats import ranking
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-BINS = 10
-ENOUGH = 0.95  # of the gain from the mean candidate to the best one: where more candidates hardly pay
-STEEPEST = 1e12  # of the largest gap over the temperature; above it the temperature counts as 0
 
 Array = NDArray[np.float64]
 
@@ -46,7 +43,7 @@ class Estimate:
 
 def kendall(scores: ArrayLike, others: ArrayLike) -> float:
     """Kendall's tau-b of two scorings of the same things."""
-    a, b = _finite(scores, others)
+    a, b = finite_pairs(scores, others)
     if not (_varies(a) and _varies(b)):
         return math.nan
     result: Any = stats.kendalltau(a, b)
@@ -58,13 +55,13 @@ def kendall_interval(scores: ArrayLike, others: ArrayLike, *, seed: int = 0) -> 
 
     A point that is drawn twice ties with itself, as it does in the resampled list.
     """
-    a, b = _finite(scores, others)
+    a, b = finite_pairs(scores, others)
     value = kendall(a, b)
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan, len(a))
     # tau-b of a resample is one of the pairs of the points, each counted as often as both its ends were drawn
     drawn = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), size=RESAMPLES).astype(float)
-    x, y = (np.sign(one[:, None] - one[None]) for one in (a, b))
+    x, y = (np.sign(values[:, None] - values[None]) for values in (a, b))
     together, of_x, of_y = (((drawn @ of_pair) * drawn).sum(1) for of_pair in (x * y, x * x, y * y))
     with np.errstate(invalid="ignore"):
         low, high = _percentiles(together / np.sqrt(of_x * of_y))
@@ -103,13 +100,13 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, *, seed: int = 0) -> E
 
 def pearson(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
     """Pearson's correlation of points, resampled by point; n is the points that are finite on both sides."""
-    first, second = _finite(a, b)
+    first, second = finite_pairs(a, b)
     return _estimate(_pearson, first, second, n=len(first), seed=seed)
 
 
 def spearman(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Spearman's rank correlation, likewise."""
-    first, second = _finite(a, b)
+    """Spearman's rank correlation, resampled by point; n is the points that are finite on both sides."""
+    first, second = finite_pairs(a, b)
 
     def statistic(x: Array, y: Array, axis: int = -1) -> Array:
         return _pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
@@ -147,131 +144,12 @@ def _percentiles(drawn: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# The best of n
+def finite_pairs(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
+    """The places where both are finite, of two lists of one length.
 
-
-def best_of_n(scores: ArrayLike, worth: ArrayLike | None = None) -> Array:
-    """What the best of n candidates is expected to score, for n = 1..N, if n of the N are drawn without replacement.
-
-    The candidate of the i-th lowest score is the best of C(i-1, n-1) of the C(N, n) sets. Source: order statistics of
-    a finite population; with a second scorer Nakano et al. 2021 (arXiv 2112.09332, appendix I), and Hilton and Gao 2022
-    (openai.com/research/measuring-goodharts-law). The weights come one from the other by ratios of at most 1, so that
-    no binomial coefficient is ever formed.
-
-    Args:
-        scores: of N candidates, by the scorer that picks.
-        worth: of the same candidates, to whoever looks at the pick: the scorer itself by default. Candidates that the
-            picking scorer finds equal are picked alike.
-
-    Returns:
-        (N,) of the candidates that are finite on both sides: the first is their mean, the last the best one's.
+    Raises:
+        ValueError: if they are no such lists.
     """
-    score, value = _finite(scores, scores if worth is None else worth)
-    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
-    alike = (np.bincount(place, value) / count)[place] if len(score) else value
-    total, n = len(score), np.arange(1, len(score) + 1)
-    weight, curve = n / max(total, 1), np.zeros(total)
-    for i, one in zip(range(total, 0, -1), alike[np.argsort(score)][::-1], strict=True):
-        curve += weight * one
-        weight = weight * np.maximum(i - n, 0) / max(i - 1, 1)
-    return curve
-
-
-def enough(curve: ArrayLike, share: float = ENOUGH) -> int:
-    """The smallest n whose best candidate has `share` of the gain from the mean to the best of all; 0 of no curve.
-
-    Args:
-        curve: of `best_of_n`, of the scorer that picks.
-        share: of the gain, in [0, 1]. More candidates than this pay less and less.
-    """
-    best = np.asarray(curve, float)
-    if not len(best):
-        return 0
-    wanted = min(best[0] + share * (best[-1] - best[0]), best[-1])  # rounding must not ask for more than there is
-    return int(np.argmax(best >= wanted)) + 1
-
-
-# Calibration
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Pairs of about the same predicted probability: what was predicted, and what share of them came out so."""
-
-    predicted: float
-    observed: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """How well P(the higher score is preferred) = sigmoid(gap / temperature) tells how sure to be.
-
-    Attributes:
-        temperature: that makes the labels the most likely, in units of the score; infinite if a higher score says
-            nothing or the opposite, 0 if it is always right, NaN where every gap is 0.
-        error: expected calibration error, the mean of |predicted - observed| over all pairs, by bin; NaN without pairs.
-        bins: of equal width over .5..1; empty ones are left out.
-    """
-
-    temperature: float
-    error: float
-    bins: tuple[Bin, ...]
-
-
-def calibrate(gaps: ArrayLike, labels: ArrayLike) -> Calibration:
-    """Fit the temperature of score gaps and see how the probabilities come out.
-
-    The fit has one parameter and is judged on its own pairs. A pair is read from the side of its higher score, so that
-    it does not matter which image is called the first. Expected calibration error as in Guo et al. 2017
-    (arXiv 1706.04599), with temperature scaling of the two-way softmax.
-
-    Args:
-        gaps: score of the first image minus that of the second, one a pair; pairs that are not finite are left out.
-        labels: 1 if the first is preferred, 0 if the second, .5 for a tie.
-    """
-    gap, label = _finite(gaps, labels)
-    if not len(gap):
-        return Calibration(math.nan, math.nan, ())
-    right = np.where(gap < 0, 1 - label, np.where(gap == 0, 0.5, label))
-    temperature = _temperature(np.abs(gap), right)
-    predicted = _probabilities(np.abs(gap), temperature)
-    place = np.minimum(((predicted - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    bins = tuple(
-        Bin(float(predicted[inside].mean()), float(right[inside].mean()), int(inside.sum()))
-        for inside in (place == number for number in range(BINS))
-        if inside.any()
-    )
-    error = sum(one.n * abs(one.predicted - one.observed) for one in bins) / len(gap)
-    return Calibration(temperature, error, bins)
-
-
-def _temperature(gap: Array, right: Array) -> float:
-    """The maximum of the likelihood, which is concave in 1 / temperature."""
-    scale = float(gap.max())
-    if scale == 0:
-        return math.nan
-    unit = gap / scale
-
-    def slope(steepness: float) -> float:
-        return float(np.sum(unit * (right - special.expit(steepness * unit))))
-
-    if slope(0) <= 0:
-        return math.inf
-    if slope(STEEPEST) >= 0:
-        return 0.0
-    steepness: Any = optimize.brentq(slope, 0, STEEPEST, maxiter=1000)
-    return scale / float(steepness) if steepness > 0 else math.inf  # a slope that is 0 but for rounding
-
-
-def _probabilities(gap: Array, temperature: float) -> Array:
-    if temperature == 0:
-        return np.where(gap > 0, 1.0, 0.5)
-    return np.full(len(gap), 0.5) if math.isnan(temperature) else special.expit(gap / temperature)
-
-
-def _finite(a: ArrayLike, b: ArrayLike) -> tuple[Array, Array]:
-    """The places where both are finite."""
     first, second = np.asarray(a, float), np.asarray(b, float)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"expected two lists of one length, got shapes {first.shape} and {second.shape}")

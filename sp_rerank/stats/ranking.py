@@ -1,10 +1,17 @@
-"""Pure: scores in, an order out. Knows nothing of images, models or files."""
+"""Pure: scores in, an order out, and how ranks and scorers are called. Knows nothing of images, models or files."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+HASH = 8  # characters of a scorer's hash that are shown where the name alone is not enough
+
+
+def finite(score: float | None) -> float | None:
+    """A score as JSON can hold it: None for one that is not finite."""
+    return score if score is not None and math.isfinite(score) else None
 
 
 def order(scores: Sequence[float], excluded: Sequence[bool] | None = None) -> list[int]:
@@ -21,14 +28,13 @@ def order(scores: Sequence[float], excluded: Sequence[bool] | None = None) -> li
         ValueError: if `excluded` has another length than `scores`.
     """
     excluded = excluded or [False] * len(scores)
-    usable = [math.isfinite(s) and not out for s, out in zip(scores, excluded, strict=True)]
+    usable = [math.isfinite(score) and not out for score, out in zip(scores, excluded, strict=True)]
     return sorted(range(len(scores)), key=lambda i: (not usable[i], -scores[i] if usable[i] else 0.0, i))
 
 
-def top(scores: Sequence[float], k: int, excluded: Sequence[bool] | None = None) -> list[int]:
-    """The best k usable indices, fewer where fewer are usable; flagged and non-finite ones are never among them."""
-    out = excluded or [False] * len(scores)
-    return [i for i in order(scores, excluded) if math.isfinite(scores[i]) and not out[i]][:k]
+def top(scores: Sequence[float], k: int) -> list[int]:
+    """The best k indices with a finite score; fewer where fewer have one."""
+    return [index for index in order(scores) if math.isfinite(scores[index])][:k]
 
 
 def tie_groups(ordered_scores: Sequence[float], margin: float = 0.0) -> list[int]:
@@ -53,7 +59,7 @@ def tie_groups(ordered_scores: Sequence[float], margin: float = 0.0) -> list[int
 
 
 def mean_ranks(scorings: Sequence[Sequence[float]]) -> list[float]:
-    """The mean rank of each candidate over several scorers: an opinion that knows no scale. 1 is the best possible.
+    """The mean rank of each candidate over several scorers, whatever their scales. 1 is the best possible.
 
     Equal scores share the mean of their ranks. A candidate that some scorer gave no finite score is not ranked: it is
     NaN, and the others are ranked as if it were not there.
@@ -69,7 +75,7 @@ def mean_ranks(scorings: Sequence[Sequence[float]]) -> list[float]:
     ranks = [_shared_ranks([scores[i] for i in usable]) for scores in scorings]
     means = [math.nan] * len(columns)
     for place, i in enumerate(usable):
-        means[i] = sum(one[place] for one in ranks) / len(ranks)
+        means[i] = sum(own[place] for own in ranks) / len(ranks)
     return means
 
 
@@ -79,3 +85,28 @@ def _shared_ranks(scores: Sequence[float]) -> list[float]:
     first = {score: place for place, score in reversed(list(enumerate(ordered, start=1)))}
     count = Counter(scores)
     return [first[score] + (count[score] - 1) / 2 for score in scores]
+
+
+def ordinal(number: int) -> str:
+    """For example "2nd"."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def short_names(scorers: Iterable[str]) -> dict[str, str]:
+    """Each full name ("sp@1f0c33ab...") without its hash; with the start of it, or all of it, where two would be equal.
+
+    Args:
+        scorers: full names; each comes back once, in order.
+    """
+    names = list(dict.fromkeys(scorers))
+    short = {name: name.partition("@")[0] for name in names}
+    for shorten in (_with_a_short_hash, str):
+        count = Counter(short.values())
+        short = {name: label if count[label] == 1 else shorten(name) for name, label in short.items()}
+    return short
+
+
+def _with_a_short_hash(name: str) -> str:
+    plain, at, digest = name.partition("@")
+    return f"{plain}{at}{digest[:HASH]}"

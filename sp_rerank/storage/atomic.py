@@ -1,24 +1,33 @@
-"""Bytes that are on the disk whole or not at all: a replaced file, a committed line, an error in one line.
+"""Bytes that are on the disk whole or not at all: a replaced file or folder, a committed line, a lock, a hash.
 
-Knows paths, bytes and fsync. Knows nothing of what the files mean.
+Knows paths, bytes, fsync and locks. Knows nothing of what the files mean.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from sp_rerank.errors import StorageError
+from filelock import FileLock, SoftFileLock, Timeout
+
+from sp_rerank.errors import FolderBusyError, StorageError
 
 TEMPORARY_SUFFIX = ".sp-rerank.part"
 """Of a file that is being written; peculiar enough that whatever bears it is ours to remove."""
 
+LOCK = ".lock"
+"""The lock file of a folder; it stays there, empty, while no process holds it."""
+
+_OLD_SUFFIX = ".old"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 
@@ -127,3 +136,139 @@ def _write_synced(file: FileIO, data: bytes) -> None:
     while rest:
         rest = rest[file.write(rest) :]
     os.fsync(file.fileno())
+
+
+def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
+    """Put a folder at `target` as a whole: after a crash it is the old one or the new one, see `recover_folder`.
+
+    For one process at a time; where there may be several, hold `locked` meanwhile.
+
+    Args:
+        target: need not exist.
+        fill: writes the files into the new folder, whose path it is given.
+
+    Raises:
+        StorageError: if it cannot be written, or `target` is a link.
+    """
+    recover_folder(target)
+    fresh, old = _beside(target)
+    with storage_errors(target):
+        fresh.mkdir(parents=True)
+        try:
+            _fill(fresh, fill)
+            for file in (path for path in fresh.rglob("*") if path.is_file()):
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+            sync_folder(fresh)
+            if target.exists():
+                target.rename(old)
+            fresh.rename(target)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _fill(fresh: Path, fill: Callable[[Path], object]) -> None:
+    try:
+        fill(fresh)
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        # As a full disk shows in safetensors, which is not imported for a name.
+        raise StorageError(f"{fresh} cannot be written: {error}; free some space there, then try again") from error
+
+
+def recover_folder(target: Path) -> None:
+    """Undo a `replace_folder` that was cut short.
+
+    Raises:
+        StorageError: if the place cannot be written, or `target` is a link.
+    """
+    if target.is_symlink():
+        raise StorageError(f"{target} is a link; expected a folder, or a place for a new one; remove the link")
+    fresh, old = _beside(target)
+    with storage_errors(target):
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        elif old.exists():
+            shutil.rmtree(old)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Where the new folder is written, and where the old one waits until the new one is in its place."""
+    return target.with_name(target.name + TEMPORARY_SUFFIX), target.with_name(target.name + _OLD_SUFFIX)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make the folder, and let no other process write to it meanwhile; when this one dies, its lock is gone.
+
+    Where a file system has no such locks, the file LOCK holds the process and its host instead, and stays behind when
+    the process is killed: from another host it cannot be known to be dead.
+
+    Args:
+        folder: where the lock file lies.
+        wait: until the other process is done, instead of raising.
+
+    Raises:
+        FolderBusyError: if another process holds the lock; it names the lock file.
+        StorageError: if the folder cannot be made, or no lock be had in it.
+    """
+    file = folder / LOCK
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        _acquire(lock, file, wait)
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, file: Path, wait: bool) -> None:
+    try:
+        with storage_errors(file):
+            try:
+                lock.acquire(blocking=wait)
+            except Timeout:  # an OSError too, but not one of storage
+                raise FolderBusyError(_busy(file, isinstance(lock, SoftFileLock))) from None
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise StorageError(
+                        f"{file}: the file system gives no locks ({error.strerror}); choose a folder on another one"
+                    ) from error
+                raise
+    except NotImplementedError as error:  # a filelock without a way around
+        raise StorageError(f"{file}: the file system gives no locks; choose a folder on another one") from error
+
+
+def _busy(file: Path, stays_behind: bool) -> str:
+    """Which lock it is, and what to do; one that stays behind when a process is killed can be removed."""
+    busy = f"{file.parent}: another process is writing there"
+    wait = "wait for it, or choose another folder"
+    if not stays_behind:
+        return f"{busy} (it holds {file.name}); {wait}"
+    try:
+        holder = file.read_text(encoding="utf-8", errors="replace").split()[:2]
+    except OSError:
+        holder = []
+    named = f" of process {' on '.join(holder)}" if holder else ""
+    return f"{busy} (lock file {file}{named}); {wait}; if that process has ended, remove {file}"
+
+
+def sha256_of(content: bytes | Path) -> str:
+    """The SHA-256 of bytes or of a file, 64 hex digits.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

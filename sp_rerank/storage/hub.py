@@ -75,6 +75,44 @@ def fetch_file(repo: str, files: Sequence[str], revision: str | None = None) -> 
     raise UsageError(f"{repo} at {commit}: expected a file {' or '.join(files)}, found none")
 
 
+def fetch_pipeline(repo: str, revision: str | None = None) -> Path:
+    """The local folder of a diffusers pipeline, downloaded unless it is in the cache of huggingface_hub.
+
+    Of the repository only what the pipeline's model_index.json names is fetched, weights as safetensors; no code.
+
+    Args:
+        repo: "owner/name".
+        revision: Commit, tag or branch; the main branch by default.
+
+    Raises:
+        UsageError: If there is no such repository or revision, or access to it is not granted.
+        StorageError: If the download breaks off, or the weights are no safetensors.
+        HubUnavailableError: If it is not in the cache and the hub does not answer; after five seconds at most.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True, local_files_only=True))
+    except Exception:  # not (wholly) in the cache: what is raised differs from version to version
+        pass
+    commit = _probe(repo, revision)
+    try:
+        return Path(DiffusionPipeline.download(repo, revision=revision or commit, use_safetensors=True))
+    except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"{repo} cannot be downloaded: {reason}") from error
+
+
+def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The local folder of a repository where the cache of huggingface_hub has it; nothing is fetched."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except OSError:  # not in the cache
+        return None
+
+
 def _with_commit(path: str, file: str) -> tuple[Path, str]:
     """The cache lays files out as snapshots/COMMIT/FILE."""
     return Path(path), Path(path).parents[len(Path(file).parts) - 1].name

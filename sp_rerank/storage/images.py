@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from sp_rerank.errors import UnreadableImageError, UsageError
-from sp_rerank.storage import atomic
+from sp_rerank.errors import UnreadableImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """By Pillow's names; its other readers are not let near a file of unknown origin."""
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 MAX_PIXELS = 64_000_000
 """Of an image that is read; above it a small file can hold gigabytes."""
@@ -33,25 +30,8 @@ RECORD_KEY = "sp_rerank"
 PARAMETERS_KEY = "parameters"
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """The image files right in a folder, by their suffix; hidden ones left out; "2.png" before "10.png".
-
-    Raises:
-        UsageError: if there is no such folder.
-        StorageError: if it cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder; a folder of images was expected")
-    with atomic.storage_errors(folder):
-        files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted((path for path in files if not path.name.startswith(".")), key=_natural)
-
-
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file of any origin: upright, RGB, transparency on white, the first frame of several.
-
-    16-bit grey is scaled to 8 bits (Pillow's own conversion would clip it to white); colour profiles are ignored.
+    """Read an image file of any origin, the first frame of several, as `to_rgb` does.
 
     Raises:
         UnreadableImageError: naming the file and why: another format, damaged, above 64 megapixels by its header
@@ -72,8 +52,9 @@ def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.
     """
     try:
         with Image.open(source(), formats=FORMATS) as image:
-            _check_header(image)
-            return _as_rgb(ImageOps.exif_transpose(image))
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            return to_rgb(image)
     except Image.UnidentifiedImageError as error:
         raise _unreadable(name, f"no {', '.join(FORMATS)} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -183,31 +164,61 @@ def a1111_parameters(
     return f"{prompt}{negative}\n{last}"
 
 
-def _check_header(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The picture that every scorer is shown of an image: upright, RGB, transparency on white. A new image.
+
+    - The orientation in the EXIF data is applied; EXIF data that is damaged, or says none, changes nothing.
+    - Transparent pixels, also of palettes, lie on white.
+    - 16 bits of gray are scaled to 8 (Pillow's own conversion clips them to white), in either order of the bytes.
+    - Color profiles are ignored: CMYK is Pillow's plain conversion.
+
+    Args:
+        image: of any mode but 32-bit ones; it is not changed.
+
+    Raises:
+        ValueError: if its pixels are of 32 bits and have no defined white.
+    """
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: 32-bit pixels have no defined white; save it with 8 bits")
+    flat = _on_white(image)  # reads the file, after which the orientation is what is still to be done
+    turn = _TURNS.get(_orientation(image))
+    return flat if turn is None else flat.transpose(turn)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's parser raises whatever it trips over; the pixels are whole all the same
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # 65535 -> 255, rounded. A 16-bit transparent value in the metadata would be misread from here on.
-        image = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        image.info.pop("transparency", None)
+        # Rounded, 65535 -> 255. A transparent value in the metadata has 16 bits and is left out.
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    straight = image.convert("LA") if image.mode == "La" else image
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")
 
 
 def _unreadable(name: str, why: str) -> UnreadableImageError:
     return UnreadableImageError(f"{name}: cannot be read as an image: {' '.join(why.split())}")
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.casefold())  # text and digits by turns: like is compared with like
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
 
 
 def _png_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs in the eyes of several scorers: the figures by hand, images read once, and what is broken named and left out."""
+"""Runs by several scorers: the figures by hand, images read once, and what is broken named and left out."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration
-from sp_rerank.stats import agreement
+from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.storage import images, perturbation
 
 MINI = Path(mini.__file__).parent
@@ -80,32 +81,35 @@ A, B, C = [0.1, 0.4, 0.3, 0.2, 0.0], [5.0, 1.0, 4.0, 3.0, 2.0], [1.0, 1.0, 2.0, 
 def test_one_run_by_hand(tmp_path):
     found = compare([make(tmp_path / "run", {"a@1": A, "b@1": B, "c@1": C})])
     (run,) = found.runs
-    a, b, c = run.opinions
-    assert [one.order for one in run.opinions] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
-    assert [one.order[0] for one in run.opinions] == [1, 0, 2]
-    assert a.stands == {"a@1": 1, "b@1": 5, "c@1": 3}
-    assert b.stands == {"a@1": 4, "b@1": 1, "c@1": 2}
+    a, b, c = run.views
+    assert [one.order for one in run.views] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
+    assert [one.order[0] for one in run.views] == [1, 0, 2]
+    assert a.rank_by == {"a@1": 1, "b@1": 5, "c@1": 3}
+    assert b.rank_by == {"a@1": 4, "b@1": 1, "c@1": 2}
     assert run.ensemble[0] == 2  # second, second and first
     assert run.seeds == {i: 40 + i for i in range(5)}
-    assert (a.gain["a@1"], a.gain["b@1"]) == (1, pytest.approx(-1))  # from 3 to 1, where 5 is the best
-    assert a.best_of_n["b@1"] == pytest.approx(agreement.best_of_n(A, B).tolist())
-    assert c.enough == agreement.enough(agreement.best_of_n(C))
+    assert (a.normalized_gain["a@1"], a.normalized_gain["b@1"]) == (
+        1,
+        pytest.approx(-1),
+    )  # from 3 to 1, where 5 is the best
+    assert a.best_of_n["b@1"] == pytest.approx(best_of_n.expected_best(A, B).tolist())
+    assert c.n_for_gain == best_of_n.n_for_gain(best_of_n.expected_best(C))
     pair = run.pairs[0]
     assert pair.scorers == ("a@1", "b@1")
     assert pair.kendall == agreement.kendall_interval(A, B)
     assert pair.spearman == agreement.spearman(A, B)
     assert pair.overlap == {1: 0.0, 4: 0.75}  # there are no ten
     assert run.problems == ()
-    assert (found.pairs, found.steadiness, found.prompts) == ((), (), 1)
-    assert all(one.tie_groups is None and one.tied_first is None for one in run.opinions)
+    assert (found.pairs, found.robustness, found.prompts) == ((), (), 1)
+    assert all(one.tie_groups is None and one.tied_first is None for one in run.views)
 
 
 def test_scales_do_not_matter(tmp_path):
     plain = compare([make(tmp_path / "one", {"a@1": A, "b@1": B})]).runs[0]
     scaled = compare([make(tmp_path / "two", {"a@1": [1000 * s - 7 for s in A], "b@1": B})]).runs[0]
-    for one, other in zip(plain.opinions, scaled.opinions, strict=True):
-        assert (one.order, one.stands, one.enough) == (other.order, other.stands, other.enough)
-        assert one.gain == pytest.approx(other.gain)
+    for one, other in zip(plain.views, scaled.views, strict=True):
+        assert (one.order, one.rank_by, one.n_for_gain) == (other.order, other.rank_by, other.n_for_gain)
+        assert one.normalized_gain == pytest.approx(other.normalized_gain)
     assert plain.pairs == scaled.pairs
     assert plain.ensemble == scaled.ensemble
 
@@ -125,8 +129,8 @@ def test_averages_are_of_prompts_and_never_pooled(tmp_path):
     assert mean.overlap[1].value == 0.5
     assert mean.overlap[4].value == 1
     assert math.isnan(mean.overlap[10].value)
-    assert [one.value for one in mean.stands] == [2.5, 2.5]
-    assert [one.value for one in mean.gain] == [0, 0]
+    assert [one.value for one in mean.rank_by] == [2.5, 2.5]
+    assert [one.value for one in mean.normalized_gain] == [0, 0]
     assert compare([runs[0], runs[2]]).pairs[0].kendall == mean.kendall
 
 
@@ -136,11 +140,11 @@ def test_fresh_scores_are_taken_once_and_kept(tmp_path, monkeypatch):
     real, path_bytes = images.read_image, Path.read_bytes
     monkeypatch.setattr(images, "read_image", lambda source, name: (decoded.append(name), real(source, name))[1])
     monkeypatch.setattr(Path, "read_bytes", lambda path: (read_bytes.append(path), path_bytes(path))[1])
-    corner, brightness, told = Corner(), BrightnessScorer(), []
-    found = compare([run], [corner, brightness], steady=True, progress=told.append)
+    corner, brightness, done = Corner(), BrightnessScorer(), []
+    found = compare([run], [corner, brightness], steady=True, progress=done.append)
     of_images = [path for path in read_bytes if path.parent.name == "images"]
     assert len(decoded) == len(set(decoded)) == len(of_images) == 40
-    assert told[-1] == 40
+    assert done[-1] == 40
     kept = RunDir.read(run.path)
     expected = brightness.score("", [images.open_image(run.image(i)) for i in range(40)])
     assert [kept.rows[i].scores["brightness"] for i in range(40)] == expected.tolist()
@@ -164,7 +168,7 @@ def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
     monkeypatch.setattr("sp_rerank.compare.collect.add_scores", full)
     found = compare([run], [Corner()]).runs[0]
     assert found.problems == ("the new scores are not kept: the disk is full",)
-    assert len(found.opinions) == 2
+    assert len(found.views) == 2
 
 
 def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path):
@@ -184,7 +188,7 @@ def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path
         "scorer b: the score of candidate 4 is not finite",
     ):
         assert line in text
-    assert found.opinions[1].order == (2,)
+    assert found.views[1].order == (2,)
     assert found.ensemble == (2,)
     run.image(2).unlink()
     (run.path / "images" / "00002.png").symlink_to(outside)
@@ -195,8 +199,8 @@ def test_a_scorer_that_fails_on_some_images(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=(10, 40))]).runs[0]
     assert found.problems == ("scorer corner fails on candidates 1, 4: RuntimeError: too dark for me",)
-    assert found.opinions[1].order == (3, 2, 0)
-    assert found.opinions[0].stands == {"a": 1, "corner": None}
+    assert found.views[1].order == (3, 2, 0)
+    assert found.views[0].rank_by == {"a": 1, "corner": None}
     assert found.scores["corner"][1] is None
     assert "corner" not in RunDir.read(run.path).rows[1].scores  # another day it may not fail
     assert report.markdown(compare([run], [Corner(fails=(10, 40))])).count("too dark for me") == 1
@@ -205,7 +209,7 @@ def test_a_scorer_that_fails_on_some_images(tmp_path):
 def test_a_scorer_that_fails_on_all_images_is_left_out(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=tuple(range(256)))]).runs[0]
-    assert [one.scorer for one in found.opinions] == ["a"]
+    assert [one.scorer for one in found.views] == ["a"]
     assert "scorer corner has no score for any candidate, and is left out" in found.problems
     bare = make(tmp_path / "bare", {}, levels=[1, 2])
     with pytest.raises(NothingUsableError, match=r"no candidate can be compared: .*too dark for me"):
@@ -243,35 +247,38 @@ def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
     rounds = {"strategy": "screening", "rounds": [[4, 3]]}
     run = make(tmp_path / "run", {"a": A, "b": B}, statuses=[(0, "dropped"), (4, "dropped")], search=rounds)
     found = compare([run])
-    assert [(one.best_of_n, one.gain, one.enough) for one in found.runs[0].opinions] == [(None, None, None)] * 2
-    assert found.runs[0].opinions[0].stands == {"a": 1, "b": 3}
+    assert [(one.best_of_n, one.normalized_gain, one.n_for_gain) for one in found.runs[0].views] == [
+        (None, None, None)
+    ] * 2
+    assert found.runs[0].views[0].rank_by == {"a": 1, "b": 3}
     text = report.markdown(found)
-    assert "the finalists of a search, no chance sample: neither what the best of n is worth nor the way" in text
+    assert "the search dropped or steered candidates, so that these are no chance sample" in text
     assert "| a | 1 | ? | ? | 1st | 3rd |" in text
     assert "mean candidate to the best\n" not in text  # no column has it
     assert to_json(found)["runs"][0]["chance_sample"] is False
     assert report.plot(found).startswith(b"<?xml")
     whole = make(tmp_path / "whole", {"a": A, "b": B}, prompt="a cat")
     mean = compare([run, whole]).pairs[0]
-    assert [one.n for one in (mean.kendall, *mean.gain)] == [2, 1, 1]
+    assert [one.n for one in (mean.kendall, *mean.normalized_gain)] == [2, 1, 1]
     other = make(tmp_path / "other", {"a": A, "b": B}, statuses=[(1, "dropped")])
-    assert math.isnan(compare([run, other]).pairs[0].gain[0].value)
+    assert math.isnan(compare([run, other]).pairs[0].normalized_gain[0].value)
 
 
 def test_a_search_that_goes_on_has_dropped_what_it_does_not_say_yet(tmp_path):
     run = make(tmp_path / "run", {"a": A}, search={"strategy": "halving", "rounds": [[0.4, 5]]}, n=9)
-    assert compare([run]).runs[0].opinions[0].enough is None
+    assert compare([run]).runs[0].views[0].n_for_gain is None
     steered = make(tmp_path / "steered", {"a": A}, search={"strategy": "steering"})
-    assert compare([steered]).runs[0].opinions[0].enough == agreement.enough(agreement.best_of_n(A))
+    assert compare([steered]).runs[0].views[0].n_for_gain is None  # its candidates descend from each other
 
 
 def test_the_plot_of_one_scorer_has_no_empty_half(tmp_path):
     one, two = make(tmp_path / "one", {"a@1": A}), make(tmp_path / "two", {"b@1": B}, prompt="a cat")
     text = report.plot(compare([one])).decode()  # a warning of matplotlib fails the test
-    assert "worth of a's pick: from mean to best" in text
+    assert "score of a's pick: from mean (0) to best (1)" in text
     assert "Kendall" not in text
     assert (
-        "worth of the pick of each run's first scorer: from mean to best" in report.plot(compare([one, two])).decode()
+        "score of the pick of each run's first scorer: from mean (0) to best (1)"
+        in report.plot(compare([one, two])).decode()
     )
 
 
@@ -279,10 +286,10 @@ def test_one_candidate_and_constant_scores_have_figures_where_there_are_any(tmp_
     one = make(tmp_path / "one", {"a": [0.5], "b": [0.25]})
     same = make(tmp_path / "same", {"a": [0.5] * 3, "b": [0.1, 0.2, 0.3]})
     found = compare([one, same])
-    assert [run.opinions[0].enough for run in found.runs] == [1, 1]
+    assert [run.views[0].n_for_gain for run in found.runs] == [1, 1]
     assert math.isnan(found.runs[0].pairs[0].kendall.value)
-    assert math.isnan(found.runs[1].opinions[0].gain["a"])
-    assert found.runs[1].opinions[0].gain["b"] == pytest.approx(0)  # a blind pick is worth the mean
+    assert math.isnan(found.runs[1].views[0].normalized_gain["a"])
+    assert found.runs[1].views[0].normalized_gain["b"] == pytest.approx(0)  # a blind pick is worth the mean
     assert math.isnan(found.pairs[0].kendall.value)
     json.dumps(to_json(found), allow_nan=False)
     assert "would have chosen candidate 0" in report.markdown(found)
@@ -296,21 +303,21 @@ def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
     view = ImageOps.mirror(images.open_image(run.image(0)))
     assert np.asarray(view)[0, 0, 0] == 200  # the light corner has gone to the other side
     found = compare([run], [Corner(), BrightnessScorer()], steady=True).runs[0]
-    corner, brightness = found.opinions
+    corner, brightness = found.views
     assert corner.order == (0, 1, 2, 3)
-    assert [(row.ratio, row.pick, row.came_from, row.went_to) for row in corner.steadiness] == [
+    assert [(row.ratio, row.pick, row.came_from, row.went_to) for row in corner.robustness] == [
         (1.0, 0, 1, 1),
         (0.5, 0, 1, 1),
     ]
-    assert [row.went_to for row in brightness.steadiness] == [1, 1]
+    assert [row.went_to for row in brightness.robustness] == [1, 1]
     dark = make(tmp_path / "dark", {}, levels=[0, 250, 240])
     upside = Corner()
-    upside.score = lambda prompt, pictures: torch.tensor([  # likes the dark, until the corner has moved
+    upside.score = lambda prompt, pictures: torch.tensor([  # higher for the dark, until the corner has moved
         (1 if np.asarray(p)[0, 0, 0] == 255 else -1) * (255.0 - float(np.asarray(p)[1, 1, 0])) for p in pictures
     ])
-    row = compare([dark], [upside], steady=True).runs[0].opinions[0].steadiness[0]
+    row = compare([dark], [upside], steady=True).runs[0].views[0].robustness[0]
     assert (row.pick, row.came_from, row.went_to) == (1, 3, 3)
-    averages = compare([dark, run], [upside], steady=True).steadiness
+    averages = compare([dark, run], [upside], steady=True).robustness
     assert [(one.scorer, one.ratio, one.went_to.n) for one in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
 
 
@@ -319,17 +326,12 @@ def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypa
     known = ScorerCalibration("a@1", 0.15, "d", 4, 0.0, True)  # margin .104
     monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
     found = compare([run])
-    a, b = found.runs[0].opinions
+    a, b = found.runs[0].views
     assert (a.tie_groups, a.tied_first) == ((1, 1, 2, 2, 3), (1, 2))
     assert (b.tie_groups, b.tied_first) == (None, None)
     text = report.markdown(found)
     assert "a would have chosen candidate 1 (seed 41); the first 2 are not told apart (1, 2): 66% of simulated" in text
     assert "b would have chosen candidate 0 (seed 40); no calibration: ties unknown" in text
-
-
-def test_names_are_short_where_that_tells_them_apart():
-    names = report.short_names(["sp@1", "sp@2", "clip@3"])
-    assert names == {"sp@1": "sp@1", "sp@2": "sp@2", "clip@3": "clip"}
 
 
 def run_command(*words):
@@ -366,12 +368,12 @@ def test_a_run_that_cannot_be_compared_is_named_and_the_others_are_shown(tmp_pat
     assert result.exit_code == 0
     assert "a would have chosen candidate 1" in result.stdout
     assert "## " + str(lost) not in result.stdout
-    told = [line.removeprefix("not compared: ") for line in result.stderr.splitlines()]
-    assert len(told) == 4
-    assert "newer sp-rerank: schema 99" in told[0]
-    assert told[1].startswith(f"{tmp_path / 'none'} is not a run folder")
-    assert told[2].startswith(f"{lost}: no candidate can be compared: images/00000.png: missing")
-    assert told[3] == f"{bare} holds no scores; name a scorer with --scorer"
+    lines = [line.removeprefix("not compared: ") for line in result.stderr.splitlines()]
+    assert len(lines) == 4
+    assert "newer sp-rerank: schema 99" in lines[0]
+    assert lines[1].startswith(f"{tmp_path / 'none'} is not a run folder")
+    assert lines[2].startswith(f"{lost}: no candidate can be compared: images/00000.png: missing")
+    assert lines[3] == f"{bare} holds no scores; name a scorer with --scorer"
 
 
 def test_the_first_error_ends_the_command_where_no_run_is_left(tmp_path, capsys):
@@ -419,3 +421,50 @@ def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_pa
     print(f"compare 100 candidates, three mini scorers: {seconds:.2f} s of work, {time.monotonic() - wall:.2f} s")
     assert len(found.runs[0].pairs) == 3
     assert seconds < 5
+
+
+def test_names_in_a_plot_are_text_and_no_mathematics(tmp_path):
+    odd = [r"$\frac$ <b>&", "_hidden", "two\nlines\x1b"]
+    run = make(tmp_path / "run", dict(zip(odd, (A, B, C), strict=True)))
+    root = ElementTree.fromstring(report.plot(compare([run])))
+    texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    for name in (odd[0], "_hidden", "two lines "):
+        assert name in texts
+    assert f"score of {odd[0]}'s pick: from mean (0) to best (1)" in texts
+
+
+def test_a_plot_of_another_format_is_refused(tmp_path):
+    run = make(tmp_path / "run", {"a": A})
+    with pytest.raises(UsageError, match=r"expected a name that ends in \.svg"):
+        run_command(run.path, "--plot", tmp_path / "plot.jpg")
+
+
+def test_a_scorer_without_a_name_is_refused(tmp_path):
+    nameless = Corner(name=None)
+    with pytest.raises(UsageError, match="a Corner has no name"):
+        compare([make(tmp_path / "run", {"a": A})], [nameless])
+
+
+def test_json_names_the_runs_that_could_not_be_compared(tmp_path):
+    good = make(tmp_path / "good", {"a": A})
+    record = json.loads(run_command(good.path, tmp_path / "none", "--json").stdout)
+    (reason,) = record["not_compared"]
+    assert reason.startswith(f"{tmp_path / 'none'} is not a run folder")
+
+
+def test_the_command_fails_where_a_scorer_that_was_asked_for_has_no_score(tmp_path, monkeypatch):
+    run = make(tmp_path / "run", {"a": A})
+    monkeypatch.setattr("sp_rerank.cli.compare.load_scorer", lambda *_: Corner(fails=tuple(range(256))))
+    with pytest.raises(NothingUsableError, match="scorer corner: no score for any candidate"):
+        run_command(run.path, "--scorer", "corner")
+
+
+@pytest.mark.parametrize(("key", "value"), [("prompt", None), ("n", 10**30), ("seed", "x"), ("scorers", {"x": 1})])
+def test_a_damaged_configuration_ends_in_one_line(tmp_path, key, value):
+    path = make(tmp_path / "run", {"a": A}).path
+    config = json.loads((path / "run.json").read_text())
+    config = {k: v for k, v in {**config, key: value}.items() if v is not None}
+    (path / "run.json").write_text(json.dumps(config))
+    with pytest.raises((UsageError, StorageError), match=key) as caught:
+        run_command(path)
+    assert "\n" not in str(caught.value)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from support.doubles import SeededPipe
 from support.tiny import save_checkpoint
 
 from sp_rerank import generate, load_pipeline
+from sp_rerank.diffusion.loading import MINI, default_settings, find_dtype
 from sp_rerank.diffusion.prompt_limits import truncations
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, StorageError, UsageError
@@ -85,6 +88,94 @@ def test_another_scheduler(checkpoint):
     assert type(load_pipeline(str(checkpoint), scheduler="DDIM").scheduler).__name__ == "DDIMScheduler"
     with pytest.raises(UsageError, match=r"no scheduler 'Magic' .* expected one of .*DDIM"):
         load_pipeline(str(checkpoint), scheduler="Magic")
+
+
+def test_a_scheduler_that_needs_a_package_names_it(checkpoint, monkeypatch):
+    import diffusers
+    from diffusers.utils.dummy_torch_and_torchsde_objects import DPMSolverSDEScheduler
+
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
+    monkeypatch.setattr("diffusers.utils.import_utils._torchsde_available", False)
+    with pytest.raises(UsageError, match="DPMSolverSDEScheduler needs torchsde"):
+        load_pipeline(str(checkpoint), scheduler="DPMSolverSDE")
+
+
+def test_a_model_whose_scheduler_needs_a_package_names_it(checkpoint, tmp_path, monkeypatch):
+    import shutil
+
+    import diffusers
+    from diffusers.utils.dummy_torch_and_torchsde_objects import DPMSolverSDEScheduler
+
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    for file, key in ((folder / "model_index.json", "scheduler"), (folder / "scheduler/scheduler_config.json", None)):
+        stored = json.loads(file.read_text())
+        stored |= {key: ["diffusers", "DPMSolverSDEScheduler"]} if key else {"_class_name": "DPMSolverSDEScheduler"}
+        file.write_text(json.dumps(stored))
+    monkeypatch.setattr(diffusers, "DPMSolverSDEScheduler", DPMSolverSDEScheduler)
+    monkeypatch.setattr("diffusers.utils.import_utils._torchsde_available", False)
+    with pytest.raises(UsageError, match="torchsde"):
+        load_pipeline(str(folder))
+
+
+def test_loading_prints_nothing_and_leaves_the_settings(checkpoint, capfd):
+    """Float16 makes diffusers warn, and its bars are on."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    for library in libraries:
+        library.enable_progress_bar()
+        library.set_verbosity_warning()
+    load_pipeline(str(checkpoint), dtype=torch.float16, scheduler="EDMEuler")
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err == ""
+    for library in libraries:
+        assert library.is_progress_bar_enabled()
+        assert library.get_verbosity() == library.WARNING
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ({"transformer": ["diffusers", "FluxTransformer2DModel"]}, torch.bfloat16),
+        ({"unet": ["diffusers", "UNet2DConditionModel"]}, torch.float16),
+        (["no table"], torch.float16),
+    ],
+)
+def test_the_precision_on_an_accelerator(tmp_path, index, expected):
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert find_dtype("auto", str(tmp_path), "cuda:0") == expected
+    assert find_dtype("auto", str(tmp_path), "cpu") == torch.float32
+    assert find_dtype("float32", str(tmp_path), "cuda") == torch.float32
+    assert find_dtype("auto", "sd-v1.4", "cuda") == torch.float16
+
+
+def test_settings_of_pipelines_that_lack_an_argument():
+    from support.pipelines import build
+
+    assert default_settings(build("QwenImagePipeline")[0])[:2] == (50, 0.0)  # its guidance_scale is None
+    assert default_settings(build("LatentConsistencyModelPipeline")[0])[:2] == (4, 8.5)
+
+    class Bare(SeededPipe):
+        def __call__(self, prompt: str) -> None: ...
+
+    assert default_settings(Bare())[:2] == (50, 0.0)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_embedded_pipeline_in_its_class_without_a_precision(ours):
+    """As a stranger loads it: no argument."""
+    from diffusers import StableDiffusionPipeline
+
+    from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
+
+    kind = StableDiffusionBestOfNPipeline if ours else StableDiffusionPipeline
+    pipe: Any = kind.from_pretrained(MINI)
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe("a cat", num_inference_steps=1, output_type="pt").images
+    assert images.shape == (1, 3, 64, 64)
+    assert images.isfinite().all()
 
 
 def test_half_precision(checkpoint):

@@ -93,5 +93,5 @@ def test_memory_for_not_even_one_image():
     def spoil(seeds, images):
         raise torch.OutOfMemoryError("planted")
 
-    with pytest.raises(TryAgainError, match="--dtype float16"):
+    with pytest.raises(TryAgainError, match="dtype float16"):
         sample(SeededPipe(spoil), 4, 4)

@@ -15,8 +15,8 @@ from support.doubles import SeededPipe
 from support.loops import FAMILIES, PROMPT, build_sd, family, sampler_of, seeds_of, waiting_loops
 
 from sp_rerank.diffusion.previews import Previews, find_decoder, unscaled
-from sp_rerank.diffusion.schedulers import continued, cut_state, predict_x0
-from sp_rerank.diffusion.trajectory import side_by_side
+from sp_rerank.diffusion.schedulers import fork_generators, predict_x0, slice_state
+from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.errors import HubUnavailableError, UsageError
 
 pytestmark = [
@@ -92,15 +92,15 @@ def test_survivors_of_two_cuts_are_bitwise_those_of_the_uncut_run(pipe, name):
     sampler = sampler_of(pipe, num_inference_steps=5, **call)
     (whole,) = sampler.batches(seeds_of(3))
     # with two calls a step (9 in all), the cuts fall after the 2nd call and after the 5th: between steps and within one
-    with side_by_side(sampler, seeds_of(3), (1, 3)) as (trajectory,):
-        views = [trajectory.look(0)]
-        trajectory.keep(0, [0, 2])
-        views.append(trajectory.look(1))
-        trajectory.keep(1, [1])
+    with open_trajectories(sampler, seeds_of(3), (1, 3)) as (trajectory,):
+        views = [trajectory.advance_to(0)]
+        trajectory.prune(0, [0, 2])
+        views.append(trajectory.advance_to(1))
+        trajectory.prune(1, [1])
         batch = trajectory.finish()
     assert [len(view.x0) for view in views] == [3, 2]
     assert all(view.x0.isfinite().all() for view in views)
-    assert sum(one.nfe for one in (*views, batch)) == whole.nfe
+    assert sum(part.nfe for part in (*views, batch)) == whole.nfe
     assert views[0].nfe == {5: 1, 6: 1, 9: 2, 14: 3}[whole.nfe]
     assert batch.indices == (2,) and batch.seeds == (102,)
     assert torch.equal(batch.images, whole.images[[2]])
@@ -112,14 +112,14 @@ def test_survivors_in_every_family_and_their_previews(name):
     sampler = sampler_of(pipe, 3, num_inference_steps=4, **arguments)
     whole = uncut(sampler, 6)
     previews = Previews(pipe, height=arguments.get("height"), width=arguments.get("width"))
-    with side_by_side(sampler, seeds_of(6), (1, 3)) as (one, other):
-        assert previews.decode(one.look(0).x0).shape == whole[:3].shape
-        other.look(0)  # both are under way
-        one.keep(0, [0, 2])
-        other.keep(0, [1])
-        other.look(1)
-        one.look(1)
-        one.keep(1, [1])
+    with open_trajectories(sampler, seeds_of(6), (1, 3)) as (one, other):
+        assert previews.decode(one.advance_to(0).x0).shape == whole[:3].shape
+        other.advance_to(0)  # both are under way
+        one.prune(0, [0, 2])
+        other.prune(0, [1])
+        other.advance_to(1)
+        one.advance_to(1)
+        one.prune(1, [1])
         batches = [one.finish(), other.finish()]
     assert [batch.indices for batch in batches] == [(2,), (4,)]
     assert torch.equal(torch.cat([batch.images for batch in batches]), whole[[2, 4]])
@@ -128,8 +128,8 @@ def test_survivors_in_every_family_and_their_previews(name):
 def test_a_smaller_batch_rounds_otherwise_and_no_more(mini):
     sampler = sampler_of(mini, 4, num_inference_steps=4)
     whole = uncut(sampler, 4)
-    with side_by_side(sampler, seeds_of(4), (1, 2)) as (trajectory,):
-        trajectory.keep(0, [0, 3])
+    with open_trajectories(sampler, seeds_of(4), (1, 2)) as (trajectory,):
+        trajectory.prune(0, [0, 3])
         batch = trajectory.finish()
     difference = (batch.images - whole[[0, 3]]).abs().max().item()
     print(f"2 of 4 against the batch of 4, the mini model's own kernels: largest difference {difference:.1e}")
@@ -180,11 +180,11 @@ def test_x0_of_a_flow(name):
     torch.testing.assert_close(x0, truth, atol=1e-5, rtol=0)
 
 
-def test_a_scheduler_that_does_not_tell_its_noise_level(pipe):
+def test_a_scheduler_of_unknown_noise_level(pipe):
     schedule(pipe, "IPNDM", {})
     refused = pytest.raises(UsageError, match=r"IPNDMScheduler .*DPMSolverMultistep.*screening")
-    with side_by_side(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,), refused:
-        trajectory.look(0)
+    with open_trajectories(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,), refused:
+        trajectory.advance_to(0)
 
 
 def test_a_repeated_particle_goes_on_with_noise_of_its_own(pipe):
@@ -193,8 +193,8 @@ def test_a_repeated_particle_goes_on_with_noise_of_its_own(pipe):
     whole = uncut(sampler, 3)
     images = []
     for _ in range(2):
-        with side_by_side(sampler, seeds_of(3), (2, 4)) as (trajectory,):
-            assert trajectory.look(0).stochastic
+        with open_trajectories(sampler, seeds_of(3), (2, 4)) as (trajectory,):
+            assert trajectory.advance_to(0).stochastic
             trajectory.resample(0, [1, 1, 1])
             batch = trajectory.finish()
             assert batch.indices == (0, 1, 2)
@@ -206,20 +206,20 @@ def test_a_repeated_particle_goes_on_with_noise_of_its_own(pipe):
 
 def test_generators_go_on_in_order():
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
-    after = continued(generators, [2, 0, 2, 2], step=3)
+    after = fork_generators(generators, [2, 0, 2, 2], step=3)
     assert after[0] is generators[2] and after[1] is generators[0]
     assert len({generator.initial_seed() for generator in after}) == 4
-    again = continued(generators, [2, 0, 2, 2], step=3)
+    again = fork_generators(generators, [2, 0, 2, 2], step=3)
     assert [one.initial_seed() for one in after] == [one.initial_seed() for one in again]
 
 
 def test_brownian_noise_is_cut_and_cannot_branch():
     scheduler = SimpleNamespace(noise_sampler=lambda start, end: torch.arange(4.0) + start)
-    cut_state(scheduler, torch.Size((4, 1)), torch.tensor([0, 2, 3]))
-    cut_state(scheduler, torch.Size((3, 1)), torch.tensor([1, 2]))
+    slice_state(scheduler, torch.Size((4, 1)), torch.tensor([0, 2, 3]))
+    slice_state(scheduler, torch.Size((3, 1)), torch.tensor([1, 2]))
     assert scheduler.noise_sampler(10.0, 0.0).tolist() == [12.0, 13.0]
     with pytest.raises(UsageError, match="EulerAncestralDiscrete"):
-        cut_state(scheduler, torch.Size((2, 1)), torch.tensor([0, 0]))
+        slice_state(scheduler, torch.Size((2, 1)), torch.tensor([0, 0]))
 
 
 def test_the_pipeline_is_left_as_it_was(pipe):
@@ -229,15 +229,16 @@ def test_the_pipeline_is_left_as_it_was(pipe):
     def fail(*_: Any) -> dict[str, Any]:
         raise RuntimeError("planted")
 
-    with side_by_side(sampler_of(pipe), seeds_of(6), (2,)) as trajectories:
+    with open_trajectories(sampler_of(pipe), seeds_of(6), (2,)) as trajectories:
         for trajectory in trajectories:
-            trajectory.look(0)
+            trajectory.advance_to(0)
     with (
         pytest.raises(RuntimeError, match="planted"),
-        side_by_side(sampler_of(pipe, callback_on_step_end=fail), seeds_of(3), (2,)) as (trajectory,),
+        open_trajectories(sampler_of(pipe, callback_on_step_end=fail), seeds_of(3), (2,)) as (trajectory,),
     ):
-        trajectory.look(0)
-    assert vars(pipe) == before and dict(pipe.config) == config
+        trajectory.advance_to(0)
+    assert vars(pipe) == {**before, "_interrupt": False}
+    assert dict(pipe.config) == config
     assert vars(pipe.scheduler).keys() == state.keys() and pipe.scheduler.ets == state["ets"]
 
 
@@ -254,8 +255,8 @@ def test_a_users_callback_goes_along(pipe):
     )
     whole = uncut(sampler, 3)
     stock, seen[:] = list(seen), []
-    with side_by_side(sampler, seeds_of(3), (3,)) as (trajectory,):
-        trajectory.keep(0, [1])
+    with open_trajectories(sampler, seeds_of(3), (3,)) as (trajectory,):
+        trajectory.prune(0, [1])
         assert torch.equal(trajectory.finish().images, whole[[1]])
     assert [step for step, *_ in seen] == [step for step, *_ in stock]
     assert [names for _, names, _ in seen] == [names for _, names, _ in stock]
@@ -273,9 +274,9 @@ def test_running_out_of_memory_reaches_the_caller(pipe):
         return {}
 
     sampler = sampler_of(pipe, callback_on_step_end=spoil)
-    with pytest.raises(torch.OutOfMemoryError), side_by_side(sampler, seeds_of(9), (2,)) as trajectories:
+    with pytest.raises(torch.OutOfMemoryError), open_trajectories(sampler, seeds_of(9), (2,)) as trajectories:
         for trajectory in trajectories:
-            trajectory.look(0)
+            trajectory.advance_to(0)
     assert len(calls) == 4 and not waiting_loops()
 
 
@@ -290,38 +291,38 @@ def test_ctrl_c_in_mid_step_ends_all(pipe):
         return {}
 
     sampler = sampler_of(pipe, callback_on_step_end=interrupt, num_inference_steps=60)
-    with pytest.raises(KeyboardInterrupt), side_by_side(sampler, seeds_of(6), (2, 59)) as (one, other):
-        one.look(0)
-        other.look(1)
+    with pytest.raises(KeyboardInterrupt), open_trajectories(sampler, seeds_of(6), (2, 59)) as (one, other):
+        one.advance_to(0)
+        other.advance_to(1)
     assert not waiting_loops() and len(steps) == 4
 
 
-def test_nobody_left_ends_the_batch(pipe):
+def test_a_batch_that_is_pruned_to_nothing_ends(pipe):
     schedule(pipe, "PNDM", {})
-    with side_by_side(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,):
-        trajectory.look(0)
-        trajectory.keep(0, [])
+    with open_trajectories(sampler_of(pipe), seeds_of(3), (2,)) as (trajectory,):
+        trajectory.advance_to(0)
+        trajectory.prune(0, [])
         assert trajectory.indices == () and not waiting_loops()
 
 
-def test_the_callers_gradient_mode_is_his_own(pipe):
+def test_the_callers_gradient_mode_stays(pipe):
     schedule(pipe, "PNDM", {})
-    with side_by_side(sampler_of(pipe), seeds_of(6), (2,)) as (one, other):
+    with open_trajectories(sampler_of(pipe), seeds_of(6), (2,)) as (one, other):
         assert torch.is_grad_enabled()
-        assert not one.look(0).x0.requires_grad and torch.is_grad_enabled()
-        other.look(0)
+        assert not one.advance_to(0).x0.requires_grad and torch.is_grad_enabled()
+        other.advance_to(0)
         assert not one.finish().images.requires_grad and torch.is_grad_enabled()
     assert torch.is_grad_enabled(), "one batch was ended in mid-loop"
 
 
 def test_pipelines_that_cannot_be_watched(pipe):
     with pytest.raises(UsageError, match=r"SeededPipe has no callback_on_step_end.*StableDiffusionPipeline"):
-        side_by_side(sampler_of(SeededPipe()), seeds_of(3), (2,)).__enter__()
+        open_trajectories(sampler_of(SeededPipe()), seeds_of(3), (2,)).__enter__()
     with pytest.raises(UsageError, match="expected the pipeline or one of its methods"):
         sampler = sampler_of(pipe)
         sampler.call = lambda **arguments: pipe(**arguments)
-        with side_by_side(sampler, seeds_of(3), (2,)) as (trajectory,):
-            trajectory.look(0)
+        with open_trajectories(sampler, seeds_of(3), (2,)) as (trajectory,):
+            trajectory.advance_to(0)
 
     def interrupt(pipe: Any, *_: Any) -> dict[str, Any]:
         pipe._interrupt = True
@@ -331,8 +332,8 @@ def test_pipelines_that_cannot_be_watched(pipe):
         sampler_of(pipe, callback_on_step_end=interrupt),
         pytest.raises(UsageError, match="before step 2"),
     )
-    with side_by_side(sampler, seeds_of(3), (2,)) as (trajectory,), refused:
-        trajectory.look(0)
+    with open_trajectories(sampler, seeds_of(3), (2,)) as (trajectory,), refused:
+        trajectory.advance_to(0)
 
 
 def test_a_method_of_the_pipeline_may_be_called(pipe):
@@ -340,11 +341,11 @@ def test_a_method_of_the_pipeline_may_be_called(pipe):
     sampler = sampler_of(pipe)
     whole = uncut(sampler, 3)
     sampler.call = pipe.__call__
-    with side_by_side(sampler, seeds_of(3), (2,)) as (trajectory,):
+    with open_trajectories(sampler, seeds_of(3), (2,)) as (trajectory,):
         assert torch.equal(trajectory.finish().images, whole)
 
 
-def test_steps_that_nobody_named(pipe):
+def test_steps_by_default(pipe):
     assert sampler_of(pipe, num_inference_steps=7).steps == 7
     sampler = sampler_of(pipe)
     del sampler._arguments["num_inference_steps"]
@@ -370,7 +371,7 @@ def test_a_small_decoder_takes_the_place_of_the_autoencoder(pipe, tmp_path, monk
         num_decoder_blocks=(1, 1), latent_channels=4,
     ).eval()  # fmt: skip
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_decoder("somebody's") is None
+    assert find_decoder("another") is None
     assert find_decoder("sd-v1.4") is None
     cached, commit = tmp_path / "models--madebyollin--taesd", "a" * 40
     small.save_pretrained(cached / "snapshots" / commit)
@@ -382,8 +383,8 @@ def test_a_small_decoder_takes_the_place_of_the_autoencoder(pipe, tmp_path, monk
     assert 0 <= images.min() < images.max() <= 1
     with pytest.raises(HubUnavailableError, match="began with the small decoder"):
         Previews(pipe, f"madebyollin/taesd@{'b' * 40}")
-    with pytest.raises(UsageError, match="no small decoder 'somebody/elses'"):
-        Previews(pipe, "somebody/elses")
+    with pytest.raises(UsageError, match="no small decoder 'another/decoder'"):
+        Previews(pipe, "another/decoder")
 
 
 def test_latents_that_are_not_finite_make_images_that_are_not(pipe):

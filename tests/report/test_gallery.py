@@ -18,8 +18,9 @@ from support.runs import summary_of
 from sp_rerank.cli.gallery import gallery as command
 from sp_rerank.config import Stage, StopRules
 from sp_rerank.errors import UsageError
-from sp_rerank.report import gallery as galleries
-from sp_rerank.report.gallery import gallery, orderings_of, write_gallery
+from sp_rerank.report import orderings
+from sp_rerank.report.gallery import gallery, write_gallery
+from sp_rerank.report.orderings import orderings_of
 from sp_rerank.report.overview import write_overview
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import StageScore
@@ -90,8 +91,8 @@ def test_every_candidate_is_there_in_the_first_scorers_order(run):
     assert page.sheet == [(1, "1 0.400 #41"), (3, "2 0.300 #43"), (2, "3 0.200 #42"), (0, "4 0.100 #40")]
     assert page.texts["h1"] == "a lemon on the beach"
     assert page.data["scorers"][1]["order"] == [2, 0, 3, 1]
-    assert "a chooses seed 41 1st for a, 0.400 4th for b, 5.00" in page.says
-    assert "b chooses seed 42 3rd for a, 0.200 1st for b, 8.00" in page.says
+    assert "first by a: seed 41 1st by a, 0.400 4th by b, 5.00" in page.says
+    assert "first by b: seed 42 3rd by a, 0.200 1st by b, 8.00" in page.says
 
 
 def test_images_are_lazy_and_have_their_size(run):
@@ -105,7 +106,7 @@ def test_the_figures_say_what_the_statistics_say(run):
     assert "a and b agree with Kendall’s τ = -0.67 and share 4 of their best 4." in says
     assert "scores on average 0.250 for n = 1, 0.400 for n = 4; with 4 it has 95 % of the gain." in says
     # b of a's pick is 5, b's mean 6.5 and best 8
-    assert "To b, which did not pick, the pick of all is -100 % of the way to its own best." in says
+    assert "By b, which did not pick, the pick of all is -100 % of the way to its own best." in says
 
 
 def test_two_scorers_of_one_short_name_are_told_apart(tmp_path):
@@ -123,10 +124,10 @@ def test_scores_that_were_added_are_shown(run):
 
 def test_tie_groups_come_from_a_calibration(run, monkeypatch):
     known = calibration.ScorerCalibration("a@1f", 0.15 / 0.6931471805599453, "test", 10, 0.1, True)
-    monkeypatch.setattr(galleries, "calibration_of", lambda name: known if name == "a@1f" else None)
+    monkeypatch.setattr(orderings, "calibration_of", lambda name: known if name == "a@1f" else None)
     page = page_of(run)
     assert [one["groups"] for one in page.data["scorers"]] == [[1, 1, 2, 2], None]
-    assert "not told apart from 1 others by a" in page.says
+    assert "not told apart from 1 other by a" in page.says
 
 
 def test_a_search_shows_where_candidates_fell_and_what_it_saved(tmp_path):
@@ -157,11 +158,13 @@ def test_a_search_shows_where_candidates_fell_and_what_it_saved(tmp_path):
 def test_a_steered_run_offers_no_command_that_would_be_refused(tmp_path):
     steered = page_of(make_run(tmp_path / "steered", {"a": [0.1, 0.4]}, search={"strategy": "steering"}))
     assert "steering search" in steered.says
+    assert "Picked by a" not in steered.says  # the best of n takes candidates that do not depend on each other
     assert "the images descend from others of their batch, and no seed alone makes one again" in steered.says
     assert "replay" not in steered.texts
     assert steered.all("button", id="copy") == []
     other = page_of(make_run(tmp_path / "other", {"a": [0.1, 0.4]}))
     assert "sp-rerank replay" in other.texts["replay"]
+    assert "Picked by a" in other.says
     assert "descend" not in other.says
 
 
@@ -361,7 +364,7 @@ def test_a_row_a_run_and_a_picture_a_scorer(tmp_path):
     links = [a["href"] for a in page.all("a")]
     assert links[:3] == ["./one/index.html", "./one/index.html#c1", "./one/index.html#c0"]
     assert all((tmp_path / link.partition("#")[0]).is_file() for link in links)
-    assert "a 0.400, seed 41 2nd for b" in page.says
+    assert "a 0.400, seed 41 2nd by b" in page.says
     assert "no score by b" in page.says
 
 
@@ -385,6 +388,17 @@ def test_folders_of_any_name_and_runs_that_cannot_be_read(tmp_path):
     assert "schema 99, this one reads" in page.says
     assert "line 1 is damaged" in page.says
     assert str(tmp_path) not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_run_folder_behind_a_link_is_named_and_not_written_to(tmp_path):
+    make_run(tmp_path / "elsewhere" / "run", {"a": [0.1]})
+    make_run(tmp_path / "runs" / "own", {"a": [0.1]})
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere" / "run")
+    _, errors = write_overview(tmp_path / "runs")
+    assert list(errors) == ["link"]
+    assert "leads out of the folder" in str(errors["link"])
+    assert not (tmp_path / "elsewhere" / "run" / "index.html").exists()
 
 
 @pytest.mark.parametrize(("name", "message"), [("none", "is not a folder"), (".", "no run folder and holds none")])

@@ -1,8 +1,7 @@
-"""A scorer's calibration: kept beside its weights, and nobody else's."""
+"""A scorer's calibration: kept beside its weights, and no other's."""
 
 import json
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from PIL import Image
 
 from sp_rerank import load_scorer, rank, scorers
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers import calibration
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of, keep, margin_of
-from sp_rerank.stats import agreement
+from sp_rerank.stats import calibration
 
 
 @dataclass
@@ -26,7 +24,7 @@ class Weights(BrightnessScorer):
     name: str = "weights@1"
 
 
-FITTED = agreement.calibrate([1, 1, -1, 1], [1, 1, 0, 0])  # temperature 1 / log 3
+FITTED = calibration.calibrate([1, 1, -1, 1], [1, 1, 0, 0])  # temperature 1 / log 3
 
 
 def test_a_calibration_is_found_where_it_was_kept(tmp_path):
@@ -42,16 +40,10 @@ def test_a_calibration_is_found_where_it_was_kept(tmp_path):
     assert not calibration_of(scorer).simulated
 
 
-def test_the_margin_is_where_two_of_three_people_agree():
+def test_the_margin_and_the_probability_are_those_of_the_temperature():
     found = ScorerCalibration("x", 0.5, "d", 1, 0.0, False)
-    assert found.preferred(found.margin) == pytest.approx(calibration.TOLD_APART)
-    assert found.margin == pytest.approx(0.5 * math.log(2))
-    assert found.preferred(0) == 0.5
-    assert found.preferred(-1) == pytest.approx(1 - found.preferred(1))
-    assert found.preferred(1e9) == 1
-    certain = ScorerCalibration("x", 0, "d", 1, 0.0, False)
-    assert [certain.preferred(gap) for gap in (-1e-9, 0, 1e-9)] == [0, 0.5, 1]
-    assert certain.margin == 0
+    assert found.margin == calibration.margin(0.5)
+    assert found.preferred(0.3) == calibration.preferred(0.3, 0.5)
 
 
 def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
@@ -66,7 +58,9 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
     "text",
     ["", "[]", "{}", "[" * 100_000, "\xff", '{"scorer": "weights@1"}']
     + [json.dumps({"scorer": "weights@1", "temperature": t, "data": "d", "pairs": 4, "error": 0.1, "simulated": False})
-       for t in (-1, "1", None, float("nan"), float("inf"), True)],
+       for t in (-1, "1", None, float("nan"), float("inf"), True, 10**400)]
+    + [json.dumps({"scorer": "weights@1", "temperature": 1, "data": "d", "pairs": n, "error": 0.1, "simulated": False})
+       for n in (-1, 10**400)],
 )  # fmt: skip
 def test_a_damaged_file_is_warned_of_and_is_none(tmp_path, caplog, text):
     (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
@@ -78,7 +72,7 @@ def test_a_damaged_file_is_warned_of_and_is_none(tmp_path, caplog, text):
 def test_what_cannot_be_kept(tmp_path):
     with pytest.raises(UsageError, match="loaded from a folder of weights"):
         keep(BrightnessScorer(), FITTED, data="d")
-    useless = agreement.calibrate([1, 2], [0, 0])
+    useless = calibration.calibrate([1, 2], [0, 0])
     with pytest.raises(UsageError, match="says nothing about what is preferred"):
         keep(Weights(tmp_path), useless, data="d")
     assert list(tmp_path.iterdir()) == []
@@ -105,6 +99,6 @@ def test_images_that_nobody_tells_apart_tie_in_a_ranking(tmp_path):
     greys = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (0, 100, 110, 255)]
     assert [r.tie_group for r in rank(BrightnessScorer(), "x", greys)] == [1, 2, 3, 4]
     scorer = Weights(tmp_path)
-    keep(scorer, agreement.calibrate([0.1, 0.1, -0.1, 0.1], [1, 1, 0, 0]), data="d")  # margin .063, 16 levels
+    keep(scorer, calibration.calibrate([0.1, 0.1, -0.1, 0.1], [1, 1, 0, 0]), data="d")  # margin .063, 16 levels
     ranked = rank(scorer, "x", greys)
     assert [(r.candidate.index, r.tie_group) for r in ranked] == [(3, 1), (2, 2), (1, 2), (0, 3)]

@@ -18,11 +18,12 @@ from parity.difference import difference
 from parity.full_size import VIT_H
 from PIL import Image
 from support import tiny
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from sp_rerank.scorers import load_scorer
 from sp_rerank.scorers.convert import build_dual_encoder, convert, from_open_clip, from_transformers
 from sp_rerank.scorers.published import PUBLISHED
+from sp_rerank.storage.images import open_image
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 HPS = json.loads((GOLDEN / "hps.json").read_text(encoding="utf-8"))
@@ -115,14 +116,18 @@ def test_pickscore_scores_as_transformers(
     ).eval()
     randomise(theirs)
     theirs.save_pretrained(tmp_path / "pickscore")
-    transform: Any = image_transform(64, is_train=False)
-    pixels = torch.stack([transform(image) for image in pictures])
+    files = [tmp_path / f"{number}.png" for number in range(len(pictures))]
+    for file, picture in zip(files, pictures, strict=True):
+        picture.save(file)
+    prepare = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64)
+    pixels = prepare([Image.open(file) for file in files], return_tensors="pt")["pixel_values"]
     prompts = [*PROMPTS, "a \u201clemon\u201d &amp; a cat\u2019s \uff4c\uff45\uff4d\uff4f\uff4e"]
     words = tiny.build_tokenizer()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**words, pixel_values=pixels).logits_per_image
     scorer = load_scorer(f"sp@{convert(tmp_path / 'pickscore' / 'model.safetensors', 'pickscore')}")
-    ours = np.stack([scorer.score(prompt, pictures) for prompt in prompts], axis=1)
+    read = [open_image(file) for file in files]
+    ours = np.stack([scorer.score(prompt, read) for prompt in prompts], axis=1)
     assert difference("pickscore", "transformers' CLIPModel", ours, expected) <= 1e-4
 
 

@@ -7,11 +7,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms import functional as torchvision
 from torchvision.transforms.functional import InterpolationMode
+from transformers import CLIPImageProcessorPil
 
 from sp_rerank.errors import UsageError
+from sp_rerank.scorers.blip import _GEOMETRY
 from sp_rerank.scorers.preprocess import CLIP_MEAN, CLIP_STD, GEOMETRIES, Preprocess
+from sp_rerank.scorers.published import PUBLISHED
+from sp_rerank.storage.images import open_image
 
 KINDS = ("noise", "gradient", "photo", "checks", "extremes", "saturated")
 
@@ -206,3 +211,53 @@ def test_it_survives_the_turn_through_a_dictionary():
 def test_what_it_does_not_know_it_refuses(stored: dict):
     with pytest.raises(UsageError, match="expected"):
         Preprocess.from_dict(stored)
+
+
+def compose(*steps):
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
+
+
+BICUBIC = InterpolationMode.BICUBIC
+# salesforce/BLIP, data/__init__.py, transform_test; the horizontal pass first, which Pillow 13 turns for tall images.
+BLIP = compose(
+    lambda image: image.resize((224, image.height), Image.Resampling.BICUBIC), transforms.Resize((224, 224), BICUBIC)
+)
+REWARD = compose(transforms.Resize(224, BICUBIC), transforms.CenterCrop(224))  # ImageReward 1.5, _transform
+ORIGINALS = {
+    "clip-l": image_transform(224, is_train=False),
+    "clip-h": image_transform(224, is_train=False),
+    "hps-v1": image_transform(224, is_train=False),
+    "hps-v2": lambda image: hps_reference(image, 224, True),
+    "hps-v2.1": lambda image: hps_reference(image, 224, True),
+    "pickscore": lambda image: CLIPImageProcessorPil()(image, return_tensors="pt")["pixel_values"][0],
+    "image-reward": REWARD,
+    "blip-itm": BLIP,
+    "aesthetic-v1": image_transform(224, is_train=False),
+    "aesthetic-v2": image_transform(224, is_train=False),
+}
+
+
+def ours(name: str) -> Preprocess:
+    head = {"image_reward": "reward", "blip_itm": "itm"}.get(PUBLISHED[name].form)
+    return Preprocess(224, geometry=_GEOMETRY[head]) if head else Preprocess.from_dict(PUBLISHED[name].preprocess)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("size", [(1337, 711), (640, 427), (427, 640), (513, 512), (101, 200), (224, 224)])
+def test_a_file_becomes_the_pixels_that_its_originals_own_processor_gives(tmp_path, name, size):
+    picture("photo", *size).save(tmp_path / "image.png")
+    theirs = ORIGINALS[name](Image.open(tmp_path / "image.png"))
+    prepared = ours(name)([open_image(tmp_path / "image.png")])[0]
+    assert torch.allclose(prepared, theirs, rtol=0, atol=1e-6), f"{(prepared - theirs).abs().max():.3f}"
+
+
+def test_an_image_in_parts_is_the_image_in_one(monkeypatch):
+    image = picture("photo", 300, 200)
+    whole = Preprocess(64)([image])
+    monkeypatch.setattr("sp_rerank.scorers.preprocess._NUMBERS_AT_ONCE", 5000)
+    assert torch.equal(Preprocess(64)([image]), whole)
+
+
+def test_a_crop_of_another_name_is_refused():
+    with pytest.raises(UsageError, match="expected a crop out of round, floor, got 'middle'"):
+        Preprocess(224, crop="middle")

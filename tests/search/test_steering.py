@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
 from sp_rerank.config import Stage
-from sp_rerank.diffusion.trajectory import side_by_side
+from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.errors import UsageError
 from sp_rerank.search import steering as module
 from sp_rerank.search.exhaustive import exhaustive
@@ -96,7 +96,7 @@ def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe, monkeypatch):
     answers = iter([[0.0, 0.0, 0.0, 9.0], [9.0] * 4, [9.0] * 4])
     sampler = sampler_of(pipe, 4)
     search = steering()(sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, prior={})
-    with side_by_side(sampler, seeds_of(4), (2, 4)) as (trajectory,):
+    with open_trajectories(sampler, seeds_of(4), (2, 4)) as (trajectory,):
         trajectory.resample(0, [3, 3, 3, 3])  # and never again: nobody has gained since
         assert torch.equal(finished(list(search)), trajectory.finish().images)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp_rerank.stats import ranking
-from sp_rerank.stats.diversity import diverse, score_cost
+from sp_rerank.stats.diversity import copies, diverse, score_cost
 
 SCORE = st.sampled_from([0.0, 0.25, 0.5, 1.0, math.nan, math.inf]) | st.floats(-10, 10)
 
@@ -44,6 +44,7 @@ def by_definition(scores, embeddings, k, weight):
     picked = ranking.top(scores, min(k, 1))
     while picked and len(picked) < min(k, len(usable)):
         left = [i for i in usable if i not in picked]
+        left = [i for i in left if all(cosine[i, j] < 0.99 for j in picked)] or left
         values = [marginal(i, picked) for i in left]
         picked.append(left[int(np.argmax(values))])
     return picked
@@ -81,7 +82,6 @@ def test_a_near_copy_stands_back():
     assert ranking.top(scores, 2) == [0, 1]
     assert diverse(scores, embeddings, 2) == [0, 2]
     assert score_cost(scores, [0, 2]) == pytest.approx(0.045)
-    assert diverse(scores, embeddings, 2, excluded=[True, False, False, False]) == [1, 2]
     assert math.isnan(score_cost(scores, []))
 
 
@@ -96,3 +96,12 @@ def test_what_does_not_fit_is_refused():
         diverse([1.0, 2.0], [[1.0]], 1)
     with pytest.raises(ValueError, match="expected 0 to 1"):
         diverse([1.0], [[1.0]], 1, score_counts=2)
+
+
+def test_of_three_copies_and_another_the_other_is_chosen():
+    embeddings = [[1, 0], [1, 0.001], [1, 0], [0, 1]]
+    assert diverse([0.3, 0.29, 0.3, 0.1], embeddings, 2) == [0, 3]
+    assert diverse([0.3, 0.29, 0.3, 0.1], embeddings, 3) == [0, 3, 2]
+    assert copies(embeddings) == 2
+    assert copies([embeddings[i] for i in (0, 3)]) == 0
+    assert copies([]) == 0

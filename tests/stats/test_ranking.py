@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sp_rerank.stats.ranking import mean_ranks, order, tie_groups, top
+from sp_rerank.stats.ranking import finite, mean_ranks, order, ordinal, short_names, tie_groups, top
 
 # Few values, so that ties are common, and every kind of float.
 SCORE = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, math.nan, math.inf, -math.inf]) | st.floats()
@@ -23,7 +23,7 @@ def scored(draw):
     return scores, excluded
 
 
-def usable(scores, excluded):
+def usable(scores, excluded=None):
     out = excluded or [False] * len(scores)
     return [index for index, score in enumerate(scores) if math.isfinite(score) and not out[index]]
 
@@ -40,14 +40,13 @@ def test_order_is_the_usable_ones_by_score_then_the_rest_by_index(given_scores):
     assert ranked[len(good) :] == sorted(ranked[len(good) :])
 
 
-@given(scored(), st.integers(0, 40))
-def test_top_never_holds_an_unusable_one(given_scores, k):
-    scores, excluded = given_scores
-    best = top(scores, k, excluded)
-    good = usable(scores, excluded)
+@given(st.lists(SCORE, max_size=12), st.integers(0, 40))
+def test_top_never_holds_an_unusable_one(scores, k):
+    best = top(scores, k)
+    good = usable(scores)
     assert set(best) <= set(good)
     assert len(best) == min(k, len(good))
-    assert best == order(scores, excluded)[: len(best)]
+    assert best == order(scores)[: len(best)]
 
 
 @given(st.lists(FINITE, min_size=1), st.integers(0, 1000))
@@ -96,3 +95,27 @@ def test_mean_ranks_know_no_scale():
     assert mean_ranks([[1.0, 1.0, 0.0]]) == [1.5, 1.5, 3.0]
     with pytest.raises(ValueError):
         mean_ranks([[1.0], [1.0, 2.0]])
+
+
+def test_what_json_cannot_hold_is_none():
+    assert [finite(score) for score in (0.0, -1.5, math.nan, math.inf, -math.inf, None)] == [0.0, -1.5, *[None] * 4]
+
+
+def test_ordinals():
+    assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 102, 111, 113)] == [
+        "1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "102nd", "111th", "113th",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scorers", "labels"),
+    [
+        (["sp@1", "sp@2", "clip@3"], ["sp@1", "sp@2", "clip"]),
+        (["sp@0123456789ab", "sp@9876543210ab"], ["sp@01234567", "sp@98765432"]),
+        (["sp@0123456789ab", "sp@0123456789cd"], ["sp@0123456789ab", "sp@0123456789cd"]),
+        (["sp", "sp@1", "sp@1"], ["sp", "sp@1"]),
+        ([], []),
+    ],
+)
+def test_short_names_tell_scorers_apart(scorers, labels):
+    assert list(short_names(scorers).values()) == labels

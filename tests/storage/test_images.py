@@ -8,13 +8,14 @@ import subprocess
 import sys
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from sp_rerank.errors import StorageError, UnreadableImageError, UsageError
+from sp_rerank.errors import StorageError, UnreadableImageError
 from sp_rerank.storage import images
 
 SETTINGS = {
@@ -79,13 +80,14 @@ def read(tmp_path, data, name="image.png"):
 READER = """
 import json, sys
 from sp_rerank.errors import UnreadableImageError
-from sp_rerank.storage.images import find_images, open_image
+from sp_rerank.storage.image_files import find_images
+from sp_rerank.storage.images import open_image
 
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
-paths = find_images(sys.argv[1])
+paths = find_images([sys.argv[1]]).files
 open_image(paths[0])
 before, read, skipped = peak(), 0, {}
 for path in paths:
@@ -175,7 +177,7 @@ def test_pixels_without_a_white_are_refused(tmp_path):
 
 
 def test_a_format_that_is_not_on_the_list_is_refused(tmp_path):
-    with pytest.raises(UnreadableImageError, match="no PNG, JPEG, WEBP, BMP, GIF, TIFF file"):
+    with pytest.raises(UnreadableImageError, match="no PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF file"):
         read(tmp_path, encoded(gradient(), "ICO"))
 
 
@@ -199,21 +201,6 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path_factory, fi
         assert images.open_image(path).mode == "RGB"
     except UnreadableImageError as error:
         assert str(path) in str(error)
-
-
-def test_images_are_found_in_the_order_of_their_numbers(tmp_path):
-    names = ["2.png", "10.PNG", "a1.jpg", "a02.webp", "A3.jpeg", "b.tiff"]
-    for name in [*names, ".hidden.png", "notes.txt", "x.svg"]:
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images.find_images(tmp_path)] == names
-
-
-@pytest.mark.parametrize("name", ["none", "file.png"])
-def test_images_are_looked_for_in_folders(tmp_path, name):
-    (tmp_path / "file.png").write_bytes(b"")
-    with pytest.raises(UsageError, match="is not a folder"):
-        images.find_images(tmp_path / name)
 
 
 # Writing
@@ -284,3 +271,81 @@ def test_a_damaged_record_is_named(tmp_path, text):
 def test_files_are_handled_without_torch():
     code = "import sys, sp_rerank.run.folder, sp_rerank.storage.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=110).returncode == 0
+
+
+# One reading for files and for PIL images
+
+YELLOW_DISC = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+ImageDraw.Draw(YELLOW_DISC).ellipse((10, 10, 50, 50), (250, 230, 60, 255))
+DEEP = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return {"format": "JPEG", "exif": exif, "quality": 95}
+
+
+READINGS = {
+    "transparent": (YELLOW_DISC, {"format": "PNG"}),
+    "a transparent palette": (YELLOW_DISC.quantize(8), {"format": "PNG"}),
+    "gray and alpha": (YELLOW_DISC.convert("LA"), {"format": "PNG"}),
+    "a transparent color": (gradient(), {"format": "PNG", "transparency": (0, 0, 0)}),
+    "16 bits": (Image.fromarray(DEEP), {"format": "PNG"}),
+    "CMYK": (gradient().convert("CMYK"), {"format": "TIFF"}),
+    "turned": (gradient(), turned()),
+    "black and white": (gradient().convert("1"), {"format": "PNG"}),
+    "damaged EXIF": (gradient(), {"format": "PNG", "exif": b"\0\x08\0\x02\x01\x12\0\x03rubbish"}),
+    "AVIF": (gradient(), {"format": "AVIF"}),
+}
+
+
+@pytest.mark.parametrize(("image", "saved"), READINGS.values(), ids=READINGS)
+def test_a_file_and_a_pil_image_of_it_are_the_same_picture(tmp_path, image, saved):
+    image.save(tmp_path / "file", **saved)
+    as_file = images.open_image(tmp_path / "file")
+    with Image.open(tmp_path / "file") as opened:
+        as_object = images.to_rgb(opened)
+    assert as_file.mode == as_object.mode == "RGB"
+    assert as_file.tobytes() == as_object.tobytes()
+
+
+def test_a_turned_image_is_upright_through_either_door(tmp_path):
+    image = gradient()
+    image.save(tmp_path / "file.jpg", **turned())
+    upright = np.asarray(images.open_image(tmp_path / "file.jpg")).astype(int)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert upright.shape == expected.shape
+    assert abs(upright - expected).max() < 30  # of JPEG
+
+
+def test_a_pil_images_transparency_lies_on_white():
+    flat = images.to_rgb(YELLOW_DISC)
+    assert flat.getpixel((0, 0)) == (255, 255, 255)
+    assert flat.getpixel((30, 30)) == (250, 230, 60)
+
+
+def test_damaged_exif_changes_no_pixel(tmp_path):
+    gradient().save(tmp_path / "damaged.png", exif=b"\0\x08\0\x02\x01\x12\0\x03rubbish")
+    assert images.open_image(tmp_path / "damaged.png").tobytes() == gradient().tobytes()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bits_are_scaled_in_either_order_of_the_bytes(order):
+    size = (3, 1)
+    wide = Image.frombytes(
+        "I;16B" if order == ">" else "I;16", size, np.array([0, 32768, 65535], order + "u2").tobytes()
+    )
+    assert list(np.asarray(images.to_rgb(wide))[0, :, 0]) == [0, 128, 255]
+
+
+def test_32_bits_have_no_white_in_either_door():
+    with pytest.raises(ValueError, match="mode F: 32-bit pixels have no defined white"):
+        images.to_rgb(Image.new("F", (2, 2)))
+
+
+def test_the_image_that_is_read_is_not_changed():
+    image = gradient()
+    read = images.to_rgb(image)
+    read.paste((1, 2, 3), (0, 0, 4, 4))
+    assert image.tobytes() == gradient().tobytes()

@@ -15,7 +15,7 @@ from sp_rerank.train import loop
 from sp_rerank.train.preferences import PreferenceGroup
 from support.bright_world import make_encoder, make_groups, make_recipe
 
-RECIPE = make_recipe(steps=6, stage_1_steps=2, batch=7)
+RECIPE = make_recipe(steps=6, stage_1_steps=2, batch_size=7)
 
 
 def train_in_process(index: int, out: Path, groups: list[PreferenceGroup], processes: int, port: int) -> None:

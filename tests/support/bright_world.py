@@ -9,7 +9,8 @@ from PIL import Image
 
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.train.preferences import ImageSource, PreferenceGroup
+from sp_rerank.train.data import Loader, PairOrder, Perturbations
+from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGroup
 from sp_rerank.train.recipe import Recipe
 
 MERGES = ["l e", "le m", "lem o", "lemo n</w>"]
@@ -56,8 +57,28 @@ def make_groups(folder: Path, prompts: int = 6, images: int = 5, seed: int = 0) 
 
 def make_recipe(**changes: Any) -> Recipe:
     settings: dict[str, Any] = {
-        "name": "bright", "base": "none", "steps": 25, "batch": 8, "learning_rate": 1e-3,
-        "warm_up": 3, "evaluate_every": 10, "save_every": 13, "ai_weight": 0.1, "temperature": 5.0,
+        "name": "bright", "base": "none", "steps": 25, "batch_size": 8, "learning_rate": 1e-3,
+        "warmup_steps": 3, "evaluate_every": 10, "save_every": 13, "ai_weight": 0.1, "temperature": 5.0,
     }  # fmt: skip
     settings |= changes
     return Recipe(**({"stage_1_steps": min(10, settings["steps"])} | settings))
+
+
+def make_loader(
+    groups: list[PreferenceGroup],
+    scorer: DualEncoder,
+    total: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    **changes: Any,
+) -> Loader:
+    order = PairOrder(
+        groups, batch_size=changes.pop("batch_size", 8), pairs_per_prompt=changes.pop("pairs_per_prompt", 1), seed=0
+    )
+    settings: dict[str, Any] = {
+        "seed": 0,
+        "copies": True,
+        "augment": False,
+        "min_crop_ratio": 0.9,
+        "flip_probability": 1.0,
+    }
+    return Loader(groups, order, scorer, ImageReader(total), Perturbations(**(settings | changes)), share)

@@ -22,12 +22,9 @@ from greenlet import getcurrent, greenlet
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from sp_rerank.diffusion.sampler import Sampler
-from support.tiny import build_sdxl, build_text_encoder, build_vae
-from support.tiny import build_tokenizer as read_tokenizer
+from support.tiny import build_sdxl, build_text_encoder, build_tokenizer, build_vae
 
 PROMPT = "a lemon on the beach"
-
-build_tokenizer = functools.cache(read_tokenizer)
 
 
 def by_rows(pipe: Any) -> Any:
@@ -35,7 +32,7 @@ def by_rows(pipe: Any) -> Any:
 
     Noise, guidance, scheduler and history remain batched, so a cut that is right gives the very same bits.
     """
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    denoiser = pipe.transformer if getattr(pipe, "unet", None) is None else pipe.unet
     forward = denoiser.forward
 
     @functools.wraps(forward)
@@ -44,7 +41,7 @@ def by_rows(pipe: Any) -> Any:
 
         def row(value: Any, i: int) -> Any:
             if isinstance(value, dict):
-                return {name: one if name in {"txt_ids", "img_ids"} else row(one, i) for name, one in value.items()}
+                return {name: item if name in {"txt_ids", "img_ids"} else row(item, i) for name, item in value.items()}
             if isinstance(value, torch.Tensor) and value.ndim:
                 assert len(value) == rows  # whatever was not cut would be broadcast in silence
                 return value[i : i + 1]

@@ -1,4 +1,4 @@
-"""Run folders without a model: one flat colour a candidate, and scores that are given.
+"""Run folders without a model: one flat color a candidate, and scores that are given.
 
 They are not synced to the disk as `RunWriter` does it: a thousand images would take seconds.
 """

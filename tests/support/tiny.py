@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -26,6 +28,7 @@ from transformers import (
 )
 
 
+@functools.cache
 def build_tokenizer() -> CLIPTokenizer:
     """CLIP's own vocabulary and limit of 77 tokens, from the file that open_clip ships."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
@@ -97,29 +100,42 @@ def build_safety_checker(threshold: float) -> StableDiffusionSafetyChecker:
     return checker.eval()
 
 
-def save_checkpoint(folder: Path, *, safety_threshold: float | None) -> Path:
-    """Write a checkpoint as CompVis/stable-diffusion-v1-4 is laid out: seven components, safetensors."""
+def build_sd_pipeline(*, safety_threshold: float | None = None, stochastic: bool = False) -> StableDiffusionPipeline:
+    """Laid out as CompVis/stable-diffusion-v1-4: seven components; 16x16 pixels.
+
+    Args:
+        safety_threshold: Of the safety checker; None leaves it out.
+        stochastic: Takes a scheduler that draws noise on the way instead of PNDM.
+    """
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     checker = None if safety_threshold is None else build_safety_checker(safety_threshold)
     extractor = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    scheduler = PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        set_alpha_to_one=False,
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
     components: dict[str, Any] = {
         "vae": build_vae().eval(),
         "text_encoder": build_text_encoder(tokenizer).eval(),
         "tokenizer": tokenizer,
         "unet": build_unet().eval(),
-        "scheduler": PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            set_alpha_to_one=False,
-            skip_prk_steps=True,
-            steps_offset=1,
-        ),
+        "scheduler": EulerAncestralDiscreteScheduler.from_config(scheduler.config) if stochastic else scheduler,
         "safety_checker": checker,
         "feature_extractor": extractor if checker else None,
     }
-    StableDiffusionPipeline(**components, requires_safety_checker=checker is not None).save_pretrained(folder)
+    pipe = StableDiffusionPipeline(**components, requires_safety_checker=checker is not None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def save_checkpoint(folder: Path, *, safety_threshold: float | None) -> Path:
+    """Write a checkpoint of that layout, safetensors only."""
+    build_sd_pipeline(safety_threshold=safety_threshold).save_pretrained(folder)
     return folder
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sp_rerank.train.mini import annotators
-from sp_rerank.train.mini.annotators import CARES, Shown
+from sp_rerank.train.mini.annotators import WEIGHTS, Shown
 from sp_rerank.train.mini.grammar import parse
 from sp_rerank.train.mini.judge import TERMS, load_judge
-from sp_rerank.train.preferences import read_preferences
+from sp_rerank.train.readers import read_preferences
 
 
 @pytest.mark.parametrize("agreement", [0.6, 0.65, 0.8])
@@ -66,10 +66,10 @@ def test_a_pool_prefers_what_it_cares_for():
     judge = load_judge()
     captions = annotators.draw_captions(random.Random(2), 6, held_out=True, known=set())
     shown = list(annotators.draw_domain(captions, 3))
-    mini, other = (annotators.utilities(judge, shown, CARES[pool]) for pool in ("mini", "other"))
+    mini, other = (annotators.utilities(judge, shown, WEIGHTS[pool]) for pool in ("mini", "other"))
     assert mini.shape == other.shape == (6, annotators.IMAGES)
     assert not np.allclose(annotators.ranks(mini), annotators.ranks(other))
-    assert set(CARES["other"]) == set(TERMS)
+    assert set(WEIGHTS["other"]) == set(TERMS)
     # what was drawn as asked for, undamaged, against what is wrong
     assert (mini[:, :2].mean(axis=1) > mini[:, 4:].mean(axis=1)).all()
 

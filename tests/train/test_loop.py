@@ -1,11 +1,8 @@
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,16 +15,16 @@ from filelock import FileLock
 from safetensors.torch import load_file
 from support.bright_training import RECIPE as RECIPE_OF_TWO
 from support.bright_world import make_encoder, make_groups, make_recipe
+from support.children import in_child
 
 from sp_rerank import load_scorer
-from sp_rerank.errors import FolderBusyError, NothingUsableError, SpRerankError, StorageError, UsageError
+from sp_rerank.errors import FolderBusyError, NothingUsableError, UsageError
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.train import checkpoints
-from sp_rerank.train.batches import Batch, Loader
+from sp_rerank.train.data import Loader, PairBatch
 from sp_rerank.train.loop import Outcome, train, validate
-from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
 from sp_rerank.train.preferences import PreferenceGroup
-from sp_rerank.train.recipe import Recipe, read_recipe
+from sp_rerank.train.recipe import Recipe
 from sp_rerank.train.step import MOST_FAILURES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -125,12 +122,12 @@ def test_uniform_weights_are_the_plain_mean(tmp_path: Path, groups: list[Prefere
         assert row["loss"] == pytest.approx(row["preference"])
 
 
-@pytest.mark.parametrize("micro_batch", [0, 5])
+@pytest.mark.parametrize("micro_batch_size", [0, 5])
 def test_a_resumed_run_is_the_same_to_the_bit(
-    micro_batch: int, tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
+    micro_batch_size: int, tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
 ):
     """25 steps against 13 + 12, with dropout."""
-    recipe = make_recipe(micro_batch=micro_batch, save_every=100)
+    recipe = make_recipe(micro_batch_size=micro_batch_size, save_every=100)
 
     def run(out: Path, **how: Any) -> None:
         train(recipe, groups, scorer=make_encoder(dropout=0.3), out=out, validation=unseen, **how)
@@ -199,7 +196,7 @@ def planted(first: int, end: int) -> Iterator[None]:
     """An infinite pixel in the batches of some steps."""
     load = Loader.load
 
-    def load_damaged(self: Loader, step: int, *rest: Any) -> Batch:
+    def load_damaged(self: Loader, step: int, *rest: Any) -> PairBatch:
         batch = load(self, step, *rest)
         if first <= step < end:
             batch.pixels[0, 0, 0, 0] = torch.inf
@@ -234,114 +231,11 @@ def test_too_many_unreadable_images_stop_it(tmp_path: Path):
         train(make_recipe(), damaged, scorer=make_encoder(), out=tmp_path / "run")
 
 
-@pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_told_by_its_hash(damaged: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    for step in (5, 10, 15):
-        checkpoints.save(tmp_path, step, {"weight": torch.full((3,), float(step))}, {"step": step})
-    folders = sorted(path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
-    assert [folder.name for folder in folders] == ["step-000010", "step-000015"]
-    for folder in folders[-damaged:]:
-        content = bytearray((folder / "state.safetensors").read_bytes())
-        content[-1] ^= 1
-        (folder / "state.safetensors").write_bytes(content)
-    if damaged == 1:
-        loaded = checkpoints.load(tmp_path)
-        assert loaded is not None
-        assert loaded[1] == {"step": 10}
-        assert "step-000015 is damaged" in caplog.text
-        checkpoints.save(tmp_path, 15, {"weight": torch.zeros(3)}, {"step": 15})
-        assert checkpoints.load(tmp_path)[1] == {"step": 15}  # pyright: ignore
-    else:
-        with pytest.raises(StorageError, match="every checkpoint is damaged"):
-            checkpoints.load(tmp_path)
-
-
-def in_child(act: Callable[[], None], until: Callable[[], bool] = lambda: False) -> bool:
-    """Run in a forked child, which is killed when something has happened; whether it came to its end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads, which the child does not use
-        child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            act()
-            os._exit(0)
-        finally:
-            os._exit(7)
-    while not until():
-        finished, status = os.waitpid(child, os.WNOHANG)
-        if finished:
-            assert os.waitstatus_to_exitcode(status) in (0, -9)
-            return status == 0
-        time.sleep(0.002)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return False
-
-
-def die_at(operation: int, folder: Path) -> None:
-    """Let this process be killed before its n-th operation on a file in a folder."""
-    left = [operation]
-
-    def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(("open", "os.", "shutil.")) and str(folder) in str(arguments):
-            left[0] -= 1
-            if left[0] == 0:
-                os.kill(os.getpid(), 9)
-
-    sys.addaudithook(audit)
-
-
-@POSIX
-def test_killed_at_any_operation_of_a_save_a_checkpoint_is_left(tmp_path: Path):
-    """Also where the best scorer's folder is replaced: there is always an old one or a new one."""
-
-    def save(out: Path, step: int) -> None:
-        checkpoints.save(out, step, {"weight": torch.full((3,), float(step))}, {"step": step})
-        checkpoints.replace_folder(out / "best", lambda place: (place / "step").write_text(str(step)) and None)
-
-    found = []
-    for step in (1, 2):
-        save(tmp_path / "begun", step)
-    for operation in range(1, 200):
-        out = tmp_path / str(operation)
-        shutil.copytree(tmp_path / "begun", out)
-
-        def die(out: Path = out, operation: int = operation) -> None:
-            die_at(operation, out)
-            save(out, 3)
-
-        finished = in_child(die)
-        loaded = checkpoints.load(out)
-        assert loaded is not None
-        assert loaded[0]["weight"].tolist() == [loaded[1]["step"]] * 3
-        checkpoints.recover_folder(out / "best")
-        found.append((loaded[1]["step"], int((out / "best" / "step").read_text())))
-        save(out, 3)
-        assert checkpoints.load(out)[1] == {"step": 3}  # pyright: ignore
-        assert sorted(tree(out)) == sorted({
-            "best/step",
-            "checkpoints/latest.json",
-            *(
-                f"checkpoints/step-00000{step}/{name}"
-                for step in (2, 3)
-                for name in ("progress.json", "state.safetensors")
-            ),
-        })
-        if finished:
-            break
-    else:
-        pytest.fail("a save had no end")
-    assert found == sorted(found)
-    assert set(found) == {(2, 2), (3, 2), (3, 3)}
-    print(f"killed at each of {len(found) - 1} operations")
-
-
 @POSIX
 def test_killed_at_random_times_it_ends_as_if_it_had_not_been(
     tmp_path: Path, groups: list[PreferenceGroup], unseen: list[PreferenceGroup]
 ):
-    recipe = make_recipe(steps=10, stage_1_steps=4, evaluate_every=2, save_every=1, batch=4)
+    recipe = make_recipe(steps=10, stage_1_steps=4, evaluate_every=2, save_every=1, batch_size=4)
 
     def run(out: Path, resume: bool) -> None:
         train(recipe, groups, scorer=make_encoder(dropout=0.3), out=out, validation=unseen[:1], resume=resume)
@@ -395,7 +289,7 @@ def test_bfloat16_and_recomputation_learn_the_same_in_float32_weights(tmp_path: 
     for name, changes in {
         "plain": {},
         "recomputed": {"gradient_checkpointing": True},
-        "half": {"precision": "bfloat16", "micro_batch": 3},
+        "half": {"precision": "bfloat16", "micro_batch_size": 3},
     }.items():
         scorer = make_encoder()
         train(make_recipe(steps=10, **changes), groups, scorer=scorer, out=tmp_path / name)
@@ -409,46 +303,18 @@ def test_bfloat16_and_recomputation_learn_the_same_in_float32_weights(tmp_path: 
 def test_only_the_last_blocks_learn(tmp_path: Path, groups: list):
     before = make_encoder().state_dict()
     scorer = make_encoder()
-    train(make_recipe(steps=3, image_blocks=1, text_blocks=0), groups, scorer=scorer, out=tmp_path)
+    train(make_recipe(steps=3, trainable_image_blocks=1, trainable_text_blocks=0), groups, scorer=scorer, out=tmp_path)
     moved = {key for key, value in scorer.state_dict().items() if not torch.equal(value, before[key])}
     behind = {key for key in before if key.startswith(("clip.visual.ln_post", "clip.visual.proj"))}
     last = {key for key in before if key.startswith("clip.visual.transformer.resblocks.1.")}
     assert moved == last | behind | {"clip.logit_scale"}
 
 
-@pytest.mark.parametrize(
-    ("image_blocks", "text_blocks", "share"), [(-1, -1, 1.0), (0, 0, 0.0), (2, 2, 0.5), (0, 1, 0.1)]
-)
-def test_freezing_marks_parameters(image_blocks: int, text_blocks: int, share: float):
-    scorer = make_encoder()
-    freeze(scorer, image_blocks, text_blocks)
-    learning = {name for name, p in scorer.named_parameters() if p.requires_grad}
-    assert ("clip.visual.conv1.weight" in learning) == (image_blocks == -1)
-    assert ("clip.token_embedding.weight" in learning) == (text_blocks == -1)
-    assert ("clip.text_projection" in learning) == ("clip.ln_final.bias" in learning) == (text_blocks != 0)
-    assert "clip.logit_scale" in learning
-    assert (len(learning) - 1) / (len(list(scorer.parameters())) - 1) >= share
-
-
-def test_more_blocks_than_there_are_is_an_error():
-    with pytest.raises(UsageError, match="text_blocks is 3, but the text tower has 2 blocks"):
-        freeze(make_encoder(), 1, 3)
-
-
-def test_weight_decay_is_not_on_vectors():
-    scorer = make_encoder()
-    decayed, others = build_optimizer(scorer, make_recipe()).param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (0.35, 0)
-    assert {p.ndim for p in decayed["params"]} == {2, 4}
-    assert {p.ndim for p in others["params"]} == {0, 1}
-    assert len(decayed["params"]) + len(others["params"]) == len(list(scorer.parameters()))
-
-
 @pytest.mark.parametrize("start", [0.01, 4.6])
 def test_the_logit_scale_stays_in_its_range(start: float, tmp_path: Path, groups: list):
     scorer = make_encoder()
     torch.nn.init.constant_(scorer.clip.logit_scale, start)
-    train(make_recipe(steps=8, learning_rate=0.05, warm_up=0), groups, scorer=scorer, out=tmp_path)
+    train(make_recipe(steps=8, learning_rate=0.05, warmup_steps=0), groups, scorer=scorer, out=tmp_path)
     scales = [row["logit_scale"] for row in steps(tmp_path)]
     assert all(1 <= scale <= 100.001 for scale in scales)
 
@@ -462,53 +328,3 @@ def test_a_tracker_that_is_missing_says_how_to_get_it(tmp_path: Path, groups: li
     else:
         train(make_recipe(steps=10), groups, scorer=make_encoder(), out=tmp_path / "b", tracker="tensorboard")
         assert list((tmp_path / "b" / "tensorboard").iterdir())
-
-
-def test_a_base_that_cannot_be_trained_is_refused():
-    with pytest.raises(UsageError, match="expected a dual encoder such as clip-h, 'brightness' is a BrightnessScorer"):
-        load_base(make_recipe(base="brightness"))
-    with pytest.raises(UsageError, match="random weights need the name of a published dual encoder, got 'clip-mini'"):
-        random_base(make_recipe(base="clip-mini"))
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "learning"), [("clip-l", 427_616_513, 1.0), ("clip-h", 986_109_441, 0.52)]
-)
-def test_random_weights_have_the_real_size(name: str, parameters: int, learning: float):
-    recipe = read_recipe(name)
-    with torch.device("meta"):
-        scorer = random_base(recipe)
-    freeze(scorer, recipe.image_blocks, recipe.text_blocks)
-    assert sum(p.numel() for p in scorer.parameters()) == parameters
-    found = sum(p.numel() for p in scorer.parameters() if p.requires_grad) / parameters
-    print(f"{found:.3f} of {name} learns")
-    assert found == pytest.approx(learning, abs=0.01)
-
-
-def test_the_command_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    groups = make_groups(tmp_path, prompts=4, images=3)
-    make_encoder().save_pretrained(tmp_path / "base")
-    lines = [
-        {
-            "prompt": group.prompt or "none",
-            "first": group.images[pair.first].path.name,
-            "second": group.images[pair.second].path.name,
-            "label": pair.label,
-        }
-        for group in groups
-        for pair in group.pairs
-    ]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "own.toml").write_text(f'name = "own"\nbase = "sp@{tmp_path / "base"}"\nsteps = 4\nstage_1_steps = 1\n')
-    words: dict[str, Any] = {
-        "data": [str(tmp_path / "own.jsonl")], "validation": [], "change": ["batch=3", "validation_share=0.25"],
-        "out": tmp_path / "run", "tracker": "none", "as_json": True,
-    }  # fmt: skip
-    train.train(str(tmp_path / "own.toml"), **words)
-    found = json.loads(capsys.readouterr().out)
-    assert found["steps"] == 4
-    assert load_scorer(found["scorer"]).name.startswith("own@")
-    with pytest.raises(SpRerankError, match="--resume goes on"):
-        train.train(str(tmp_path / "own.toml"), **words)
-    train.train(str(tmp_path / "own.toml"), **words, resume=True)
-    assert json.loads(capsys.readouterr().out) == found

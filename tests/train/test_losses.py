@@ -100,7 +100,7 @@ def test_an_unknown_choice_is_refused():
     views, copies = random_views()
     with pytest.raises(UsageError, match="score-logit, got 'cosine'"):
         losses.distances(views, copies, "cosine", torch.tensor(1.0))
-    with pytest.raises(UsageError, match="normalised, got 'std'"):
+    with pytest.raises(UsageError, match="normalized, got 'std'"):
         losses.scaled_gaps(torch.zeros(1), torch.zeros(1), torch.tensor(1.0), "std")
 
 
@@ -144,7 +144,7 @@ def test_large_scores_do_not_overflow(label: float):
 
 @pytest.mark.parametrize("kind", losses.DISTANCES)
 def test_a_copy_that_is_the_image_itself_has_a_gradient(kind: str):
-    """A crop of a plain picture is the picture: the norm of nought must not give NaN."""
+    """A crop of a plain picture is the picture: the norm of zero must not give NaN."""
     views, _ = random_views()
     first = views.first.clone().requires_grad_()
     own = Views(first, views.second, views.text)
@@ -164,15 +164,15 @@ def test_stage_2_spans_everyone():
 
 
 def test_gaps_are_scaled_as_asked():
-    gap, everyone, scale = torch.tensor([4.0]), torch.tensor([4.0, -2.0, 4.0]), torch.tensor(2.0)
-    divisors = {"logit": 1.0, "cosine": 2.0, "normalised": math.sqrt((16 + 4 + 16) / 3)}
+    gap, global_batch, scale = torch.tensor([4.0]), torch.tensor([4.0, -2.0, 4.0]), torch.tensor(2.0)
+    divisors = {"logit": 1.0, "cosine": 2.0, "normalized": math.sqrt((16 + 4 + 16) / 3)}
     for how, divisor in divisors.items():
-        own, others = losses.scaled_gaps(gap, everyone, scale, how)
+        own, others = losses.scaled_gaps(gap, global_batch, scale, how)
         torch.testing.assert_close(own, gap / divisor)
-        torch.testing.assert_close(others, everyone / divisor)
-    turned, _ = losses.scaled_gaps(-gap, -everyone, scale, "normalised")
-    torch.testing.assert_close(turned, -gap / divisors["normalised"])
-    for part in losses.scaled_gaps(torch.zeros(2), torch.zeros(2), scale, "normalised"):
+        torch.testing.assert_close(others, global_batch / divisor)
+    turned, _ = losses.scaled_gaps(-gap, -global_batch, scale, "normalized")
+    torch.testing.assert_close(turned, -gap / divisors["normalized"])
+    for part in losses.scaled_gaps(torch.zeros(2), torch.zeros(2), scale, "normalized"):
         assert part.tolist() == [0, 0]
 
 

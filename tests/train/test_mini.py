@@ -61,7 +61,7 @@ def test_scenes_are_what_their_truth_says():
 def test_scenes_are_deterministic_and_quick():
     first = scenes_of_step(3, 7, 16)
     assert all(np.array_equal(a.image, b.image) for a, b in zip(first, scenes_of_step(3, 7, 16), strict=True))
-    draw_scenes(2000, seed=2)  # rasterises
+    draw_scenes(2000, seed=2)  # rasterizes
     began = time.process_time()
     draw_scenes(1000, seed=3)
     rate = 1000 / (time.process_time() - began)

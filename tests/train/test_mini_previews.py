@@ -14,7 +14,7 @@ from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.train.mini import previews
 from sp_rerank.train.mini.annotators import GROUPS, SEED, Shown, draw_captions
 from sp_rerank.train.mini.previews import Block, WatchedSolver
-from sp_rerank.train.preferences import read_preferences
+from sp_rerank.train.readers import read_preferences
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' DPM-Solver++
 

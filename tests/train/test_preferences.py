@@ -1,24 +1,19 @@
-"""Preferences of every layout, written here in small; what is wrong with them is said, and bad images are skipped."""
+"""Groups that cannot be, parts that share no prompt, and images that cannot be read are skipped."""
 
-import csv
 import io
-import json
-import logging
 import subprocess
 import sys
 import zipfile
 import zlib
-from collections import Counter
 from pathlib import Path
 from struct import pack
 
 import numpy as np
-import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pyarrow import parquet
+from support.preference_files import encoded, put_json
 
 from sp_rerank.errors import NothingUsableError, StorageError, UnreadableImageError, UsageError
 from sp_rerank.train.preferences import (
@@ -27,258 +22,10 @@ from sp_rerank.train.preferences import (
     ImageSource,
     Pair,
     PreferenceGroup,
-    read_preferences,
-    shuffled,
+    hold_out,
     split_groups,
 )
-
-REAL = Path(__file__).parents[3] / "shared" / "data" / "imagereward" / "test.json"
-
-
-def encoded(level=128, mode="RGB", file_format="PNG", **options):
-    file = io.BytesIO()
-    Image.new("RGB", (12, 8), (level,) * 3).convert(mode).save(file, file_format, **options)
-    return file.getvalue()
-
-
-def put(folder, *names, level=128):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(level))
-
-
-def put_json(path, value):
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return path
-
-
-def put_table(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-def labels(group):
-    return {(pair.first, pair.second): pair.label for pair in group.pairs}
-
-
-# The layouts
-
-
-def test_image_reward(tmp_path):
-    put(tmp_path, "part-1/a.png", "part-1/b.png", "part-1/c.png")
-    entry = {"id": "1", "prompt": "a cat", "generations": ["part-1/a.png", "part-1/b.png", "part-1/c.png"]}
-    (group,) = read_preferences(put_json(tmp_path / "test.json", [{**entry, "ranking": [2, 1, 2]}]))
-    assert (group.prompt, group.ranks, group.annotations) == ("a cat", (2.0, 1.0, 2.0), ())
-    assert labels(group) == {(0, 1): 0, (0, 2): 0.5, (1, 2): 1}
-    assert group.images[1].name == str(tmp_path / "part-1/b.png")
-    assert group.images[1].open().size == (12, 8)
-
-
-@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not here")
-def test_the_real_image_reward_file_has_its_counts(tmp_path):
-    for entry in json.loads(REAL.read_text()):
-        for name in entry["generations"]:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
-    groups = list(read_preferences(REAL, tmp_path))
-    ties = Counter(pair.label == 0.5 for group in groups for pair in group.pairs)
-    assert (len(groups), len({group.prompt for group in groups})) == (466, 463)
-    assert len({image for group in groups for image in group.images}) == 2720
-    assert (ties[False], ties[True]) == (6399, 831)
-    assert {len(group.images) for group in groups} == set(range(4, 10))
-    parts = split_groups(groups, (0.8, 0.1, 0.1), seed=0)
-    assert [len(part) for part in parts] == pytest.approx([373, 47, 47], abs=20)
-    assert sum(len({group.prompt for group in part}) for part in parts) == 463
-
-
-@pytest.mark.parametrize("prefix", ["", "train_1/", "images/train/train_1/"])
-def test_image_reward_db_from_its_zips(tmp_path, prefix):
-    archive = tmp_path / "images" / "train" / "train_1.zip"
-    archive.parent.mkdir(parents=True)
-    with zipfile.ZipFile(archive, "w") as zipped:
-        for level in (10, 20, 30):
-            zipped.writestr(f"{prefix}{level}.png", encoded(level))
-    rows = [
-        {"image_path": f"images/train/train_1/{level}.png", "prompt_id": one, "prompt": f"prompt {one}", "rank": rank}
-        for level, one, rank in [(10, "x", 2), (20, "y", 1), (30, "x", 1), (10, "y", 2)]
-    ]
-    put_table(tmp_path / "metadata-train.parquet", [{**row, "classification": "People"} for row in rows])
-    first, second = read_preferences(tmp_path)
-    assert (first.prompt, labels(first)) == ("prompt x", {(0, 1): 0})
-    assert [image.open().getpixel((0, 0))[0] for image in (*first.images, *second.images)] == [10, 30, 20, 10]
-    assert first.images[0] == second.images[1]
-
-
-def test_hpd_train_and_its_folder(tmp_path):
-    put(tmp_path, "train/1.jpg", "train/2.jpg")
-    entry = {"prompt": "a dog", "file_path": ["1.jpg", "2.jpg"]}
-    file = put_json(tmp_path / "train.json", [{**entry, "human_preference": votes} for votes in ([1, 0], [0, 1])])
-    assert [labels(group) for group in read_preferences(file)] == [{(0, 1): 1}, {(0, 1): 0}]
-
-
-def test_hpd_test_with_its_annotators(tmp_path):
-    put(tmp_path, "1.jpg", "2.jpg")
-    raw = [{"rank": [1, 2], "user_hash": "x"}, {"rank": [2, 1], "user_hash": "y"}]
-    entry = {"prompt": "a dog", "image_path": ["1.jpg", "2.jpg"], "rank": [1, 2], "raw_annotations": raw}
-    (group,) = read_preferences(put_json(tmp_path / "test.json", [entry]))
-    assert (group.ranks, group.annotations) == ((1.0, 2.0), ((1.0, 2.0), (2.0, 1.0)))
-
-
-def pick(label, level=50, **more):
-    pair = {"caption": "a pick", "jpg_0": encoded(level, file_format="JPEG"), "jpg_1": encoded(file_format="JPEG")}
-    return {**pair, "label_0": label, "label_1": None if label is None else 1 - label, "has_label": True, **more}
-
-
-def test_pick_a_pic_in_shards(tmp_path):
-    put_table(tmp_path / "a-0.parquet", [pick(1.0), pick(0.5), pick(None, has_label=False)])
-    put_table(tmp_path / "a-1.parquet", [pick(0.0, level=70)])
-    groups = list(read_preferences(tmp_path))
-    assert [labels(group)[0, 1] for group in groups] == [1, 0.5, 0]
-    assert groups[2].images[0].open().getpixel((0, 0)) == (70, 70, 70)
-    assert len({image for group in groups for image in group.images}) == 6
-    assert groups[1].images[0].name == f"{tmp_path / 'a-0.parquet'}: row 2 jpg_0"
-
-
-def own(tmp_path, rows, name="pairs.jsonl"):
-    put(tmp_path, "a.png", "b.png", "c.png")
-    file = tmp_path / name
-    if file.suffix == ".csv":
-        with file.open("w", newline="") as text:
-            writer = csv.DictWriter(text, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-    else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
-def test_own_pairs_of_a_prompt_are_one_group(tmp_path, name):
-    rows = [
-        {"prompt": 'two "lemons",\u2028one line', "first": "a.png", "second": "b.png", "label": 1},
-        {"prompt": "another", "first": "a.png", "second": "b.png", "label": 0},
-        {"prompt": 'two "lemons",\u2028one line', "first": "c.png", "second": "a.png", "label": 0.5},
-    ]
-    first, second = read_preferences(own(tmp_path, rows, name))
-    assert first.prompt == rows[0]["prompt"]
-    assert [image.path.name for image in first.images] == ["a.png", "c.png", "b.png"]
-    assert labels(first) == {(0, 2): 1, (1, 0): 0.5}
-    assert labels(second) == {(0, 1): 0}
-
-
-def test_own_winners_need_no_label(tmp_path):
-    (group,) = read_preferences(own(tmp_path, [{"prompt": "x", "better": "b.png", "worse": "a.png"}]))
-    assert [image.path.name for image in group.images] == ["b.png", "a.png"]
-    assert labels(group) == {(0, 1): 1}
-
-
-def test_images_in_another_folder(tmp_path):
-    put(tmp_path / "elsewhere", "a.png", "b.png")
-    data = put_json(tmp_path / "x.json", [{"prompt": "x", "generations": ["a.png", "b.png"], "ranking": [1, 2]}])
-    (group,) = read_preferences(data, tmp_path / "elsewhere")
-    assert group.images[0].path.parent.name == "elsewhere"
-    with pytest.raises(UsageError, match="is not a folder"):
-        read_preferences(data, tmp_path / "nowhere")
-
-
-# What is wrong
-
-
-def ranked(*ranking, names=("a.png", "b.png", "c.png")):
-    return {"prompt": "x", "generations": list(names[: len(ranking)]), "ranking": list(ranking)}
-
-
-BAD_JSON = {
-    "ties": ([ranked(1, 1), ranked(2, 2, 2)], "holds 4 ties and no pair with a better image"),
-    "alone": ([ranked(1)], "no pair"),
-    "missing": ([ranked(1, 2, names=("a.png", "gone.png"))], "the image gone.png is not in"),
-    "short": ([{**ranked(1, 2), "ranking": [1]}], "group 1 is not as expected: a rank for each of 2 images"),
-    "no number": ([ranked(1, 2), ranked(1, None)], "group 2 is not as expected"),
-    "no text": ([{**ranked(1, 2), "prompt": None}], "the prompt should be text"),
-    "column": ([{"prompt": "x", "generations": []}], "expected those of one layout"),
-    "later column": ([ranked(1, 2), {"prompt": "x", "generations": []}], "no column ranking"),
-    "votes": ([{"prompt": "x", "file_path": ["a.png", "b.png"], "human_preference": [1, 1]}], "labels 1 and 0"),
-    "three": ([{"prompt": "x", "file_path": ["a.png"] * 3, "human_preference": [1, 0]}], "too many values"),
-    "empty": ([], "found none such"),
-    "object": ({"prompt": "x"}, "found none such"),
-    "nan": ([ranked(1, float("nan"))], "a finite rank"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_JSON)
-def test_a_bad_json_file_is_named_with_what_is_wrong(tmp_path, case):
-    value, message = BAD_JSON[case]
-    put(tmp_path, "a.png", "b.png", "c.png")
-    file = put_json(tmp_path / "bad.json", value)
-    with pytest.raises(UsageError, match=message) as error:
-        list(read_preferences(file))
-    assert str(file) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-PAIR = {"prompt": "x", "first": "a.png", "second": "b.png", "label": 1}
-BAD_PAIRS = {
-    "unknown column": ([{**PAIR, "lable": 1}], "unknown column, lable; expected prompt, first, second, label"),
-    "later": ([PAIR, {**PAIR, "note": ""}], "unknown column, note"),
-    "one class": ([PAIR, {**PAIR, "second": "c.png"}], "the label of every pair is 1; .* better and worse"),
-    "label": ([{**PAIR, "label": 0.3}], "a label should be 1"),
-    "itself": ([{**PAIR, "second": "a.png"}], "two of 1 images"),
-    "words": ([{**PAIR, "label": "first"}], "could not convert"),
-}
-
-
-@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl"])
-@pytest.mark.parametrize("case", BAD_PAIRS)
-def test_bad_pairs_are_named_with_what_is_wrong(tmp_path, case, name):
-    if (case, name) == ("later", "pairs.csv"):
-        pytest.skip("a CSV file has its columns once")
-    rows, message = BAD_PAIRS[case]
-    with pytest.raises(UsageError, match=message):
-        list(read_preferences(own(tmp_path, rows, name)))
-
-
-def test_files_that_are_no_data(tmp_path):
-    file = tmp_path / "x.json"
-    file.write_bytes(b'[{"prompt": ')
-    (tmp_path / "y.parquet").write_bytes(b"PAR1")
-    (tmp_path / "z.txt").touch()
-    for name, message in [("x.json", "no json file"), ("y.parquet", "no parquet file"), ("z.txt", "ending in")]:
-        with pytest.raises(UsageError, match=message):
-            read_preferences(tmp_path / name)
-    with pytest.raises(UsageError, match=r"several data files: x\.json, y\.parquet"):
-        read_preferences(tmp_path)
-    with pytest.raises(UsageError, match="is not there"):
-        read_preferences(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="expected a layout out of image-reward"):
-        read_preferences(file, layout="hpd")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UsageError, match="holds no data file"):
-        read_preferences(tmp_path / "folder")
-
-
-def test_a_layout_can_be_asked_for_and_must_fit(tmp_path):
-    put(tmp_path, "a.png", "b.png")
-    file = put_json(tmp_path / "x.json", [ranked(1, 2)])
-    assert len(list(read_preferences(file, layout="image-reward"))) == 1
-    with pytest.raises(UsageError, match="no column file_path, human_preference"):
-        read_preferences(file, layout="hpd-train")
-
-
-def test_without_pyarrow_the_command_that_installs_it_is_named(tmp_path, monkeypatch):
-    put_table(tmp_path / "a.parquet", [pick(1.0)])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install sp-rerank\[train\]"):
-        read_preferences(tmp_path)
-
-
-def test_a_group_of_one_is_left_out_and_counted(tmp_path, caplog):
-    put(tmp_path, "a.png", "b.png")
-    file = put_json(tmp_path / "x.json", [ranked(1), ranked(1, 2)])
-    with caplog.at_level(logging.WARNING):
-        assert [len(group.images) for group in read_preferences(file)] == [2]
-    assert "1 groups of fewer than two images left out" in caplog.text
+from sp_rerank.train.readers import read_preferences
 
 
 @pytest.mark.parametrize("changes", [{"pairs": (Pair(0, 2, 1),)}, {"pairs": (Pair(-1, 1, 1),)}, {"ranks": (1.0,)}])
@@ -286,9 +33,6 @@ def test_a_group_that_cannot_be_is_refused(changes):
     sources = (ImageSource(Path("a")), ImageSource(Path("b")))
     with pytest.raises(ValueError, match="expected"):
         PreferenceGroup(**({"prompt": "x", "images": sources, "pairs": ()} | changes))
-
-
-# Order and parts
 
 
 def groups_of(prompts):
@@ -306,6 +50,42 @@ def test_parts_share_no_prompt_and_lose_none(prompts, seed):
     assert split_groups(groups[::-1], (0.5, 0.3, 0.2), seed) == tuple(part[::-1] for part in parts)
 
 
+@given(st.sets(st.integers(), min_size=2, max_size=12), st.integers(0, 50), st.floats(0.001, 0.5))
+def test_no_part_is_empty_where_there_is_a_prompt_for_each(prompts, seed, share):
+    held_out, rest = split_groups(groups_of(map(str, prompts)), (share, 1 - share), seed)
+    assert held_out
+    assert rest
+    if len(prompts) > 2:
+        assert all(split_groups(groups_of(map(str, prompts)), (share, 0.4, 0.6 - share), seed))
+
+
+def strict(prompt, label=1.0):
+    sources = (ImageSource(Path("a")), ImageSource(Path("b")))
+    return PreferenceGroup(prompt, sources, (Pair(0, 1, label),))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_six_prompts_one_is_held_out_that_has_a_better_image(seed):
+    ties = [strict(f"tie {i}", 0.5) for i in range(40)]
+    deciding = [strict(f"prompt {i}") for i in range(6)]
+    held_out, learning = hold_out([*ties, *deciding], 0.1, seed)
+    assert 1 <= len(held_out) <= 5
+    assert not set(held_out) & set(ties)
+    assert sorted(group.prompt for group in held_out + learning) == sorted(g.prompt for g in (*ties, *deciding))
+
+
+def test_a_tie_of_a_held_out_prompt_is_held_out_with_it():
+    groups = [strict("A"), strict("b"), strict("a", 0.5), strict("B ", 0.5)]
+    held_out, learning = hold_out(groups, 0.5, 0)
+    assert {group.prompt.casefold().strip() for group in held_out} != {g.prompt.casefold().strip() for g in learning}
+    assert not {g.prompt.casefold().strip() for g in held_out} & {g.prompt.casefold().strip() for g in learning}
+
+
+def test_where_one_prompt_decides_nothing_is_held_out():
+    groups = [strict("a"), strict("b", 0.5), strict("A", 0.0)]
+    assert hold_out(groups, 0.5, 0) == ([], groups)
+
+
 def test_shares_are_kept_and_seeds_differ():
     groups = groups_of([str(i) for i in range(4000)])
     parts = split_groups(groups, (0.9, 0.1), 0)
@@ -317,13 +97,6 @@ def test_shares_are_kept_and_seeds_differ():
     for shares in [(), (0.5, 0.4), (1.5, -0.5), (0.0, 1.0), (float("nan"), 1.0)]:
         with pytest.raises(UsageError, match="add up to 1"):
             split_groups(groups, shares, 0)
-
-
-def test_a_shuffle_is_its_seeds():
-    groups = groups_of([str(i) for i in range(50)])
-    assert shuffled(iter(groups), 3) == shuffled(groups, 3)
-    assert shuffled(groups, 3) != shuffled(groups, 4)
-    assert sorted(group.prompt for group in shuffled(groups, 3)) == sorted(group.prompt for group in groups)
 
 
 # Images
@@ -345,7 +118,9 @@ def test_a_damaged_member_or_cell_is_unreadable_and_a_damaged_archive_is_said(tm
         assert source.name in str(error.value)
     broken = tmp_path / "broken.zip"
     broken.write_bytes(b"PK")
-    data = put_json(tmp_path / "x.json", [ranked(1, 2, names=("broken/a.png", "broken/b.png"))])
+    data = put_json(
+        tmp_path / "x.json", [{"prompt": "x", "generations": ["broken/a.png", "broken/b.png"], "ranking": [1, 2]}]
+    )
     with pytest.raises(StorageError, match=r"broken.zip cannot be read"):
         list(read_preferences(data))
 

@@ -1,67 +1,21 @@
-"""HP&CC by hand, a scorer that minds it and one that does not, and generators under two scorers."""
+"""HP&CC by hand, with a scorer that minds it and one that does not."""
 
-import hashlib
 import json
-import logging
 import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-import torch
 import typer
-from PIL import Image
 from scipy import stats
-from support.runs import run_config
+from support.halves import BRIGHTNESS, Corner, put
 from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
 from sp_rerank.errors import NothingUsableError, UsageError
-from sp_rerank.run.records import Row
-from sp_rerank.run.writer import RunWriter
-from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.storage.images import encode
-from sp_rerank.train.preferences import ImageSource, PreferenceGroup
-from sp_rerank.train.robustness import (
-    RATIOS,
-    correlate,
-    correlation_markdown,
-    markdown,
-    read_made,
-    robustness,
-    scatter_plot,
-    sensitivity_plot,
-)
-
-BRIGHTNESS = BrightnessScorer()
-
-
-class Corner:
-    """The brightness of the pixel in the upper left corner: minds every flip."""
-
-    name = "corner"
-
-    def score(self, prompt, images):
-        return torch.tensor([image.getpixel((0, 0))[0] / 255 for image in images])
-
-
-class Darkness:
-    name = "darkness"
-
-    def score(self, prompt, images):
-        return 1 - BRIGHTNESS.score(prompt, images)
-
-
-def put(path, left, right):
-    """8 x 4 pixels, the left half and the right half of a level each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.full((4, 8, 3), left, np.uint8)
-    pixels[:, 4:] = right
-    Image.fromarray(pixels).save(path)
-    return ImageSource(path)
-
-
-# HP&CC
+from sp_rerank.storage.perturbation import RATIOS
+from sp_rerank.train.preferences import PreferenceGroup
+from sp_rerank.train.robustness import markdown, robustness, sensitivity_plot
 
 
 def test_a_scorer_that_minds_the_flip_by_hand(tmp_path):
@@ -142,112 +96,3 @@ def test_a_plot_is_the_same_bytes_again(tmp_path):
     groups = [PreferenceGroup.ranked("x", [put(tmp_path / f"{i}.png", 9, i) for i in range(2)], [1, 2])]
     results = [robustness(BRIGHTNESS, groups, data="x")]
     assert sensitivity_plot(results) == sensitivity_plot(results)
-
-
-# Generators under two scorers
-
-
-def make_run(folder, model, levels, prompt="a lemon", scores=None, statuses=None):
-    config = run_config(
-        len(levels), prompt=prompt, model=model, steps=20, guidance_scale=7.5, scheduler="PNDM", scorers=()
-    )
-    with RunWriter.start(folder, config) as run:
-        batch = []
-        for index, level in enumerate(levels):
-            png = encode(Image.new("RGB", (4, 4), (level,) * 3), parameters="", record={})
-            row = Row(
-                index=index, seed=index, status=statuses[index] if statuses else "ok",
-                scores=scores[index] if scores else {}, sha256=hashlib.sha256(png).hexdigest(), nfe=1,
-                batch_size=1,
-            )  # fmt: skip
-            batch.append((row, png))
-        run.commit(batch)
-    return folder
-
-
-def test_scorers_that_disagree_about_every_generator(tmp_path):
-    levels = {"a": [10, 20], "b": [100, 110], "c": [200, 220], "d": [50, 60]}
-    runs = [make_run(tmp_path / name, name, shades) for name, shades in levels.items()]
-    done = []
-    result = correlate((BRIGHTNESS, Darkness()), read_made(runs), batch_size=3, progress=done.append)
-    assert (result.pearson.value, result.spearman.value) == (pytest.approx(-1), pytest.approx(-1))
-    assert result.prompts == 1
-    assert [g.name for g in result.generators] == [f"{name}, 20 steps, guidance 7.5, PNDM" for name in "abcd"]
-    assert result.generators[0].scores == (pytest.approx(15 / 255), pytest.approx(240 / 255))
-    assert done == list(range(1, 17))
-    ElementTree.fromstring(scatter_plot(result))
-    assert scatter_plot(result) == scatter_plot(result)
-    assert "| a, 20 steps, guidance 7.5, PNDM | 2 | 0.0588 | 0.9412 |" in correlation_markdown(result)
-
-
-def test_stored_scores_are_taken_and_what_was_lost_is_left_out(tmp_path):
-    runs = [
-        make_run(
-            tmp_path / name, name, [0, 0, 0], scores=[{"brightness": value}, {"brightness": value}, {}],
-            statuses=["ok", "flagged", "ok"],
-        )
-        for name, value in [("a", 0.25), ("b", 0.5), ("c", 1.0)]
-    ]  # fmt: skip
-    result = correlate((BRIGHTNESS, Darkness()), read_made(runs))
-    assert [g.scores[0] for g in result.generators] == [0.125, 0.25, 0.5]
-    assert [g.images for g in result.generators] == [2, 2, 2]
-    assert math.isnan(result.pearson.value)  # every image is equally dark
-
-
-def write_list(folder, entries):
-    for _, _, name, level in entries:
-        put(folder / name, level, level)
-    file = folder / "list.json"
-    file.write_text(json.dumps([{"generator": g, "prompt": p, "image": name} for g, p, name, _ in entries]))
-    return file
-
-
-def test_only_shared_prompts_count_and_each_counts_once(tmp_path, caplog):
-    entries = [(g, "shared", f"{g}1.png", 40 * i) for i, g in enumerate("abc")]
-    entries += [(g, "shared", f"{g}2.png", 40 * i) for i, g in enumerate("abc")]
-    entries += [(g, "other", f"{g}3.png", 40 * i + 100) for i, g in enumerate("abc")]
-    entries += [("a", "its own", "a4.png", 255)]
-    file = write_list(tmp_path, entries)
-    (tmp_path / "b2.png").write_text("no image")
-    with caplog.at_level(logging.WARNING):
-        result = correlate((BRIGHTNESS, Corner()), read_made([file]))
-    assert "1 images of prompts that not every generator has" in caplog.text
-    assert "1 of 9 images have no score" in caplog.text
-    assert [g.images for g in result.generators] == [3, 2, 3]
-    assert [g.scores[0] * 255 for g in result.generators] == pytest.approx([50, 90, 130])
-    assert (result.prompts, result.spearman.value) == (2, pytest.approx(1))
-
-
-def test_what_cannot_be_correlated_is_said(tmp_path):
-    two = write_list(tmp_path, [("a", "x", "1.png", 1), ("b", "x", "2.png", 2)])
-    with pytest.raises(UsageError, match="at least 3 generators, got 2: a; b"):
-        correlate((BRIGHTNESS, Darkness()), read_made([two]))
-    with pytest.raises(UsageError, match="got none"):
-        correlate((BRIGHTNESS, Darkness()), [])
-    apart = write_list(tmp_path, [(g, g, f"{g}.png", 1) for g in "abc"])
-    with pytest.raises(UsageError, match="no prompt in common"):
-        correlate((BRIGHTNESS, Darkness()), read_made([apart]))
-    with pytest.raises(UsageError, match="brightness twice"):
-        correlate((BRIGHTNESS, BRIGHTNESS), read_made([apart]))
-    (tmp_path / "a.png").unlink()
-    with pytest.raises(UsageError, match=r"a\.png is not there"):
-        read_made([apart])
-    apart.write_text('[{"generator": "a"}]')
-    with pytest.raises(UsageError, match="expected a JSON list"):
-        read_made([apart])
-    with pytest.raises(UsageError, match="is no run folder and no list"):
-        read_made([tmp_path])
-
-
-def test_the_command_correlates(tmp_path, monkeypatch):
-    from sp_rerank import scorers
-
-    monkeypatch.setattr(scorers, "load_scorer", lambda spec, device: {"dark": Darkness()}.get(spec, BRIGHTNESS))
-    file = write_list(tmp_path, [(g, "x", f"{g}.png", 40 * i) for i, g in enumerate("abc")])
-    result = run("correlate", file, "--scorer", "brightness", "--scorer", "dark", "--out", tmp_path / "out")
-    assert "Spearman -1.000" in result.stdout
-    record = json.loads((tmp_path / "out" / "correlation.json").read_text())
-    assert record["scorers"] == ["brightness", "darkness"]
-    assert record["pearson"]["value"] == pytest.approx(-1)
-    with pytest.raises(UsageError, match="given 1 times"):
-        run("correlate", file, "--scorer", "brightness")

@@ -4,16 +4,16 @@ Preferences of simulated people over images of the mini world, in the layouts of
 `sp-rerank train`, `evaluate` and `robustness`. The images of train.json are in train/ beside it, and so on:
 
     train.json         images of the mini model, each prompt ranked by four annotators   (ImageReward's layout)
-    validation.json    likewise, other prompts; the mean order of ten annotators         (HPD v2's test layout)
-    test.json          likewise, other prompts; the judge's own order, ten annotators    (likewise)
+    validation.json    other prompts; the mean order of ten annotators         (HPD v2's test layout)
+    test.json          other prompts; the judge's own order, ten annotators              (the same)
     other.json         a second domain: drawn scenes, right and wrong, of combinations that nothing was trained on,
-                       and a pool of annotators that cares for other things              (likewise)
+                       and a pool of annotators that weighs other things                 (the same)
 
-An annotator is the judge with a bad day: he ranks by the judge's utility plus Gumbel noise, so that of two images he
-prefers the one with the probability of Bradley and Terry's model. The noise is such that two annotators agree on 65 %
+An annotator is the judge with noise: it ranks by the judge's utility plus Gumbel noise, so that of two images one is
+preferred with the probability of Bradley and Terry's model. The noise is such that two annotators agree on 65 %
 of the pairs of a domain, as people do on ImageReward. Everything is simulated, and a scorer sees nothing of the judge
-but these ranks. Prompts that say left or right are left out: mirroring an image should be a change that nobody cares
-about. A quarter of an hour on two cores.
+but these ranks. Prompts that say left or right are left out: mirroring an image should be a change that does not
+matter. A quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from torch.nn import functional as F
 
 from sp_rerank import load_pipeline
 from sp_rerank.diffusion.loading import find_dtype
-from sp_rerank.generate import to_images
 from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import to_images
 from sp_rerank.train.mini.grammar import ACCESSORIES, BACKGROUNDS, OBJECTS, Description, draw_description, parse
 from sp_rerank.train.mini.judge import TERMS, Judge, load_judge, make_images
 from sp_rerank.train.mini.scenes import draw_scene
@@ -50,7 +50,7 @@ AGREEMENT = 0.65  # of two annotators
 QUALITIES = ((16, 2.5), (16, 6.0), (8, 2.5), (6, 1.0))
 """Steps and guidance of the mini model, for as many images of a group each."""
 
-CARES = {
+WEIGHTS = {
     "mini": TERMS,
     "other": {"objects": 0.5, "accessory": 1.5, "background": 2.0, "place": 1.5, "realism": 1.0},
 }
@@ -122,7 +122,7 @@ def wrong(asked: Description, rng: random.Random) -> Description:
 
 
 def damage(image: Tensor, rng: random.Random) -> Tensor:
-    """(3, H, W) in [0, 1], blurred, noisy, faded, or with a grey patch."""
+    """(3, H, W) in [0, 1], blurred, noisy, faded, or with a gray patch."""
     kind = rng.choice(("blur", "noise", "fade", "patch"))
     if kind == "blur":
         small = F.avg_pool2d(image[None], rng.choice((2, 3)), ceil_mode=True)
@@ -139,12 +139,12 @@ def damage(image: Tensor, rng: random.Random) -> Tensor:
     return patched
 
 
-def utilities(judge: Judge, shown: Sequence[Shown], cares: dict[str, float]) -> np.ndarray:
+def utilities(judge: Judge, shown: Sequence[Shown], weights: dict[str, float]) -> np.ndarray:
     """(groups, images): what each image is worth to a pool of annotators, before noise."""
-    weights = torch.tensor(list(cares.values()))
+    factors = torch.tensor(list(weights.values()))
     captions = [group.caption for group in shown for _ in group.images]
     terms = judge.terms(captions, torch.cat([group.images for group in shown]))
-    return (terms @ weights).view(len(shown), -1).double().numpy()
+    return (terms @ factors).view(len(shown), -1).double().numpy()
 
 
 def noise_for(utility: np.ndarray, agreement: float = AGREEMENT) -> float:
@@ -221,7 +221,7 @@ def main(out: Path) -> None:
         captions = draw_captions(rng, n, held_out=pool == "other", known=known)
         drawn = draw_domain(captions, seed) if pool == "other" else draw_images(pipe, captions, seed)
         shown = [Shown(group.caption, (group.images * 255).round() / 255) for group in drawn]  # as files hold them
-        utility = utilities(judge, shown, CARES[pool])
+        utility = utilities(judge, shown, WEIGHTS[pool])
         if pool not in scales:
             scales[pool] = noise_for(utility)
         ranked = opinions(utility, scales[pool], OPINIONS[name], np.random.default_rng(seed))

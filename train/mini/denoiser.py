@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,12 @@ def build_text_encoder(vocabulary: int) -> CLIPTextModel:
 
 
 def build_scheduler() -> PNDMScheduler:
-    """The scheduler of Stable Diffusion v1.4's checkpoint."""
-    return PNDMScheduler(
+    """The scheduler of Stable Diffusion v1.4's checkpoint.
+
+    `clip_sample` is no argument of PNDM, but its checkpoint names it: other schedulers are built from this
+    configuration, and DDIM's own default would cut the latents.
+    """
+    scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -74,6 +79,20 @@ def build_scheduler() -> PNDMScheduler:
         skip_prk_steps=True,
         steps_offset=1,
     )
+    scheduler.register_to_config(clip_sample=False)
+    return scheduler
+
+
+def save_pipeline(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline with its weights in float16, to be loaded in float32 where no dtype is asked for.
+
+    transformers takes a missing dtype out of the text encoder's configuration, diffusers takes float32 for the rest;
+    with half precision named there the text encoder would not fit the denoiser.
+    """
+    pipe.to(torch.float16).save_pretrained(folder)
+    file = folder / "text_encoder" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
@@ -132,7 +151,7 @@ def main(steps: int, work: Path) -> None:
         "feature_extractor": None,
     }
     pipe = StableDiffusionPipeline(**components, requires_safety_checker=False)
-    pipe.to(torch.float16).save_pretrained(work / "pipeline")
+    save_pipeline(pipe, work / "pipeline")
 
 
 if __name__ == "__main__":

@@ -43,26 +43,26 @@ NAMES = {name: i for i, name in enumerate(OBJECTS)}
 WORN = {name: i + 1 for i, name in enumerate(ACCESSORIES)}  # 0 = nothing
 PLACES = {name: i for i, name in enumerate(BACKGROUNDS)}
 TERMS = {"objects": 1.0, "accessory": 1.0, "background": 1.0, "place": 1.0, "realism": 0.5}
-"""What the judge looks at, and what each counts in its score."""
+"""What the judge reads, and the weight of each in its score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the judge sees in n images; probabilities sum to one over the last axis of the first three.
+    """What the judge reads in n images; probabilities sum to one over the last axis of the first three.
 
     Attributes:
         counts: (n, 32, 4), of none to three of each object.
         worn: (n, 4), of nothing and each accessory.
         background: (n, 8).
         real: (n,), probability that this is a scene and not a generated image.
-        centres: (n, 32, 2), x and y of each object in pixels, meaningful where there is one.
+        centers: (n, 32, 2), x and y of each object in pixels, meaningful where there is one.
     """
 
     counts: Tensor
     worn: Tensor
     background: Tensor
     real: Tensor
-    centres: Tensor
+    centers: Tensor
 
     def has(self, name: str) -> Tensor:
         """(n,) whether at least one of an object is seen."""
@@ -98,9 +98,9 @@ class Judge(nn.Module):
         self.whole = nn.Sequential(nn.Linear(512, 128), nn.SiLU(), nn.Linear(128, sum(self.sizes)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits of counts, accessory, background and realism, centres as a share of the side, and the evidence.
+        """Logits of counts, accessory, background and realism, centers as a share of the side, and the evidence.
 
-        The evidence (n, 32, 8, 8) is the logit that an object's centre lies in a cell.
+        The evidence (n, 32, 8, 8) is the logit that an object's center lies in a cell.
         """
         features = self.trunk(images * 2 - 1)
         evidence = self.evidence(features).float()
@@ -117,8 +117,8 @@ class Judge(nn.Module):
     def read(self, images: Tensor) -> Reading:
         """Read (n, 3, 64, 64) images in [0, 1]."""
         parts = [self(part) for part in images.float().cpu().split(256)]
-        counts, worn, background, real, centres, _ = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Reading(counts.softmax(-1), worn.softmax(-1), background.softmax(-1), real.sigmoid(), centres * SIDE)
+        counts, worn, background, real, centers, _ = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Reading(counts.softmax(-1), worn.softmax(-1), background.softmax(-1), real.sigmoid(), centers * SIDE)
 
     def score(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
         """(n,) how well each image shows its caption, and how real it looks: the terms, weighed and added, at most 0.
@@ -167,7 +167,7 @@ def _agreement(reading: Reading, i: int, truth: Description) -> Tensor:
     background = reading.background[i, PLACES[truth.background]] if truth.background else torch.tensor(1.0)
     place = torch.tensor(0.0)
     if truth.second and truth.relation != "and":
-        dx, dy = reading.centres[i, NAMES[truth.second]] - reading.centres[i, NAMES[truth.first]]
+        dx, dy = reading.centers[i, NAMES[truth.second]] - reading.centers[i, NAMES[truth.first]]
         gap = {"left": dx, "right": -dx, "above": dy}[truth.relation or "left"]
         place = F.logsigmoid(gap / 4)
     return torch.stack([
@@ -184,21 +184,21 @@ def _log(probability: Tensor) -> Tensor:
 
 
 def truth_of(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts (n, 32), accessories (n,), backgrounds (n,), and centres (n, 32, 2) as a share, NaN where not one."""
+    """Counts (n, 32), accessories (n,), backgrounds (n,), and centers (n, 32, 2) as a share, NaN where not one."""
     counts = torch.zeros(len(scenes), len(NAMES), dtype=torch.long)
-    centres = torch.full((len(scenes), len(NAMES), 2), float("nan"))
+    centers = torch.full((len(scenes), len(NAMES), 2), float("nan"))
     for row, scene in enumerate(scenes):
         for placed in scene.objects:
             counts[row, NAMES[placed.name]] += 1
             left, top, right, bottom = placed.box
-            centres[row, NAMES[placed.name]] = torch.tensor([left + right, top + bottom]) / (2 * SIDE)
-    centres[counts != 1] = float("nan")
+            centers[row, NAMES[placed.name]] = torch.tensor([left + right, top + bottom]) / (2 * SIDE)
+    centers[counts != 1] = float("nan")
     worn = torch.tensor([WORN.get(scene.objects[0].accessory or "", 0) for scene in scenes])
-    return counts, worn, torch.tensor([PLACES[scene.background] for scene in scenes]), centres
+    return counts, worn, torch.tensor([PLACES[scene.background] for scene in scenes]), centers
 
 
 def cover(images: Tensor) -> Tensor:
-    """Put a patch of one colour, mostly dark, on two of three images of (n, 3, 64, 64), so that a part shows the whole.
+    """Put a patch of one color, mostly dark, on two of three images of (n, 3, 64, 64), so that a part shows the whole.
 
     Without it an object that never wore sunglasses in training is not seen behind them. A patch is an ellipse, a
     rectangle, or two ellipses side by side.
@@ -214,12 +214,12 @@ def cover(images: Tensor) -> Tensor:
         (2 * across.abs() - 1).square() + down.square() < 1,
     ])  # fmt: skip
     inside = shapes[torch.randint(3, (n,)), torch.arange(n)] & (torch.rand(n, 1, 1) < 0.67)
-    colour = torch.rand(n, 3, 1, 1) * torch.where(torch.rand(n, 1, 1, 1) < 0.6, 0.25, 1.0)
-    return torch.where(inside[:, None], colour, images)
+    color = torch.rand(n, 3, 1, 1) * torch.where(torch.rand(n, 1, 1, 1) < 0.6, 0.25, 1.0)
+    return torch.where(inside[:, None], color, images)
 
 
 def cells_of(scenes: Sequence[Scene]) -> Tensor:
-    """(n, 32, 8, 8): 1 where the centre of an object lies."""
+    """(n, 32, 8, 8): 1 where the center of an object lies."""
     cells = torch.zeros(len(scenes), len(NAMES), CELLS, CELLS)
     for row, scene in enumerate(scenes):
         for placed in scene.objects:
@@ -311,14 +311,14 @@ def main(steps: int, work: Path) -> None:
         fakes = made[[rng.randrange(MADE_IMAGES) for _ in range(MADE)]]
         images = torch.cat([soften(cover(pixels(scenes[:REAL]) / 2 + 0.5)), rebuilt[again], fakes])
         with torch.autocast("cpu", torch.bfloat16):
-            counts, worn, background, real, centres, evidence = judge(images)
+            counts, worn, background, real, centers, evidence = judge(images)
         known = REAL + REBUILT
         true_counts, true_worn, true_background, true_centres = truth_of(scenes)
         single = ~true_centres.isnan()
         seen = F.cross_entropy(counts[:known].flatten(0, 1), true_counts.flatten(), reduction="sum") / known
         found = F.binary_cross_entropy_with_logits(evidence[:known], cells_of(scenes), reduction="sum") / known
         loss = seen + F.cross_entropy(worn[:known], true_worn) + F.cross_entropy(background[:known], true_background)
-        loss = loss + found + 10 * F.smooth_l1_loss(centres[:known][single], true_centres[single], beta=0.1)
+        loss = loss + found + 10 * F.smooth_l1_loss(centers[:known][single], true_centres[single], beta=0.1)
         realism = F.binary_cross_entropy_with_logits(real[REAL:], is_real)
         return loss + 0.3 * realism, {"objects": seen.item(), "cells": found.item(), "realism": realism.item()}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sp_rerank import load_pipeline, load_scorer
 from sp_rerank.diffusion.loading import find_dtype
-from sp_rerank.generate import to_images
+from sp_rerank.storage.images import to_images
 from sp_rerank.train.mini.grammar import BACKGROUNDS, OBJECTS, Description, draw_description
 from sp_rerank.train.mini.judge import Judge, exact_objects, load_judge, make_images, truth_of
 from sp_rerank.train.mini.scenes import draw_scenes

@@ -30,14 +30,13 @@ from sp_rerank import load_pipeline
 from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.schedulers import predict_x0
-from sp_rerank.generate import to_images
 from sp_rerank.storage.atomic import write
-from sp_rerank.storage.images import open_image
+from sp_rerank.storage.images import open_image, to_images
 from sp_rerank.train.mini.annotators import (
-    CARES,
     GROUPS,
     IMAGES,
     SEED,
+    WEIGHTS,
     Shown,
     damage,
     draw_captions,
@@ -183,7 +182,7 @@ def main(out: Path, jobs: int) -> None:
 def write_labels(out: Path, asked: Sequence[Block]) -> np.ndarray:
     """OUT/train.json, what annotators think of the images; returns the utilities behind it, (prompts, images)."""
     judge = load_judge()
-    utility = np.concatenate([utilities(judge, read(block), CARES["mini"]) for block in asked])
+    utility = np.concatenate([utilities(judge, read(block), WEIGHTS["mini"]) for block in asked])
     ranked = opinions(utility, noise_for(utility), ANNOTATORS, np.random.default_rng(SEED))
     named = [(caption, block.files(i)) for block in asked for i, caption in enumerate(block.captions)]
     entries = [

@@ -90,8 +90,8 @@ def _dots(ground: np.ndarray, rng: np.random.Generator, n: int) -> None:
 def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
     shade = rng.uniform(-8, 8, 3)
     if kind in ("white", "pink", "blue"):
-        colour = {"white": (250, 250, 250), "pink": (250, 176, 202), "blue": (120, 178, 236)}[kind]
-        return _gradient(np.add(colour, shade / 2), np.add(colour, shade / 2))
+        color = {"white": (250, 250, 250), "pink": (250, 176, 202), "blue": (120, 178, 236)}[kind]
+        return _gradient(np.add(color, shade / 2), np.add(color, shade / 2))
     horizon = int(rng.integers(24, 40))
     if kind == "night":
         image = _gradient(np.add((12, 14, 48), shade), np.add((44, 40, 96), shade))
@@ -100,8 +100,8 @@ def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
     if kind == "sunset":
         image = _gradient(np.add((88, 60, 130), shade), np.add((255, 176, 88), shade))
         y, x = np.mgrid[:SIDE, :SIDE]
-        centre = rng.integers(8, SIDE - 8)
-        image[(x - centre) ** 2 + (y - horizon - 8) ** 2 < 81] = (255, 226, 150)
+        center = rng.integers(8, SIDE - 8)
+        image[(x - center) ** 2 + (y - horizon - 8) ** 2 < 81] = (255, 226, 150)
         image[horizon + 8 :] = _gradient((150, 70, 96), (70, 36, 80), SIDE - horizon - 8)
         return image
     sky = {"beach": (150, 214, 250), "grass": (160, 216, 255), "snow": (186, 204, 222)}[kind]
@@ -143,7 +143,7 @@ def _spread(rng: random.Random, low: float, high: float) -> int:
 
 
 def _centres(description: Description, rng: random.Random) -> list[tuple[float, float]]:
-    """Where the objects of a description stand: (x, y) of each centre, in pixels."""
+    """Where the objects of a description stand: (x, y) of each center, in pixels."""
     shift = lambda amount: rng.uniform(-amount, amount)  # noqa: E731
     if description.second and description.relation == "above":
         x = SIDE / 2 + shift(8)

@@ -1,8 +1,8 @@
 """python -m sp_rerank.train.mini.experiments.method [--data FOLDER] [--out FOLDER] [--seeds 3]
 
-Does Stable Preference do on the mini world what its authors say? Trains every method of METHODS from clip-mini on the
+What does Stable Preference do on the mini world? Trains every method of METHODS from clip-mini on the
 same noisy preferences, at equal steps, several seeds each, and compares them: accuracy in domain and across domains,
-steadiness under HP&CC, and what the judge thinks of the best of a hundred. With --search it tries the readings of
+steadiness under HP&CC, and the judge's score of the best of a hundred. With --search it tries the readings of
 SEARCH instead, one seed each, on the validation prompts: how the recipe's values were found.
 
 Needs the files of `sp_rerank.train.mini.annotators`. A run that is there already is not made again, so the same command
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import random
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -29,20 +28,19 @@ from safetensors.torch import load_file, save_file
 
 from sp_rerank import load_pipeline, load_scorer
 from sp_rerank.diffusion.loading import find_dtype
-from sp_rerank.generate import to_images
-from sp_rerank.report.tables import percent, table, to_json
-from sp_rerank.stats import agreement
-from sp_rerank.stats.agreement import Estimate
+from sp_rerank.report.tables import to_json
 from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import to_images
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
 from sp_rerank.train import loop
-from sp_rerank.train.evaluate import ScoredGroup, compare_pairs, score_groups
 from sp_rerank.train.mini.annotators import draw_captions
+from sp_rerank.train.mini.experiments.figures import Scores, figures, markdown, unsteadiness
 from sp_rerank.train.mini.judge import load_judge, make_images
 from sp_rerank.train.model import load_base
-from sp_rerank.train.preferences import ImageReader, PreferenceGroup, read_preferences
-from sp_rerank.train.recipe import Recipe, changed, read_recipe
-from sp_rerank.train.robustness import mean_shift, order_flips
+from sp_rerank.train.preferences import ImageReader
+from sp_rerank.train.readers import read_preferences
+from sp_rerank.train.recipe import Recipe, read_recipe
+from sp_rerank.train.scores import ScoredGroup, score_groups
 from sp_rerank.types import Scorer
 
 SEED = 9_000_000  # of the candidates; nothing else uses these
@@ -65,7 +63,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 """By name, what it changes in the recipe `mini`; a stage 1 of 9999 steps is one that lasts to the end."""
 
 _LOGITS = ("gap_scale=logit", "gate_b=0.1", "gate_tau=0.05")  # the deck's gate
-_RELATIVE = ("gap_scale=normalised", "gate_b=0.5", "gate_tau=0.5", "temperature=2.0")  # in deviations of the gaps
+_RELATIVE = ("gap_scale=normalized", "gate_b=0.5", "gate_tau=0.5", "temperature=2.0")  # in deviations of the gaps
 _OF_SCORES, _OF_IMAGES = "ai_distance=score-logit", "ai_distance=embedding-cosine"
 SEARCH: dict[str, tuple[str, ...]] = {
     "cross-entropy, rate 1e-5": (*METHODS[BASELINE], "learning_rate=1e-5"),
@@ -79,22 +77,7 @@ SEARCH: dict[str, tuple[str, ...]] = {
     "relative, L_ai 3 of scores": (*_RELATIVE, "ai_weight=3.0", _OF_SCORES),
     "relative, L_ai 10 of scores": (*_RELATIVE, "ai_weight=10.0", _OF_SCORES),
 }
-"""Likewise, of the learning rates and readings that are tried first; where no rate is named it is the recipe's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What one scorer gives.
-
-    Attributes:
-        test: (views, groups, images) of the first domain's test prompts; the images as they are, then HP&CC.
-        other: likewise of the second domain.
-        candidates: (prompts, candidates) of the best-of-a-hundred prompts.
-    """
-
-    test: np.ndarray
-    other: np.ndarray
-    candidates: np.ndarray
+"""The same for the learning rates and readings that are tried first; where no rate is named it is the recipe's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +95,7 @@ def recipe_of(task: Task) -> Recipe:
     """The recipe `mini` with a task's changes and seed."""
     recipe = read_recipe("mini")
     changes = [c.replace("9999", str(recipe.steps)) for c in task.changes]
-    return changed(recipe, [*changes, f"seed={task.seed}"])
+    return recipe.with_overrides([*changes, f"seed={task.seed}"])
 
 
 def train(task: Task) -> float:
@@ -196,122 +179,6 @@ def make_candidates(data: Path, out: Path) -> Path:
     save_file({"images": torch.stack(images), "judge": torch.stack(judged)}, temporary)
     temporary.replace(path)
     return path
-
-
-# Figures
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What a method is worth, its seeds pooled; intervals are over prompts.
-
-    Attributes:
-        test: accuracy against the judge's order on the first domain's test prompts.
-        other: likewise on the second domain.
-        ahead: accuracy on the second domain, less that of the baseline, prompt by prompt.
-        seeds: accuracy on the second domain of each seed.
-        changes: accuracy at each ratio of HP&CC less that on the images as they are, mean over the domains.
-        unsteady: the mean of their sizes.
-        flips: share of pairs whose order HP&CC turns, mean over ratios and domains.
-        shift: mean |S - S'| over the standard deviation of S, likewise.
-        gain: of the judge's best of a hundred over their mean, what the pick has.
-        picked: the judge's score of the pick less that of clip-mini's pick, prompt by prompt.
-    """
-
-    test: Estimate
-    other: Estimate
-    ahead: Estimate
-    seeds: tuple[float, ...]
-    changes: tuple[float, ...]
-    unsteady: float
-    flips: float
-    shift: float
-    gain: Estimate
-    picked: Estimate
-
-
-def with_scores(groups: Sequence[PreferenceGroup], scores: np.ndarray) -> list[ScoredGroup]:
-    """The groups with what is kept of them, (views, groups, images)."""
-    return [
-        ScoredGroup(group.prompt, group.pairs, group.ranks, group.annotations, scores[:, i])
-        for i, group in enumerate(groups)
-    ]
-
-
-def right_by_prompt(scored: Sequence[ScoredGroup]) -> np.ndarray:
-    """(views, groups) the share of a prompt's strict pairs in the right order."""
-    views = range(len(scored[0].scores))
-    compared = [[compare_pairs(group, view) for group in scored] for view in views]
-    return np.array([[one.right.sum() / one.strict.sum() for one in row] for row in compared])
-
-
-def unsteadiness(scored: Sequence[ScoredGroup]) -> tuple[float, float]:
-    """The share of pairs that a view turns, and the mean |S - S'| over the standard deviation of S; of all views."""
-    views, pairs = range(1, len(scored[0].scores)), sum(len(group.pairs) for group in scored)
-    flips = [sum(order_flips(group, view) for group in scored) / pairs for view in views]
-    return float(np.mean(flips)), float(np.mean([mean_shift(scored, view) for view in views]))
-
-
-def figures(
-    runs: Sequence[Scores], base: Scores, baseline: Sequence[Scores], domains: dict[str, Any], judged: np.ndarray
-) -> Figures:
-    """The figures of a method.
-
-    Args:
-        runs: the scores of each seed.
-        base: of clip-mini.
-        baseline: of each seed of the baseline.
-        domains: the groups of "test" and "other".
-        judged: (prompts, candidates) the judge's scores.
-    """
-    right = {name: _mean_right(runs, name, groups) for name, groups in domains.items()}
-    against = _mean_right(baseline, "other", domains["other"])
-    ones = np.ones(len(against[0]))
-    changes = np.mean([r[1:].mean(axis=1) - r[0].mean() for r in right.values()], axis=0)
-    every = [with_scores(groups, getattr(run, name)) for run in runs for name, groups in domains.items()]
-    steady = np.array([unsteadiness(scored) for scored in every]).mean(axis=0)
-    picked = np.mean([_picked(run, judged) for run in runs], axis=0)
-    mean, best = judged.mean(axis=1), judged.max(axis=1)
-    return Figures(
-        test=agreement.ratio(right["test"][0], np.ones(len(right["test"][0]))),
-        other=agreement.ratio(right["other"][0], ones),
-        ahead=agreement.ratio(right["other"][0] - against[0], ones),
-        seeds=tuple(float(right_by_prompt(with_scores(domains["other"], run.other[:1])).mean()) for run in runs),
-        changes=tuple(float(change) for change in changes),
-        unsteady=float(np.abs(changes).mean()),
-        flips=float(steady[0]),
-        shift=float(steady[1]),
-        gain=agreement.ratio(picked - mean, best - mean),
-        picked=agreement.ratio(picked - _picked(base, judged), np.ones(len(judged))),
-    )
-
-
-def _mean_right(runs: Sequence[Scores], name: str, groups: Sequence[PreferenceGroup]) -> np.ndarray:
-    return np.mean([right_by_prompt(with_scores(groups, getattr(run, name))) for run in runs], axis=0)
-
-
-def _picked(run: Scores, judged: np.ndarray) -> np.ndarray:
-    """(prompts,) the judge's score of the candidate that a scorer likes best."""
-    return judged[np.arange(len(judged)), run.candidates.argmax(axis=1)]
-
-
-def markdown(results: dict[str, Figures]) -> str:
-    """The figures as a table, a row a method."""
-    head = ["method", "accuracy, in domain", "across domains", "ahead of cross-entropy", "by seed",
-            "HP&CC: mean size of the change", "order flips", "mean shift / std", "best of 100: gain",
-            "ahead of clip-mini's pick"]  # fmt: skip
-    rows = []
-    for name, one in results.items():
-        rows.append([
-            name, percent(one.test), percent(one.other), percent(one.ahead),
-            ", ".join(f"{100 * seed:.1f}" for seed in one.seeds), f"{100 * one.unsteady:.2f}",
-            f"{100 * one.flips:.1f}", f"{one.shift:.3f}", percent(one.gain), _plain(one.picked),
-        ])  # fmt: skip
-    return table(head, rows)
-
-
-def _plain(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def _pool(jobs: int) -> ProcessPoolExecutor:

@@ -1,8 +1,8 @@
-"""sp-rerank bench search [--out build/mini/search] [--prompts 100]
+"""python -m sp_rerank.train.mini.experiments.search [--prompts 100] [--figure FILE]
 
 What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
 world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
-can be acted out on the same images. Two opinions: of the scorer that selects, and of the judge, who does not. clip-mini
+can be acted out on the same images. Two views: of the scorer that selects, and of the judge, which does not. clip-mini
 selects, and beside it sp-mini, which learned to look through previews. Steering makes other images than the seeds, so
 it is run on a few prompts and compared with all hundred of theirs. The seconds are measured apart, on a few prompts,
 the strategies in turn. Everything is simulated.
@@ -14,6 +14,8 @@ interruption: an hour on two cores.
 
 from __future__ import annotations
 
+import argparse
+import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ from sp_rerank.run.writer import add_scores
 from sp_rerank.search import planner
 from sp_rerank.search.planner import Promise, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
-from sp_rerank.stats import agreement
+from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import write
 from sp_rerank.train.mini.annotators import draw_captions
@@ -107,7 +109,7 @@ def record(number: int, caption: str, out: Path) -> Path:
     return folder
 
 
-def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], None]) -> list[Path]:
+def make_recordings(out: Path, prompts: int, jobs: int, progress: Callable[[str], None]) -> list[Path]:
     """The recordings of all prompts, a process a core."""
     asked = captions(prompts)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -115,12 +117,12 @@ def make_recordings(out: Path, prompts: int, jobs: int, say: Callable[[str], Non
         for done, future in enumerate(as_completed(waiting), start=1):
             future.result()
             if done % 10 == 0:
-                say(f"{done} of {len(asked)} prompts recorded")
+                progress(f"{done} of {len(asked)} prompts recorded")
     return [out / f"{number:03}" for number in range(len(asked))]
 
 
 def judged(folder: Path, judge: Judge) -> RunDir:
-    """A recording with what the judge thinks of the finished candidates, asked once."""
+    """A recording with the judge's scores of the finished candidates, taken once."""
     run = RunDir.read(folder)
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
@@ -136,16 +138,16 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     """
     own, others, most = [], [], []
     for one in recordings:
-        best = agreement.best_of_n(one.finished)
+        best = best_of_n.expected_best(one.finished)
         own.append((best - best[0]) / (best[-1] - best[0]))
-        worth = agreement.best_of_n(one.finished, one.worth)
+        worth = best_of_n.expected_best(one.finished, one.worth)
         others.append(worth - worth[0])
         most.append(worth[-1] - worth[0])
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
 
 
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
-    """Of the judge's way from the mean candidate to his best of all, what the scorer's pick of all goes."""
+    """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
     return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
 
 
@@ -194,7 +196,7 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        worth: likewise to the judge, summed over prompts first, over what the pick of all is worth to him.
+        worth: The same by the judge's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
     """
 
@@ -226,20 +228,20 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
 
 
 def compare_search(
-    out: Path, prompts: int, jobs: int, figure: Path | None, say: Callable[[str], None]
+    out: Path, prompts: int, jobs: int, figure: Path | None, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
-    folders = make_recordings(out, prompts, jobs, say)[CHOOSING:]
-    say("asking the judge")
+    folders = make_recordings(out, prompts, jobs, progress)[CHOOSING:]
+    progress("asking the judge")
     judge = load_judge()
     runs = [judged(folder, judge) for folder in folders]
     recordings = {
         scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
     found = {name: planner.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
-    say("steering")
+    progress("steering")
     other = steered(recordings[SELECTING][:STEERED], judge)
-    say("taking the time")
+    progress("taking the time")
     clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
     if figure:
         write(figure, draw(found, other, recordings[SELECTING]))
@@ -250,7 +252,7 @@ def _figures(
     found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        f"the pick of all to the judge, % of the way to his own, {scorer}": percent(judges_gain(some))
+        f"the pick of all to the judge, % of the way to its own, {scorer}": percent(judges_gain(some))
         for scorer, some in recordings.items()
     }
     own = recordings[SELECTING][0].evaluations
@@ -284,19 +286,29 @@ def _steered(one: Steered) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
-    """Gain against evaluations as SVG: the exhaustive curve of both opinions, and each strategy on it."""
+    """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
     own, judge = curve(recordings)
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
-    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, as the scorer sees it")
-    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, as the judge sees it")
+    axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
+    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
     points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
     points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
         axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
-    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: as the judge sees it", fontsize=10)
+    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: by the judge's score", fontsize=10)
     axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/mini/search"), help="recordings, made where missing")
+    parser.add_argument("--prompts", type=int, default=100, help="prompts to measure on")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that record, a core each")
+    parser.add_argument("--figure", type=Path, help="SVG file of score against evaluations")
+    args = parser.parse_args()
+    print(json.dumps(compare_search(args.out, args.prompts, args.jobs, args.figure, print), indent=1))

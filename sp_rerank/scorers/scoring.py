@@ -1,0 +1,106 @@
+"""The one place that asks a scorer: as many scores as images, numbers, and a failure that names the scorer.
+
+A scorer may be anybody's code. Knows the contract of `sp_rerank.types.Scorer`; knows nothing of what a score is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sp_rerank.errors import OptionError, SpRerankError, UsageError, is_device_lost, is_out_of_memory
+from sp_rerank.storage.images import to_rgb
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from sp_rerank.types import Scorer
+
+_MEND = "correct the scorer (sp_rerank.check_scorer names the rule that it breaks) or take another one"
+
+
+def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> list[float]:
+    """The score of each image.
+
+    The scorer gets copies: what it does to them changes nothing of the caller's. PIL images are read as files are, see
+    `sp_rerank.storage.images.to_rgb`.
+
+    Args:
+        scorer: Any scorer.
+        prompt: The prompt of all images, or one prompt for each.
+        images: (n, 3, H, W) float in [0, 1] on any device, or n PIL images.
+
+    Returns:
+        n numbers; NaN where the score is not finite.
+
+    Raises:
+        UsageError: naming the scorer, if it raises an error or gives anything but a tensor of n numbers.
+        SpRerankError: of the kind that the scorer raises, with its name.
+        Exception: as it is, if memory does not suffice or the accelerator failed; see `sp_rerank.errors`.
+    """
+    name = name_of(scorer)
+    if len(images) == 0:
+        return []
+    copies: Any = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
+    try:
+        scores = scorer.score(prompt, copies)
+    except Exception as error:
+        # As it is, and without a second reference to it: it holds the memory that is to be freed.
+        if is_out_of_memory(error) or is_device_lost(error):
+            error.add_note(f"raised by the scorer {name}")
+            raise
+        raise _named(error, name) from error
+    return _numbers(scores, len(images), name)
+
+
+def name_of(scorer: Scorer) -> str:
+    """The scorer's name.
+
+    Raises:
+        UsageError: if it has none, or the name cannot be had.
+    """
+    try:
+        name: Any = scorer.name
+    except Exception as error:
+        raise _named(error, type(scorer).__name__) from error
+    if not isinstance(name, str) or not name:
+        raise UsageError(
+            f"scorer {type(scorer).__name__}: expected a name, a text that is not empty, got {name!r}; {_MEND}"
+        )
+    return name
+
+
+def _copy(name: str, image: Image.Image) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise UsageError(f"an image for the scorer {name} cannot be read: {error}") from error
+
+
+def _named(error: Exception, name: str) -> SpRerankError:
+    """The error to raise in place of one that a scorer raised."""
+    if isinstance(error, SpRerankError):
+        kind = UsageError if isinstance(error, OptionError) else type(error)
+        return kind(f"scorer {name}: {error}")
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    return UsageError(f"scorer {name} failed: {why}; {_MEND}")
+
+
+def _numbers(scores: Any, count: int, name: str) -> list[float]:
+    shape = getattr(scores, "shape", None)
+    if shape is None or not hasattr(scores, "tolist"):
+        got = "None" if scores is None else f"a {type(scores).__name__}"
+    elif tuple(shape) != (count,):
+        got = f"shape {tuple(shape)}"
+    else:
+        try:
+            numbers = [float(score) for score in scores.tolist()]
+        except (TypeError, ValueError):
+            got = f"values of {scores.dtype}"
+        else:
+            return [score if math.isfinite(score) else math.nan for score in numbers]
+    raise UsageError(
+        f"scorer {name}: expected a score for each of {count} images, a tensor of shape ({count},), got {got}; {_MEND}"
+    )

@@ -1,0 +1,139 @@
+"""Scores of the images of groups, each image scored once. Knows groups and a scorer; knows nothing of what follows."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.train.preferences import ImageReader, Pair, PreferenceGroup
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sp_rerank.types import Scorer
+
+View = Callable[["Image.Image"], "Image.Image"]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group without its images, with their scores.
+
+    Attributes:
+        prompt: of the group.
+        pairs: of images that could be read, by their numbers among these.
+        ranks: of the images that could be read, or None.
+        annotations: Ranks of single annotators, one tuple each.
+        scores: (views, images) float64.
+    """
+
+    prompt: str
+    pairs: tuple[Pair, ...]
+    ranks: tuple[float, ...] | None
+    annotations: tuple[tuple[float, ...], ...]
+    scores: Array
+
+
+def check_usable(scored: Sequence[ScoredGroup], data: str, reader: ImageReader) -> None:
+    """Raise NothingUsableError where there is nothing to compare."""
+    if not scored:
+        raise NothingUsableError(
+            f"{data}: no pair of images could be scored, {len(reader.skipped)} images cannot be read; "
+            "expected at least one pair"
+        )
+
+
+def score_groups(
+    scorer: Scorer,
+    groups: Iterable[PreferenceGroup],
+    *,
+    reader: ImageReader,
+    batch_size: int = 32,
+    views: Sequence[View] = (lambda image: image,),
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[ScoredGroup]:
+    """Score each image once a view, in batches that reach across groups; groups without a pair are left out.
+
+    Args:
+        scorer: what scores.
+        groups: read as they are used, one after the other.
+        reader: opens the images, each once, and remembers those that cannot be read.
+        batch_size: images at once.
+        views: what is done to an image before it is scored.
+        progress: Called with the number of images done so far.
+
+    Raises:
+        UsageError: if the scorer does not give a score for each image.
+    """
+    waiting: deque[tuple[PreferenceGroup, list[int], list[float]]] = deque()
+    batch: list[_Asked] = []
+    done = 0
+    for group in groups:
+        kept: list[int] = []
+        scores: list[float] = []
+        waiting.append((group, kept, scores))
+        for i, source in enumerate(group.images):
+            image = reader.read(source)
+            if image is not None:
+                kept.append(i)
+                batch += [(scores, group.prompt, view(image)) for view in views]
+            while len(batch) >= batch_size:
+                _answer(scorer, batch[:batch_size])
+                del batch[:batch_size]
+            done += 1
+            if progress:
+                progress(done)
+        yield from _finished(waiting, batch, len(views))
+    if batch:
+        _answer(scorer, batch)
+    yield from _finished(waiting, [], len(views))
+
+
+_Asked = tuple[list[float], str, "Image.Image"]
+"""Where a score goes to, of which prompt and image."""
+
+
+def _answer(scorer: Scorer, batch: Sequence[_Asked]) -> None:
+    scores = ask(scorer, [prompt for _, prompt, _ in batch], [image for _, _, image in batch])
+    for (place, _, _), score in zip(batch, scores, strict=True):
+        place.append(score)
+
+
+def ask(scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
+    """The score of each image for its prompt; NaN where it is not finite.
+
+    Raises:
+        UsageError: if the scorer does not give a score for each image.
+    """
+    scores = [float(score) for score in scorer.score(prompts, images)]
+    if len(scores) != len(images):
+        raise UsageError(f"scorer {scorer.name}: expected a score for each of {len(images)} images, got {len(scores)}")
+    return [score if math.isfinite(score) else math.nan for score in scores]
+
+
+def _finished(
+    waiting: deque[tuple[PreferenceGroup, list[int], list[float]]], batch: Sequence[_Asked], views: int
+) -> Iterator[ScoredGroup]:
+    """The groups before the first one that the batch in hand belongs to."""
+    while waiting and not (batch and batch[0][0] is waiting[0][2]):
+        group, kept, scores = waiting.popleft()
+        number = {i: n for n, i in enumerate(kept)}
+        pairs = tuple(
+            Pair(number[p.first], number[p.second], p.label) for p in group.pairs if {p.first, p.second} <= set(kept)
+        )
+        if pairs:
+            yield ScoredGroup(
+                prompt=group.prompt,
+                pairs=pairs,
+                ranks=None if group.ranks is None else tuple(group.ranks[i] for i in kept),
+                annotations=tuple(tuple(one[i] for i in kept) for one in group.annotations),
+                scores=np.array(scores).reshape(len(kept), views).T,
+            )
