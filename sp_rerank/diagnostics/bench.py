@@ -1,6 +1,6 @@
 """Measures this machine: the ways to do one thing take turns in one run, and medians are compared.
 
-Knows no verdict. The machine drifts; a ratio of neighbours does not.
+Knows no verdict. The machine drifts; a ratio of neighbors does not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def compare_generate(n: int, rounds: int, say: Callable[[str], None]) -> dict[st
         say: told each figure as it comes.
 
     Returns:
-        Seconds (median and all), ratios of neighbours (median), and our peak memory in MB.
+        Seconds (median and all), ratios of neighbors (median), and our peak memory in MB.
     """
     with tempfile.TemporaryDirectory() as scratch:
         ways = {
@@ -133,7 +133,7 @@ def compare_score(n: int, rounds: int, dtype: str, say: Callable[[str], None]) -
         say: told each figure as it comes.
 
     Returns:
-        Seconds (median) and ratios of neighbours (median).
+        Seconds (median) and ratios of neighbors (median).
     """
     import torch
 
