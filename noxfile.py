@@ -16,11 +16,16 @@ nox.options.sessions = ["lint", "types", "build", "docs", "tests"]
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format, spelling, and the layers of imports."""
+    """Style, format, and the layers of imports."""
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    session.run("codespell")
     session.run("lint-imports", "--no-logo")
+
+
+@nox.session
+def spelling(session: nox.Session) -> None:
+    """American spelling, in code and pages."""
+    session.run("codespell")
 
 
 @nox.session

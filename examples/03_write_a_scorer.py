@@ -1,12 +1,12 @@
 """python examples/03_write_a_scorer.py OUT.png
 
-A scorer of your own is a name and one method. This one likes colour, and adds it to what CLIP says. `check_scorer`
+A scorer of your own is a name and one method. This one measures color, and adds it to what CLIP says. `check_scorer`
 tells whether it keeps the rules that a ranking relies on. Runs offline on the embedded model.
 
 To make it known to the command line, name a function that builds it in your package's pyproject.toml:
 
     [project.entry-points."sp_rerank.scorers"]
-    colourful = "my_package:build"          # def build(device, dtype): return Colourful()
+    colorful = "my_package:build"          # def build(device, dtype): return Colorful()
 """
 
 import sys
@@ -20,10 +20,10 @@ from torch import Tensor
 from sp_rerank import Scorer, check_scorer, generate, load_pipeline, load_scorer
 
 
-class Colourful:
+class Colorful:
     """CLIP's cosine plus a little of the mean saturation, max - min of red, green and blue."""
 
-    name = "colourful"
+    name = "colorful"
 
     def __init__(self, weight: float = 0.2) -> None:
         self.clip: Scorer = load_scorer("clip-mini")
@@ -43,7 +43,7 @@ def saturation(images: Tensor | Sequence[Image.Image]) -> Tensor:
 
 
 def main(out: str) -> None:
-    scorer = Colourful()
+    scorer = Colorful()
     check_scorer(scorer)
     (best,) = generate("a mushroom", pipe=load_pipeline("mini"), scorer=scorer, n=20, top_k=1)
     best.candidate.image.resize((256, 256)).save(out)

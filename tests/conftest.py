@@ -14,6 +14,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported; workers are as many as threads would be
 
+import support  # noqa: F401  # the mini world, where the installed package lacks it
+
 # How long an example takes says more about what else runs than about the code. CI draws the same examples every time,
 # elsewhere each run looks for new ones.
 hypothesis.settings.register_profile(

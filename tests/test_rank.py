@@ -23,7 +23,7 @@ from sp_rerank.scorers.calibration import ScorerCalibration
 
 
 class ByLook(BrightnessScorer):
-    """Brightness, with the mean colour as the embedding; counts the images that it embeds."""
+    """Brightness, with the mean color as the embedding; counts the images that it embeds."""
 
     def __init__(self):
         self.embedded = 0
@@ -36,9 +36,9 @@ class ByLook(BrightnessScorer):
 @pytest.fixture
 def files(tmp_path):
     """Three almost equal light reds, a blue, a dark green, fourteen that are darker still, and a file that is none."""
-    colours = [(250, 180, 180), (250, 179, 180), (249, 180, 179), (120, 120, 250), (30, 130, 30)]
-    for number, colour in enumerate([*colours, *np.random.default_rng(0).integers(0, 40, (14, 3)).tolist()]):
-        Image.new("RGB", (6, 6), tuple(colour)).save(tmp_path / f"{number}.png")
+    colors = [(250, 180, 180), (250, 179, 180), (249, 180, 179), (120, 120, 250), (30, 130, 30)]
+    for number, color in enumerate([*colors, *np.random.default_rng(0).integers(0, 40, (14, 3)).tolist()]):
+        Image.new("RGB", (6, 6), tuple(color)).save(tmp_path / f"{number}.png")
     (tmp_path / "broken.png").write_text("no image")
     return [tmp_path / f"{number}.png" for number in range(19)] + [tmp_path / "broken.png"]
 
@@ -196,8 +196,8 @@ def test_an_image_and_its_file_have_the_same_score(tmp_path):
 
 def test_a_dual_encoder_embeds_images():
     scorer = load_scorer("clip-mini")
-    greys = [Image.new("RGB", (20, 30 + i), (i, i, i)) for i in range(70)]  # more than one pass
-    embedded = scorer.embed(greys)
+    grays = [Image.new("RGB", (20, 30 + i), (i, i, i)) for i in range(70)]  # more than one pass
+    embedded = scorer.embed(grays)
     assert (embedded.shape, embedded.requires_grad) == ((70, scorer.config["embed_dim"]), False)
     assert torch.allclose(embedded.norm(dim=1), torch.ones(70), atol=1e-5)
-    assert torch.allclose(embedded[65:], scorer.embed(greys[65:]), atol=1e-5)
+    assert torch.allclose(embedded[65:], scorer.embed(grays[65:]), atol=1e-5)

@@ -1,7 +1,7 @@
 """python -m sp_rerank.train.bench train [--steps 4] [--rounds 3]
 python -m sp_rerank.train.bench step RECIPE
 
-How fast a training step is against a plain loop with the same maths (two minutes on two cores), and what a step of a
+How fast a training step is against a plain loop with the same math (two minutes on two cores), and what a step of a
 recipe costs in arithmetic and memory: counted, nothing is computed or loaded. Prints JSON. Knows no verdict.
 """
 
@@ -48,7 +48,7 @@ def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> d
         progress: Called with a line of text for each figure.
 
     Returns:
-        Pairs a second (median), their ratio (median of neighbours), and the largest difference of the losses.
+        Pairs a second (median), their ratio (median of neighbors), and the largest difference of the losses.
     """
     recipe = read_recipe("mini").with_overrides([f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1"])
     took: dict[str, list[float]] = {"ours": [], "plain loop": []}

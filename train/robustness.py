@@ -37,7 +37,7 @@ class Perturbed:
     Attributes:
         ratio: of HP&CC; None is the images as they are.
         accuracy: micro, of the strict pairs.
-        flipped: share of the group's labelled pairs whose order by score is another than before; becoming or ceasing to
+        flipped: share of the group's labeled pairs whose order by score is another than before; becoming or ceasing to
             be equal counts. n is the pairs.
         shift: mean |S - S'| over the standard deviation of S, both over all images of all prompts.
         kendall: tau-b within a group before and after, mean over groups where it is defined.

@@ -58,7 +58,7 @@ app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:
-    """Run the command line; the process ends with the exit code of the README's table."""
+    """Run the command line; the process ends with an exit code of docs/reference/exit-codes.md."""
     try:
         code = app(standalone_mode=False)
     except OptionError as error:

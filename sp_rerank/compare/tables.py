@@ -211,14 +211,14 @@ def _draw_agreements(
 
 def _draw_best_of_n(axes: Axes, comparison: Comparison, names: dict[str, str]) -> None:
     colors = {name: f"C{place % 10}" for place, name in enumerate(comparison.scorers)}
-    labelled: list[str] = []
+    labeled: list[str] = []
     for run in comparison.runs:
         for scorer, curve in _shares(run):
-            new = scorer not in labelled
+            new = scorer not in labeled
             if new:
-                labelled.append(scorer)
+                labeled.append(scorer)
             axes.plot(
-                range(1, len(curve) + 1), curve, color=colors[scorer], label=str(len(labelled)) if new else None,
+                range(1, len(curve) + 1), curve, color=colors[scorer], label=str(len(labeled)) if new else None,
                 alpha=1 if len(comparison.runs) == 1 else 0.4,
             )  # fmt: skip
     axes.axhline(0, color="0.8", zorder=0)
@@ -226,8 +226,8 @@ def _draw_best_of_n(axes: Axes, comparison: Comparison, names: dict[str, str]) -
     whose = f"{names[pickers.pop()]}'s pick" if len(pickers) == 1 else "the pick of each run's first scorer"
     axes.set(xscale="log", xlabel="n candidates")
     axes.set_ylabel(plain(f"score of {whose}: from mean (0) to best (1)"), parse_math=False)
-    if labelled:
-        add_legend(axes, [names[scorer] for scorer in labelled], "by")
+    if labeled:
+        add_legend(axes, [names[scorer] for scorer in labeled], "by")
 
 
 def _shares(run: RunComparison) -> Iterator[tuple[str, list[float]]]:

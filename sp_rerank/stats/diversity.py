@@ -35,7 +35,7 @@ def diverse(
 ) -> list[int]:
     """Pick k candidates one by one, each good and unlike those before it: maximal marginal relevance.
 
-    Source: Carbonell and Goldstein 1998 (SIGIR), the candidate that maximises
+    Source: Carbonell and Goldstein 1998 (SIGIR), the candidate that maximizes
     lambda * relevance - (1 - lambda) * its greatest similarity to one that was picked. So that neither the scorer's
     scale nor that of its embeddings matters, relevance is the way from the mean candidate (0) to the best (1), and
     similarity the share of all pairs that are less alike (0..1): images of one prompt are all alike, and what counts

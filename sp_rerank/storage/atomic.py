@@ -59,7 +59,7 @@ def write(path: Path, data: bytes) -> None:
 def write_all(files: Mapping[Path, bytes]) -> None:
     """`write` each of several files of one folder, for little more than the time of one.
 
-    They are synced side by side, which a journalling file system turns into one transaction.
+    They are synced side by side, which a journaling file system turns into one transaction.
 
     Raises:
         StorageError: naming the first that cannot be written; each then holds its old or its new content.

@@ -1,4 +1,4 @@
-"""What a bench reports; the figures themselves are a machine's, and nobody's promise."""
+"""What a bench reports; the figures themselves are a machine's, and no test's promise."""
 
 import sys
 

@@ -96,9 +96,9 @@ def test_names_without_a_place_have_no_calibration():
 
 
 def test_images_that_nobody_tells_apart_tie_in_a_ranking(tmp_path):
-    greys = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (0, 100, 110, 255)]
-    assert [r.tie_group for r in rank(BrightnessScorer(), "x", greys)] == [1, 2, 3, 4]
+    grays = [Image.fromarray(np.full((4, 4, 3), level, np.uint8)) for level in (0, 100, 110, 255)]
+    assert [r.tie_group for r in rank(BrightnessScorer(), "x", grays)] == [1, 2, 3, 4]
     scorer = Weights(tmp_path)
     keep(scorer, calibration.calibrate([0.1, 0.1, -0.1, 0.1], [1, 1, 0, 0]), data="d")  # margin .063, 16 levels
-    ranked = rank(scorer, "x", greys)
+    ranked = rank(scorer, "x", grays)
     assert [(r.candidate.index, r.tie_group) for r in ranked] == [(3, 1), (2, 2), (1, 2), (0, 3)]

@@ -50,7 +50,7 @@ def shrink(name: str, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(open_clip, "get_model_config", lambda architecture: described)
 
 
-def randomise(network: torch.nn.Module) -> None:
+def randomize(network: torch.nn.Module) -> None:
     """Weights large enough that scores differ between images and prompts."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_clip_scores_as_open_clip(
     shrink(name, described, monkeypatch)
     vision, text = CLIPVisionCfg(**TINY["vision_cfg"]), CLIPTextCfg(**TINY["text_cfg"])
     theirs = CLIP(16, vision, text, quick_gelu=described["quick_gelu"]).eval()
-    randomise(theirs)
+    randomize(theirs)
     file = tmp_path / PUBLISHED[name].files[0]
     if file.suffix == ".safetensors":
         safetensors.torch.save_file(theirs.state_dict(), file)
@@ -114,7 +114,7 @@ def test_pickscore_scores_as_transformers(
             projection_dim=16,
         )
     ).eval()
-    randomise(theirs)
+    randomize(theirs)
     theirs.save_pretrained(tmp_path / "pickscore")
     files = [tmp_path / f"{number}.png" for number in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):

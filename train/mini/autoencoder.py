@@ -37,7 +37,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Differences of neighbouring pixels, across and down."""
+    """Differences of neighboring pixels, across and down."""
     return images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
 
 

@@ -1,7 +1,7 @@
 """Draws scenes of the mini world: a description in, an image and its truth out.
 
 Knows drawings, backgrounds and where things stand; knows nothing of models. An image is (64, 64, 3) uint8. A thousand
-scenes a second and core: drawings are rasterised once a size and style, then only pasted.
+scenes a second and core: drawings are rasterized once a size and style, then only pasted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sp_rerank.train.mini.grammar import BACKGROUNDS, Description, draw_descript
 SIDE = 64
 STYLES = ("noto", "fluent-emoji-flat", "fluent-emoji", "fxemoji")
 VARIANTS = 24  # of each background
-MASTER = 192  # pixels to which a drawing is rasterised before it is scaled down
+MASTER = 192  # pixels to which a drawing is rasterized before it is scaled down
 SIZES = {"one": (36, 46), "worn": (36, 42), "two": (25, 30), "three": (19, 23), "stacked": (25, 29)}
 
 
