@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import stats as scipy_stats  # pyright: ignore[reportMissingTypeStubs]
 
 from sp_rerank.stats import ranking
+
+stats: Any = scipy_stats  # scipy ships no types
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, special
+from scipy import optimize as scipy_optimize  # pyright: ignore[reportMissingTypeStubs]
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from sp_rerank.stats.agreement import Array, finite_pairs
+
+optimize: Any = scipy_optimize  # scipy ships no types
 
 BINS = 10
 STEEPEST = 1e12  # of the largest gap over the temperature; above it the temperature counts as 0
@@ -99,7 +103,7 @@ def _temperature(gap: Array, right: Array) -> float:
         return math.inf
     if slope(STEEPEST) >= 0:
         return 0.0
-    steepness = float(optimize.brentq(slope, 0, STEEPEST, maxiter=1000))  # pyright: ignore[reportArgumentType]
+    steepness = float(optimize.brentq(slope, 0, STEEPEST, maxiter=1000))
     return scale / steepness if steepness > 0 else math.inf  # a slope that is 0 but for rounding
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -99,7 +100,7 @@ def _relevance(scores: Sequence[float]) -> Array:
 
 def _cosines(rows: Array) -> Array:
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
-    return np.round(unit @ unit.T, DIGITS)
+    return cast("Array", np.round(unit @ unit.T, DIGITS))
 
 
 def _likeness(cosine: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sp_rerank.config import StopRules
 
@@ -39,9 +39,10 @@ def confidence(scores: Sequence[float], n: int, margin: float) -> float:
     spread = math.sqrt(sum((score - mean) ** 2 for score in finite) / (count - 1))
     if spread == 0:
         return 1.0
-    from scipy import stats  # two seconds of a CPU, which commands that only refuse an argument need not pay
+    from scipy import stats as scipy_stats  # pyright: ignore[reportMissingTypeStubs]  # two seconds of a CPU, which commands that only refuse an argument need not pay
 
     beyond = (max(finite) + margin - mean) / (spread * math.sqrt(1 + 1 / count))
+    stats: Any = scipy_stats  # scipy ships no types
     return max(plain, float(stats.t.cdf(beyond, count - 1)) ** left)
 
 
