@@ -99,7 +99,8 @@ def _relevance(scores: Sequence[float]) -> Array:
 
 def _cosines(rows: Array) -> Array:
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(float).tiny)
-    return np.round(unit @ unit.T, DIGITS)
+    cosines: Array = unit @ unit.T
+    return np.round(cosines, DIGITS)
 
 
 def _likeness(cosine: Array) -> Array:
