@@ -3,7 +3,7 @@
 Knows Stable Diffusion's call and how a diffusers pipeline is built, saved and loaded; knows nothing of denoising
 (the parent's), of batches and memory (`Sampler`) or of what a score is (`Scorer`). The file is self-contained: with
 `custom_pipeline=` diffusers copies it elsewhere and runs it there, so imports are absolute, nothing is read from
-beside it, and it holds one pipeline class only.
+beside it, and it holds one pipeline class only. That is why it is longer than other files.
 """
 
 import json
@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +29,17 @@ from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
 from sp_rerank.diffusion.loading import default_settings, model_of
 from sp_rerank.diffusion.sampler import Batch, Sampler
 from sp_rerank.errors import UsageError
+
+# diffusers looks for the class of a saved scorer among the modules that are imported already.
+from sp_rerank.scorers import aesthetic, blip, clip  # noqa: F401
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search.base import Strategy
 from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
 from sp_rerank.types import Scorer
+
+_AS_IT_IS: Any = object()
+"""In place of a precision: every module keeps its own."""
 
 # arguments that the sampler sets itself, from the text and the seeds
 _SET_BY_THE_SAMPLER = {
@@ -251,7 +257,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
         count = len(output.images)
         generator = arguments["generator"]
         generators = generator if isinstance(generator, list) else [generator]
-        seeds = [None if one is None else one.initial_seed() for one in generators]
+        seeds = [None if each is None else each.initial_seed() for each in generators]
         return BestOfNPipelineOutput(
             images=output.images,
             nsfw_content_detected=list(output.nsfw_content_detected or [False] * count),
@@ -344,11 +350,14 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
     ) -> list[_Finished]:
         """The best `chosen` candidates of one prompt, best first; of the others no more than a batch is held."""
         best: list[_Finished] = []
-        score = partial(self.scorer.score, prompt)
+
+        def score(images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(score_images(self.scorer, prompt, images))
+
         with closing(strategy(sampler, score, dict(enumerate(seeds)), top_k=chosen, prior={})) as seen:
-            for one in seen:
-                if one.stage is None:
-                    pool = best + _finished(one.batch, one.scores)
+            for scored in seen:
+                if scored.stage is None:
+                    pool = best + _finished(scored.batch, scored.scores)
                     best = [pool[i] for i in order([candidate.score for candidate in pool])[:chosen]]
                 if self.interrupt:
                     break
@@ -358,17 +367,42 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """A pipeline around the modules of another one, which costs no memory.
 
-        Unlike in diffusers, the precision stays that of the other pipeline's UNet rather than becoming float32, which
-        would convert the shared weights too. A scorer that is a torch module is cast to the same precision.
+        Unlike in diffusers, where all of it becomes float32, each module and the scorer keep their precision, which
+        they share with the other pipeline.
 
         Args:
             pipeline: any pipeline with Stable Diffusion's components.
-            **kwargs: `scorer`, by default the other pipeline's where it has one; components to replace; `dtype`.
+            **kwargs: `scorer`, by default the other pipeline's where it has one; components to replace; `dtype`, to
+                which all modules are converted, those of the other pipeline too.
         """
         kwargs.setdefault("scorer", getattr(pipeline, "scorer", None))
-        if "torch_dtype" not in kwargs and hasattr(pipeline, "unet"):
-            kwargs.setdefault("dtype", pipeline.unet.dtype)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = _AS_IT_IS
         return super().from_pipe(pipeline, **kwargs)  # pyright: ignore[reportReturnType]
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As in diffusers; the last step of `from_pipe` is one to a precision, which may be each module's own."""
+        if kwargs.get("dtype") is _AS_IT_IS:
+            return self
+        return super().to(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike | None, **kwargs: Any) -> Self:
+        """As in diffusers, but in float32 throughout where no precision is asked for.
+
+        transformers 5 would load a text encoder in the precision in which it is stored, beside a UNet in float32.
+        """
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """As in diffusers; without the scorer where there is none, so that they make a Stable Diffusion too."""
+        found = super().components
+        if found.get("scorer") is None:
+            found.pop("scorer", None)
+        return found
 
     def save_config(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write model_index.json, and this file beside it, so that plain `DiffusionPipeline.from_pretrained` finds it.
@@ -379,6 +413,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         index = Path(save_directory) / self.config_name
         written = json.loads(index.read_text(encoding="utf-8"))
+        written.pop("_name_or_path", None)  # a path of this machine
         written["_class_name"] = ["pipeline", StableDiffusionBestOfNPipeline.__name__]
         index.write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         shutil.copyfile(__file__, Path(save_directory) / "pipeline.py")
@@ -442,10 +477,21 @@ def _candidate_seeds(
     seed: int | None, generator: torch.Generator | list[torch.Generator] | None, count: int
 ) -> list[int]:
     """The seed of each candidate, so that any of them can be made again alone."""
+    seeds = _asked_seeds(seed, generator, count)
+    beyond = [seed for seed in seeds if not 0 <= seed < 2**64]
+    if beyond:
+        raise UsageError(
+            f"seed or generator: expected seeds from 0 to 2**64 - 1 for {count} candidates, got {beyond[0]}; "
+            "a generator of a negative seed counts from 2**64 down"
+        )
+    return seeds
+
+
+def _asked_seeds(seed: int | None, generator: torch.Generator | list[torch.Generator] | None, count: int) -> list[int]:
     if isinstance(generator, list):
         if len(generator) != count:
             raise UsageError(f"expected a generator for each of {count} candidates, got a list of {len(generator)}")
-        return [one.initial_seed() for one in generator]
+        return [each.initial_seed() for each in generator]
     if generator is not None:
         seed = generator.initial_seed()
     if seed is None:

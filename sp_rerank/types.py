@@ -85,7 +85,7 @@ class TextToImagePipeline(Protocol):
         """Precision of the weights."""
         ...
 
-    def __call__(self, *args: Any, **arguments: Any) -> Any:
+    def __call__(self, *args: object, **arguments: object) -> Any:
         """Make images; the output has `images`."""
         ...
 

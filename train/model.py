@@ -49,7 +49,7 @@ def random_base(recipe: Recipe) -> DualEncoder:
         quick_gelu=described.get("quick_gelu", False),
         preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
         score_scale=row.scale,
-        licence="none",
+        license="none",
         source="random weights",
     )
 

@@ -11,7 +11,7 @@ from sp_rerank.cli.console import Json, print_json, quiet, tell
 
 
 def list_scorers(context: typer.Context, as_json: Json = False) -> None:
-    """List the scorers: name, size, scale of the score, licence, whether the weights are here."""
+    """List the scorers: name, size, scale of the score, license, whether the weights are here."""
     if context.invoked_subcommand:
         return
     from sp_rerank.scorers import available_scorers
@@ -21,7 +21,7 @@ def list_scorers(context: typer.Context, as_json: Json = False) -> None:
             "name": entry.name,
             "size": entry.size,
             "scale": entry.scale,
-            "licence": entry.licence,
+            "license": entry.license,
             "here": entry.available(),
             "about": entry.summary,
         }

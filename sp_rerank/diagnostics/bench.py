@@ -1,6 +1,6 @@
 """Measures this machine: the ways to do one thing take turns in one run, and medians are compared.
 
-Knows no verdict. The machine drifts; a ratio of neighbors does not.
+Returns figures and judges nothing. The machine's speed drifts; the ratio of neighboring measurements does not.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PROMPT = "a lemon wearing sunglasses on the beach"
 PICTURE = 512  # pixels a side, of the images that `compare_score` scores
 
 
-def compare_generate(n: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+def compare_generate(n: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
     """Our whole command against (a) a plain loop and (b) a batched loop, each a process of its own, on the mini model.
 
     All three make n candidates on the CPU at the mini model's own steps, in the precision that `--dtype auto` takes,
     score them with the same scorer and save every image: start-up, loading and writing are in every figure.
 
     Args:
-        n: candidates.
-        rounds: of each way, in turn.
-        say: told each figure as it comes.
+        n: Number of candidates.
+        rounds: How often each way is measured, in turn.
+        progress: Called with a line for each figure as it comes.
 
     Returns:
         Seconds (median and all), ratios of neighbors (median), and our peak memory in MB.
@@ -59,7 +59,7 @@ def compare_generate(n: int, rounds: int, say: Callable[[str], None]) -> dict[st
                 took, peak = timed_process([*command, *folder])
                 memory[way] = max(peak, memory.get(way, 0))
                 seconds[way].append(took)
-                say(f"round {turn + 1} of {rounds}: {way}: {took:.1f} s, {peak:.0f} MB")
+                progress(f"round {turn + 1} of {rounds}: {way}: {took:.1f} s, {peak:.0f} MB")
     ours = seconds["sp-rerank"]
     return {
         "candidates": n,
@@ -118,7 +118,7 @@ for i, image in enumerate(images):
 """
 
 
-def compare_score(n: int, rounds: int, dtype: str, say: Callable[[str], None]) -> dict[str, Any]:
+def compare_score(n: int, rounds: int, dtype: str, progress: Callable[[str], None]) -> dict[str, Any]:
     """Our scoring against two others, and our preprocessing against Pillow, on ViT-L/14 with random weights.
 
     The others: (a) a loop in the style of hpsv2 1.2.0, with the model resident: each image on its own, its prompt
@@ -127,10 +127,10 @@ def compare_score(n: int, rounds: int, dtype: str, say: Callable[[str], None]) -
     is one.
 
     Args:
-        n: images.
-        rounds: of each way, in turn, after one that is not counted.
+        n: Number of images.
+        rounds: How often each way is measured, in turn, after one round that is not counted.
         dtype: "float32", "bfloat16" or "float16".
-        say: told each figure as it comes.
+        progress: Called with a line for each figure as it comes.
 
     Returns:
         Seconds (median) and ratios of neighbors (median).
@@ -154,7 +154,7 @@ def compare_score(n: int, rounds: int, dtype: str, say: Callable[[str], None]) -
         for way, call in ways.items():
             with torch.no_grad():
                 seconds[way].append(_time(call, device))
-            say(f"round {turn} of {rounds}: {way}: {seconds[way][-1]:.3f} s{'' if turn else ', not counted'}")
+            progress(f"round {turn} of {rounds}: {way}: {seconds[way][-1]:.3f} s{'' if turn else ', not counted'}")
     seconds = {way: took[1:] for way, took in seconds.items()}
     ours, pixels = seconds["sp-rerank"], seconds["our preprocessing"]
     return {
@@ -180,7 +180,7 @@ def _random_clip() -> DualEncoder:
     torch.manual_seed(0)
     return DualEncoder(
         name="random", embed_dim=shape["embed_dim"], vision_cfg=shape["vision_cfg"], text_cfg=shape["text_cfg"],
-        quick_gelu=True, preprocess=Preprocess(224).to_dict(), score_scale="cosine", licence="none", source="random",
+        quick_gelu=True, preprocess=Preprocess(224).to_dict(), score_scale="cosine", license="none", source="random",
     ).eval()  # fmt: skip
 
 

@@ -12,7 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check: what was looked at, what was found, and whether a run can live with it."""
+    """One check.
+
+    Attributes:
+        what: What was checked.
+        found: What was found.
+        sound: Whether a run can work with it.
+    """
 
     what: str
     found: str
@@ -38,7 +44,7 @@ def _device() -> str:
 
     device = find_device()
     model, _ = find_model("auto", device)
-    return f"{device}; --model auto is {model} in {str(find_dtype('auto', model, device)).removeprefix('torch.')}"
+    return f"{device}; the model auto is {model} in {str(find_dtype('auto', model, device)).removeprefix('torch.')}"
 
 
 def _image_model() -> str:
@@ -48,7 +54,7 @@ def _image_model() -> str:
     sampler = Sampler(load_pipeline("mini"), "a lemon", batch_size=1, guidance_scale=1.0, num_inference_steps=2)
     (batch,) = sampler.batches({0: 0})
     if not batch.images.isfinite().all():
-        raise ValueError("the embedded model draws what is not finite; install sp-rerank again")
+        raise ValueError("the embedded model makes images that are not finite; install sp-rerank again")
     return f"draws {batch.images.shape[-1]}x{batch.images.shape[-2]} pixels"
 
 

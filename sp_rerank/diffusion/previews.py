@@ -165,7 +165,7 @@ class Previews:
         return value
 
 
-def unscaled(latents: Tensor, config: Any) -> Tensor:
+def unscaled(latents: Tensor, config: object) -> Tensor:
     """Latents of a diffusion model, (b, c, h, w) or (b, c, 1, h, w), in the scale of their autoencoder, by `config`.
 
     Raises:

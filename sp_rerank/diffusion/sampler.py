@@ -20,7 +20,7 @@ from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
 from sp_rerank.diffusion.schedulers import check_steps
-from sp_rerank.errors import TryAgainError, is_out_of_memory
+from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,12 @@ EMBEDDINGS = {
     2: ("prompt_embeds", "negative_prompt_embeds"),
     4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
 }
+
+OPTIONS = {
+    *("pipe", "prompt", "call", "batch_size", "guidance_scale", "negative_prompt", "num_inference_steps"),
+    *("height", "width"),
+}
+"""What a run sets by options of its own."""
 
 ONE_AT_A_TIME = {"PRXPipeline"}
 """Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
@@ -91,7 +97,7 @@ class Sampler:
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         call: Callable[..., Any] | None = None,
-        **arguments: Any,
+        **arguments: object,
     ) -> None:
         self.pipe = pipe
         self.batch_size = batch_size
@@ -279,6 +285,11 @@ class Sampler:
 def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
     """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
     sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
+    taken = [name for name in config.pipe_kwargs if name in OPTIONS]
+    if taken:
+        raise OptionError(
+            "pipe_kwargs", taken[0], "further arguments of the pipeline; this one is an option of its own"
+        )
     return Sampler(
         pipe,
         config.prompt,

@@ -48,9 +48,9 @@ def check_steps(scheduler: Any, steps: int) -> None:
 def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
     """The finished latents that a model predicts, after `output = scheduler.step(model_output, timestep, sample)`.
 
-    Taken from the scheduler's output where it holds one; else computed from the noise level of
-    x_t = alpha x_0 + sigma e, by what the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv
-    2202.00512), or the flow's velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
+    Taken from the scheduler's output where it holds one; else from the noise level of x_t = alpha x_0 + sigma e, by
+    what the model predicts: e, x_0, v = alpha e - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512), or the flow's
+    velocity e - x_0 (Esser et al. 2024, arXiv 2403.03206).
 
     Returns:
         Like `sample`, in its dtype.

@@ -264,7 +264,7 @@ class _Loop:
 
         @functools.wraps(step)  # the pipeline reads its signature
         def watched(
-            model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, return_dict: bool = True, **more: Any
+            model_output: Tensor, timestep: Any, sample: Tensor, *args: object, return_dict: bool = True, **more: object
         ) -> Any:
             if takes_noise and not args:
                 # SD3 and Flux pass none, and a stochastic scheduler would draw what no seed determines

@@ -41,7 +41,7 @@ def find_denoiser(pipe: TextToImagePipeline) -> tuple[str, Any] | None:
     return None
 
 
-def make_twin(pipe: TextToImagePipeline, *, scheduler: Any = None, before: Before) -> Any:
+def make_twin(pipe: TextToImagePipeline, *, scheduler: object = None, before: Before) -> Any:
     """A copy of a pipeline for one call, at the cost of its scheduler's memory.
 
     Args:
@@ -79,7 +79,7 @@ def _twin(pipe: Any, copies: dict[int, Any], before: Before) -> Any:
     return twin
 
 
-def bind_call(call: Callable[..., Any], pipe: TextToImagePipeline, twin: Any) -> Callable[..., Any]:
+def bind_call(call: Callable[..., Any], pipe: TextToImagePipeline, twin: Callable[..., Any]) -> Callable[..., Any]:
     """What is called in place of `call`: the twin, or the same method of the twin.
 
     Raises:
@@ -111,7 +111,7 @@ class Denoiser:
     def __init__(self, denoiser: Callable[..., Any], before: Before) -> None:
         self._denoiser, self._before = denoiser, before
 
-    def __call__(self, *args: Any, **more: Any) -> Any:
+    def __call__(self, *args: object, **more: object) -> Any:
         """What the denoiser returns for the inputs that `before` lets through."""
         args, more = self._before(args, more)
         return self._denoiser(*args, **more)
@@ -126,7 +126,7 @@ class Tokenizer:
     def __init__(self, tokenizer: Callable[..., Any]) -> None:
         self._tokenizer = tokenizer
 
-    def __call__(self, *args: Any, **more: Any) -> Any:
+    def __call__(self, *args: object, **more: object) -> Any:
         """What the tokenizer returns."""
         with TOKENIZING:
             return self._tokenizer(*args, **more)
@@ -137,7 +137,7 @@ class Tokenizer:
 
 
 def _locked(method: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **more: Any) -> Any:
+    def call(*args: object, **more: object) -> Any:
         with TOKENIZING:
             return method(*args, **more)
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import SpRerankError, StorageError, UsageError, is_device_lost, is_out_of_memory
 from sp_rerank.scorers.published import PUBLISHED, Published, find
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Entry:
         summary: one line for people.
         size: of the weights, for people; "" where unknown.
         scale: of the scores, for people; "" where unknown. Scores compare images of one prompt only.
-        licence: of the weights; "" where unknown.
+        license: of the weights; "" where unknown.
         build: makes the scorer, given a device and a dtype.
         available: whether it can be built without a download.
     """
@@ -61,7 +61,7 @@ class Entry:
     summary: str
     size: str
     scale: str
-    licence: str
+    license: str
     build: Callable[[str, torch.dtype | None], Scorer]
     available: Callable[[], bool]
 
@@ -163,11 +163,30 @@ def _entry_of(point: EntryPoint) -> Entry:
     def build(device: str, dtype: torch.dtype | None) -> Scorer:
         try:
             builder = point.load()
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"scorer {point.name!r} of the package {package} does not import: {error}") from error
-        return builder(device=device, dtype=dtype)
+        except Exception as error:  # what a module of others does when it is imported
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package} does not import: {_brief(error)}"
+            ) from error
+        try:
+            scorer = builder(device=device, dtype=dtype)
+        except Exception as error:
+            if isinstance(error, SpRerankError) or is_out_of_memory(error) or is_device_lost(error):
+                raise
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package} cannot be built: {_brief(error)}"
+            ) from error
+        if not callable(getattr(scorer, "score", None)):
+            raise UsageError(
+                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score, "
+                f"got a {type(scorer).__name__}"
+            )
+        return scorer
 
     return Entry(point.name, f"plug-in of the package {package}", "", "", "", build, lambda: True)
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 _CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic"}
@@ -223,7 +242,7 @@ def _load_published(row: Published, device: str, dtype: torch.dtype | None) -> S
 
 
 def _published_entry(row: Published) -> Entry:
-    return Entry(row.name, row.summary, row.size, row.scale, row.licence, partial(_load_published, row), row.is_here)
+    return Entry(row.name, row.summary, row.size, row.scale, row.license, partial(_load_published, row), row.is_here)
 
 
 def _build_brightness(device: str, dtype: torch.dtype | None) -> Scorer:
@@ -240,7 +259,7 @@ _OWN = {
             summary=f"the checkpoint that {CHECKPOINT_VARIABLE} names, else hps-v2.1; sp@PLACE names one outright",
             size="",
             scale="its own",
-            licence="its own",
+            license="its own",
             build=_build_sp,
             available=lambda: bool(os.environ.get(CHECKPOINT_VARIABLE)) or PUBLISHED["hps-v2.1"].is_here(),
         ),
@@ -249,7 +268,7 @@ _OWN = {
             summary="a small CLIP trained on the mini world, embedded here",
             size="4 MB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=partial(_build_embedded, "clip-mini"),
             available=lambda: True,
         ),
@@ -258,7 +277,7 @@ _OWN = {
             summary="clip-mini after Stable Preference on simulated people, previews as copies; embedded here",
             size="4 MB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=partial(_build_embedded, "sp-mini"),
             available=lambda: True,
         ),
@@ -268,7 +287,7 @@ _OWN = {
             summary="mean brightness of the image; no model, for tests and first tries",
             size="none",
             scale="0..1",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             build=_build_brightness,
             available=lambda: True,
         ),

@@ -45,7 +45,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         quick_gelu: whether the activation is OpenAI's approximation, as it is in OpenAI's weights.
         preprocess: `Preprocess.to_dict()`.
         hidden_sizes: outputs of the linear layers but the last, which has one; [] in v1, [1024, 128, 64, 16] in v2.
-        licence: of the weights.
+        license: of the weights.
         source: where the weights come from.
 
     Raises:
@@ -61,7 +61,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         quick_gelu: bool,
         preprocess: dict[str, Any],
         hidden_sizes: list[int],
-        licence: str,
+        license: str,
         source: str,
     ):
         super().__init__()
@@ -81,7 +81,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
 
     @classmethod
     def from_original(
-        cls, head_state: dict[str, Tensor], clip: DualEncoder, *, name: str, source: str, licence: str
+        cls, head_state: dict[str, Tensor], clip: DualEncoder, *, name: str, source: str, license: str
     ) -> Self:
         """Put a published head on a copy of CLIP's image tower.
 
@@ -90,7 +90,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
             clip: the CLIP whose embeddings the head was trained on.
             name: of the new scorer, without its hash.
             source: where head and tower come from.
-            licence: of the weights.
+            license: of the weights.
 
         Raises:
             UsageError: if names or shapes are not those of a head on this CLIP.
@@ -105,7 +105,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
             )
         hidden_sizes = [len(head_state[f"{layer}weight"]) for layer in layers[:-1]]
         config = {key: clip.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu", "preprocess")}
-        scorer = cls(name=name, hidden_sizes=hidden_sizes, licence=licence, source=source, **config)
+        scorer = cls(name=name, hidden_sizes=hidden_sizes, license=license, source=source, **config)
         scorer.visual.load_state_dict(clip.clip.visual.state_dict())
         head = {
             f"{i}.{kind}": head_state[f"{layers[i]}{kind}"] for i in range(len(layers)) for kind in ("weight", "bias")

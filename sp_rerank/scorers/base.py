@@ -25,13 +25,14 @@ from sp_rerank.storage.atomic import sha256_of
 
 # Images or texts a pass: bounds the memory, and is large enough to keep a GPU busy.
 _PASS = 64
+_ONE_FILE = 10**15  # bytes
 
 
 class ScorerModel(ModelMixin, ConfigMixin):
     """A network that scores images for a prompt.
 
     A subclass has `forward(prompt, images)`, which scores with a gradient to the weights, and at least "name" and
-    "licence" in its configuration.
+    "license" in its configuration.
     """
 
     _file_sha256: str | None = None
@@ -94,11 +95,41 @@ class ScorerModel(ModelMixin, ConfigMixin):
         model.folder = folder
         return model
 
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        *args: Any,
+        safe_serialization: bool = True,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As in diffusers, into one safetensors file whatever `max_shard_size` says: its hash is the scorer's name.
+
+        Raises:
+            UsageError: if another format than safetensors is asked for, which would not be read back.
+        """
+        if not safe_serialization:
+            raise UsageError(
+                f"safe_serialization is False; expected True: the scorer {self.config['name']} is read from "
+                "safetensors only, because opening a pickle can run code"
+            )
+        super().save_pretrained(save_directory, *args, variant=variant, max_shard_size=_ONE_FILE, **kwargs)
+
     def to_json_string(self) -> str:
         """config.json as `save_pretrained` writes it, without the folder that diffusers noted when it loaded."""
         record = json.loads(super().to_json_string())
         record.pop("_name_or_path", None)  # a path of this machine, in a checkpoint that goes to others
         return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+    # Private to diffusers, but the only step through which every stored configuration passes.
+    @classmethod
+    def _dict_from_json_file(cls, json_file: Any, **kwargs: Any) -> dict[str, Any]:
+        """A stored configuration; the key "license" was spelled "licence" once."""
+        stored = super()._dict_from_json_file(json_file, **kwargs)
+        if "licence" in stored:
+            stored["license"] = stored.pop("licence")
+        return stored
 
     @classmethod
     def _shapes(cls, folder: Path) -> dict[str, tuple[int, ...]]:

@@ -60,7 +60,7 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
         preprocess: `Preprocess.to_dict()`.
         max_tokens: after which a prompt is cut, start and end included.
         vocabulary: the word pieces, those of bert-base-uncased (lower case) followed by [DEC] and [ENC].
-        licence: of the weights.
+        license: of the weights.
         source: where the weights come from.
 
     Raises:
@@ -77,7 +77,7 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
         preprocess: dict[str, Any],
         max_tokens: int,
         vocabulary: list[str],
-        licence: str,
+        license: str,
         source: str,
     ):
         super().__init__()
@@ -221,7 +221,7 @@ def from_original(
     head: str,
     name: str,
     source: str,
-    licence: str,
+    license: str,
     head_width: int = 64,
 ) -> BlipScorer:
     """A scorer out of the tensors of a published checkpoint, in the precision in which they are stored.
@@ -237,7 +237,7 @@ def from_original(
         head: "reward" or "itm".
         name: of the scorer.
         source: where the weights come from.
-        licence: of the weights.
+        license: of the weights.
         head_width: of one attention head in both towers; no shape tells it.
 
     Raises:
@@ -254,7 +254,7 @@ def from_original(
             preprocess=Preprocess(vision_cfg["image_size"], geometry=_GEOMETRY[head]).to_dict(),
             max_tokens=35,
             vocabulary=list(vocabulary),
-            licence=licence,
+            license=license,
             source=source,
         )
     check_tensors(shapes_of(tensors), shapes_of(scorer.state_dict()), name, "of a BLIP checkpoint with this head")

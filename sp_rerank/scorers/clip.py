@@ -42,7 +42,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         quick_gelu: whether the activation is OpenAI's approximation; the wrong one gives wrong scores silently.
         preprocess: `Preprocess.to_dict()`.
         score_scale: "cosine", in [-1, 1], or "logit", exp(logit_scale) * cosine.
-        licence: of the weights.
+        license: of the weights.
         source: where the weights come from.
         merges: BPE merges ("a b", best first) of a vocabulary of its own: 256 bytes, the same with </w>, the merges,
             <start_of_text>, <end_of_text>. None is CLIP's vocabulary, as shipped with open_clip.
@@ -63,7 +63,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         quick_gelu: bool,
         preprocess: dict[str, Any],
         score_scale: str,
-        licence: str,
+        license: str,
         source: str,
         merges: list[str] | None = None,
         text_cleaning: str = "ftfy",

@@ -41,6 +41,8 @@ _LARGEST_NETWORK, _LARGEST_HEAD = 10 * 10**9, 10**8
 # OpenAI's archives carry these as tensors; they are facts about the architecture, not weights.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 
+_LFS_POINTER = b"version https://git-lfs"
+
 _ADDED_TOKENS = ["[DEC]", "[ENC]"]
 """What BLIP appends to BERT's vocabulary, in its order; source: salesforce/BLIP, models/blip.py."""
 
@@ -113,6 +115,7 @@ def _checked_digest(file: Path, row: Published) -> str:
     """The SHA-256 of a file whose length is in order, and which is the published one where that one is known."""
     try:
         length = file.stat().st_size
+        _refuse_pointer(file)
         largest = _LARGEST_HEAD if row.form == "aesthetic" else _LARGEST_NETWORK
         if not file.is_file() or length > largest or (row.length and length != row.length):
             expected = f"{row.length} bytes" if row.length else f"a file of at most {largest} bytes"
@@ -128,6 +131,18 @@ def _checked_digest(file: Path, row: Published) -> str:
             f"got {digest}; fetch it again"
         )
     return digest
+
+
+def _refuse_pointer(file: Path) -> None:
+    """What a clone without git-lfs has in place of a large file."""
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise UsageError(
+                f"{file} is a git-lfs pointer, which only names the checkpoint; expected the file itself: run "
+                "`git lfs pull` where it comes from"
+            )
 
 
 def _is_conversion(folder: Path, row: Published, digest: str) -> bool:
@@ -156,8 +171,13 @@ def read_tensors(file: Path) -> State:
         StorageError: if it is damaged.
     """
     with file.open("rb") as opened:
-        head = opened.read(9)
-    if head[8:] == b"{":
+        head = opened.read(262)
+    if head[257:262] == b"ustar":
+        raise UsageError(
+            f"{file}: refused, for it is a tar archive of pickles, as PyTorch wrote them before 0.2; expected a state "
+            "dict as torch.save writes it now, or safetensors"
+        )
+    if head[8:9] == b"{":
         try:
             return safetensors.torch.load_file(file)
         except safetensors.SafetensorError as error:
@@ -273,7 +293,7 @@ def build_dual_encoder(state: State, described: dict[str, Any], row: Published, 
             quick_gelu=described.get("quick_gelu", False),
             preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
             score_scale=row.scale,
-            licence=row.licence,
+            license=row.license,
             source=source,
             text_cleaning="nfc" if row.form == "transformers" else "ftfy",
         )
@@ -295,7 +315,7 @@ def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
 
     head = "reward" if row.form == "image_reward" else "itm"
     state = read_tensors(file)
-    return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, licence=row.licence)
+    return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, license=row.license)
 
 
 def _vocabulary(file: Path, row: Published) -> list[str]:
@@ -319,7 +339,7 @@ def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
     head = read_tensors(file)
     clip: Any = load_scorer("clip-l")
     source = f"{source}, on the image tower of {clip.config['source']}"
-    return AestheticScorer.from_original(head, clip, name=row.name, source=source, licence=row.licence)
+    return AestheticScorer.from_original(head, clip, name=row.name, source=source, license=row.license)
 
 
 _BUILDERS: dict[str, Callable[[Path, Published, str], ScorerModel]] = {

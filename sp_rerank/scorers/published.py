@@ -1,6 +1,6 @@
-"""The published checkpoints, as data: what each is, where it lies, under which licence.
+"""The published checkpoints, as data: what each is, where it lies, under which license.
 
-Knows nothing of how a file is opened; importing it imports no model library. Licences are those that the place named
+Knows nothing of how a file is opened; importing it imports no model library. Licenses are those that the place named
 states, and "unknown" where it states none. Commits are those in which the file is known to lie.
 """
 
@@ -30,7 +30,7 @@ class Published:
         summary: one line for people.
         size: of the file, for people; "" where unknown.
         scale: of the scores; for a dual encoder "cosine" or "logit", for the others a range for people.
-        licence: of the weights.
+        license: of the weights.
         form: whose names the tensors bear.
         files: names in the repository, the best first; or the one name that the file has elsewhere.
         repo: of the model hub, "owner/name"; "" where no hub has it.
@@ -47,7 +47,7 @@ class Published:
     summary: str
     size: str
     scale: str
-    licence: str
+    license: str
     form: Form
     files: tuple[str, ...]
     repo: str = ""
@@ -121,7 +121,7 @@ def _open_clip(name: str) -> Published:
         summary=f"{architecture} of open_clip, weights {tag}",
         size="",
         scale="cosine",
-        licence="MIT" if tag == "openai" else "unknown",
+        license="MIT" if tag == "openai" else "unknown",
         form="open_clip",
         files=OPEN_CLIP_FILES,
         repo=released["hf_hub"].strip("/"),
@@ -143,7 +143,7 @@ PUBLISHED = {
             summary="OpenAI's CLIP ViT-L/14: does the image show the prompt",
             size="1.7 GB",
             scale="cosine",
-            licence="MIT",
+            license="MIT",
             form="open_clip",
             files=OPEN_CLIP_FILES[:1],
             repo="timm/vit_large_patch14_clip_224.openai",
@@ -155,7 +155,7 @@ PUBLISHED = {
             summary="LAION's CLIP ViT-H/14, trained on LAION-2B",
             size="3.9 GB",
             scale="cosine",
-            licence="MIT",
+            license="MIT",
             form="open_clip",
             files=OPEN_CLIP_FILES[:1],
             repo="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
@@ -167,7 +167,7 @@ PUBLISHED = {
             summary="Human Preference Score 1 (Wu et al. 2023, arXiv 2303.14420), from CLIP ViT-L/14",
             size="1.7 GB",
             scale="cosine",
-            licence="unknown",
+            license="unknown",
             form="open_clip",
             files=("hpc.pt",),
             url="https://github.com/tgxs002/align_sd#human-preference-classifier",
@@ -178,7 +178,7 @@ PUBLISHED = {
             summary="Human Preference Score 2 (Wu et al. 2023, arXiv 2306.09341), from CLIP ViT-H/14",
             size="2.0 GB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             form="open_clip",
             files=("HPS_v2_compressed.pt",),
             repo="xswu/HPSv2",
@@ -191,7 +191,7 @@ PUBLISHED = {
             summary="Human Preference Score 2.1, the same network trained on better data",
             size="2.0 GB",
             scale="cosine",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             form="open_clip",
             files=("HPS_v2.1_compressed.pt",),
             repo="xswu/HPSv2",
@@ -204,7 +204,7 @@ PUBLISHED = {
             summary="PickScore 1 (Kirstain et al. 2023, arXiv 2305.01569), from CLIP ViT-H/14",
             size="3.9 GB",
             scale="logit",
-            licence="unknown",
+            license="unknown",
             form="transformers",
             files=("model.safetensors",),
             repo="yuvalkirstain/PickScore_v1",
@@ -217,7 +217,7 @@ PUBLISHED = {
             summary="ImageReward 1.0 (Xu et al. 2023, arXiv 2304.05977), from BLIP large",
             size="1.8 GB",
             scale="about -2..2",
-            licence="Apache-2.0",
+            license="Apache-2.0",
             form="image_reward",
             files=("ImageReward.pt",),
             repo="THUDM/ImageReward",
@@ -231,7 +231,7 @@ PUBLISHED = {
             summary="BLIP large's image-text matching (Li et al. 2022, arXiv 2201.12086), fine-tuned on COCO",
             size="1.8 GB",
             scale="log-odds",
-            licence="BSD-3-Clause",
+            license="BSD-3-Clause",
             form="blip_itm",
             files=("model.safetensors",),
             repo="Salesforce/blip-itm-large-coco",
@@ -243,7 +243,7 @@ PUBLISHED = {
             summary="LAION's aesthetic predictor 1, a linear layer on clip-l; ignores the prompt",
             size="4 kB and clip-l",
             scale="about 1..10",
-            licence="MIT",
+            license="MIT",
             form="aesthetic",
             files=("sa_0_4_vit_l_14_linear.pth",),
             url="https://github.com/LAION-AI/aesthetic-predictor",
@@ -253,7 +253,7 @@ PUBLISHED = {
             summary="LAION's improved aesthetic predictor, five layers on clip-l; ignores the prompt",
             size="4 MB and clip-l",
             scale="about 1..10",
-            licence="unknown",
+            license="unknown",
             form="aesthetic",
             files=("sac+logos+ava1-l14-linearMSE.pth",),
             url="https://github.com/christophschuhmann/improved-aesthetic-predictor",

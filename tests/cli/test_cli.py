@@ -235,9 +235,9 @@ def test_scorers_are_listed(sp_rerank):
     assert code == 0
     rows = {row["name"]: row for row in json.loads(out)}
     assert rows.keys() >= {"sp", "clip-mini", "hps-v2.1", "image-reward", "aesthetic-v2"}
-    assert rows["hps-v2.1"].items() >= {"size": "2.0 GB", "scale": "cosine", "licence": "Apache-2.0"}.items()
+    assert rows["hps-v2.1"].items() >= {"size": "2.0 GB", "scale": "cosine", "license": "Apache-2.0"}.items()
     lines = sp_rerank("scorers")[1].splitlines()
-    assert lines[0].split() == ["name", "size", "scale", "licence", "here", "about"]
+    assert lines[0].split() == ["name", "size", "scale", "license", "here", "about"]
     assert [line.split()[0] for line in lines[1:]] == [*rows]
 
 

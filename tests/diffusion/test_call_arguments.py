@@ -12,9 +12,11 @@ from support.doubles import SeededPipe
 from support.pipelines import build
 from support.tiny import build_sd_pipeline
 
+from sp_rerank import generate
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.diffusion.schedulers import check_steps
 from sp_rerank.errors import UsageError
+from sp_rerank.scorers.brightness import BrightnessScorer
 
 
 def sampler_of(pipe: Any, **arguments: Any) -> Sampler:
@@ -46,6 +48,13 @@ def test_an_argument_that_the_pipeline_does_not_take():
 def test_an_argument_that_the_sampler_sets(name):
     with pytest.raises(UsageError, match=f"{name} is set for each batch by the sampler"):
         sampler_of(build_sd_pipeline(), **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "num_inference_steps", "batch_size", "height", "call"])
+def test_a_further_argument_that_is_an_option_of_the_run(name):
+    options = {"n": 1, "top_k": 1, "steps": 1, "pipe_kwargs": {name: 1}}
+    with pytest.raises(UsageError, match=f"pipe_kwargs is '{name}'; expected further arguments"):
+        generate("a lemon", pipe=SeededPipe(), scorer=BrightnessScorer(), **options)
 
 
 class Unguided(SeededPipe):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 MARK = "parity |"
 
@@ -13,3 +14,8 @@ def difference(scorer: str, original: str, ours: Any, theirs: Any) -> float:
     share = float(np.abs(ours - theirs).max() / theirs.std())
     print(f"\n{MARK} {scorer} | {original} | {theirs.size} | {theirs.std():.3g} | {share:.1e} |")
     return share
+
+
+def as_originals_read(image: Image.Image) -> Image.Image:
+    """RGB without a turn or a background: the originals look at no EXIF data and drop the transparency."""
+    return Image.fromarray(np.asarray(image.convert("RGB")))

@@ -86,7 +86,7 @@ def encoder() -> DualEncoder:
         quick_gelu=False,
         preprocess=Preprocess(16).to_dict(),
         score_scale="cosine",
-        licence="none",
+        license="none",
         source="random weights",
         merges=[],
     ).eval()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +24,13 @@ from diffusers import (
 from diffusers.callbacks import PipelineCallback
 from diffusers.utils import dynamic_modules_utils
 
+from sp_rerank.errors import UsageError
 from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
+from sp_rerank.scorers.aesthetic import AestheticScorer
+from sp_rerank.scorers.blip import ADDED_TOKENS, BlipScorer
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.scorers.preprocess import Preprocess
 
 FOLDER = Path(inspect.getfile(StableDiffusionBestOfNPipeline)).parent
 PROMPT = "a lemon on the beach"
@@ -384,3 +390,110 @@ def test_our_class_runs_no_code_of_a_folder(our_folder, expected, monkeypatch):
 def test_the_file_shows_one_pipeline_class():
     found = dynamic_modules_utils.find_pipeline_class(sys.modules["sp_rerank.pipelines.pipeline"])
     assert found is StableDiffusionBestOfNPipeline
+
+
+OPENS = """
+import sys
+import torch
+if sys.argv[1] == "stock":
+    from diffusers import DiffusionPipeline
+    pipe = DiffusionPipeline.from_pretrained(sys.argv[2], trust_remote_code=True)
+else:
+    from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
+    pipe = StableDiffusionBestOfNPipeline.from_pretrained(sys.argv[2])
+pipe.set_progress_bar_config(disable=True)
+print(pipe.scorer.name)
+out = pipe("a lemon", num_inference_steps=2, num_candidates=2, seed=0, height=16, width=16)
+print(out.scores)
+"""
+
+
+def tiny_blip():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "lemon", *ADDED_TOKENS]
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return BlipScorer(
+        name="tiny-blip",
+        vision_cfg={**size, "image_size": 16, "patch_size": 8},
+        text_cfg={**size, "encoder_hidden_size": 16, "vocab_size": len(pieces), "max_position_embeddings": 8},
+        head="itm",
+        preprocess=Preprocess(16, geometry="squash").to_dict(),
+        max_tokens=8,
+        vocabulary=pieces,
+        license="none",
+        source="random weights",
+    ).eval()
+
+
+def tiny_aesthetic(encoder):
+    torch.manual_seed(0)
+    config = {key: encoder.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu", "preprocess")}
+    return AestheticScorer(name="tiny-aesthetic", hidden_sizes=[4], license="none", source="random", **config).eval()
+
+
+@pytest.mark.parametrize("door", ["ours", "stock"])
+@pytest.mark.parametrize("kind", ["clip", "blip", "aesthetic"])
+def test_a_saved_folder_opens_in_a_new_process(components, encoder, tmp_path, kind, door, quiet):
+    scorer = {"clip": lambda: encoder, "blip": tiny_blip, "aesthetic": lambda: tiny_aesthetic(encoder)}[kind]()
+    pipe = quiet(StableDiffusionBestOfNPipeline(**components, scorer=scorer))
+    pipe.save_pretrained(tmp_path / "saved")
+    expected = pipe("a lemon", num_inference_steps=2, num_candidates=2, seed=0, height=16, width=16).scores
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OPENS, door, tmp_path / "saved"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    name, scores = result.stdout.splitlines()
+    assert name == scorer.name
+    assert json.loads(scores) == pytest.approx(expected, abs=1e-6)
+
+
+def test_without_a_precision_all_of_it_is_float32(components, encoder, tmp_path):
+    StableDiffusionBestOfNPipeline(**components, scorer=encoder).to(torch.float16).save_pretrained(tmp_path)
+    pipe = StableDiffusionBestOfNPipeline.from_pretrained(tmp_path)
+    kept = [pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype, pipe.scorer.dtype]
+    assert kept == [torch.float32] * 4
+    assert StableDiffusionBestOfNPipeline.from_pretrained(tmp_path, dtype=torch.float16).unet.dtype == torch.float16
+
+
+def test_from_pipe_converts_nothing(stock, encoder):
+    stock.to(torch.bfloat16)
+    stock.vae.to(torch.float32)
+    ours = StableDiffusionBestOfNPipeline.from_pipe(stock, scorer=encoder)
+    kept = [ours.unet.dtype, ours.text_encoder.dtype, ours.vae.dtype, ours.scorer.dtype]
+    assert kept == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+
+
+def test_a_saved_folder_in_shards_opens_with_its_scorer(components, encoder, expected, tmp_path):
+    ours = StableDiffusionBestOfNPipeline(**components, scorer=encoder)
+    ours.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards" / "unet").glob("*.safetensors"))) > 1
+    assert torch.equal(choose(StableDiffusionBestOfNPipeline.from_pretrained(tmp_path / "shards")), expected)
+
+
+def test_a_scorer_is_not_saved_as_a_pickle(components, encoder, tmp_path):
+    ours = StableDiffusionBestOfNPipeline(**components, scorer=encoder)
+    with pytest.raises(UsageError, match="safe_serialization is False; expected True: the scorer tiny"):
+        ours.save_pretrained(tmp_path, safe_serialization=False)
+
+
+def test_components_without_a_scorer_make_a_stable_diffusion(components):
+    ours = StableDiffusionBestOfNPipeline(**components)
+    assert StableDiffusionPipeline(**ours.components).unet is ours.unet
+    assert StableDiffusionBestOfNPipeline(**ours.components).scorer is None
+
+
+@pytest.mark.parametrize("asked", [{"seed": -1}, {"generator": -1}, {"seed": 2**64 - 1}])
+def test_seeds_that_no_generator_takes_are_refused(pipe, asked):
+    if "generator" in asked:
+        asked = {"generator": torch.Generator().manual_seed(asked["generator"])}
+    with pytest.raises(UsageError, match="expected seeds from 0 to"):
+        pipe(PROMPT, num_candidates=3, **asked, **CALL)
+
+
+def test_a_broken_scorer_is_named(components, quiet):
+    class Broken(BrightnessScorer):
+        def score(self, prompt, images):
+            return [1.0] * len(images)
+
+    with pytest.raises(UsageError, match="scorer brightness: expected a score for each of 2 images"):
+        quiet(StableDiffusionBestOfNPipeline(**components, scorer=Broken()))(PROMPT, num_candidates=2, seed=0, **CALL)

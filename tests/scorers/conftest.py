@@ -27,7 +27,7 @@ def make_encoder() -> Callable[..., DualEncoder]:
             "quick_gelu": False,
             "preprocess": Preprocess(64).to_dict(),
             "score_scale": "cosine",
-            "licence": "none",
+            "license": "none",
             "source": "random weights",
             "merges": MERGES,
         }

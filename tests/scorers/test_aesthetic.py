@@ -38,7 +38,7 @@ def original_head(version: str) -> nn.Module:
 
 def build(clip: DualEncoder, version: str = "v2") -> AestheticScorer:
     state = original_head(version).state_dict()
-    return AestheticScorer.from_original(state, clip, name=f"tiny-{version}", source="random weights", licence="none")
+    return AestheticScorer.from_original(state, clip, name=f"tiny-{version}", source="random weights", license="none")
 
 
 @pytest.fixture(params=["v1", "v2"])
@@ -154,7 +154,7 @@ def test_another_head_is_refused(change: Callable, fault: str, encoder: DualEnco
     state = original_head("v2").state_dict()
     change(state)
     with pytest.raises(UsageError, match=fault):
-        AestheticScorer.from_original(state, encoder, name="tiny", source="", licence="")
+        AestheticScorer.from_original(state, encoder, name="tiny", source="", license="")
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_another_head_is_refused(change: Callable, fault: str, encoder: DualEnco
 def test_a_configuration_that_contradicts_itself_is_refused(change: dict, fault: str, encoder: DualEncoder):
     config = {key: encoder.config[key] for key in ("name", "embed_dim", "vision_cfg", "quick_gelu", "preprocess")}
     with pytest.raises(UsageError, match=fault):
-        AestheticScorer(**(config | {"hidden_sizes": [], "licence": "", "source": ""} | change))
+        AestheticScorer(**(config | {"hidden_sizes": [], "license": "", "source": ""} | change))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from parity import make_image_reward as parity
-from parity.difference import difference
+from parity.difference import as_originals_read, difference
 from PIL import Image
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
@@ -20,7 +20,7 @@ from sp_rerank.scorers.preprocess import Preprocess
 GOLDEN = json.loads(parity.GOLDEN.read_text(encoding="utf-8"))
 VOCABULARY = GOLDEN["vocabulary"]
 PROMPTS = parity.PROMPTS
-OF = {"name": "tiny", "source": "random weights", "licence": "none", "head_width": parity.HEAD_WIDTH}
+OF = {"name": "tiny", "source": "random weights", "license": "none", "head_width": parity.HEAD_WIDTH}
 EDGE = 64
 
 
@@ -65,7 +65,7 @@ def make_scorer() -> Callable[..., BlipScorer]:
             "preprocess": {"size": EDGE},
             "max_tokens": 35,
             "vocabulary": VOCABULARY,
-            "licence": "none",
+            "license": "none",
             "source": "random weights",
         }
         scorer = BlipScorer(**(settings | changes)).eval()
@@ -89,7 +89,8 @@ def images(count: int = 5) -> torch.Tensor:
 
 def scores_of(scorer: BlipScorer, pictures: dict[str, Image.Image]) -> torch.Tensor:
     """(prompts, images)"""
-    return torch.stack([scorer.score(text, list(pictures.values())) for text in PROMPTS.values()])
+    plain = [as_originals_read(image) for image in pictures.values()]
+    return torch.stack([scorer.score(text, plain) for text in PROMPTS.values()])
 
 
 def test_images_and_prompts_are_those_of_the_golden_file(pictures: dict[str, Image.Image]):
@@ -253,7 +254,7 @@ def test_the_stored_precision_is_kept(published: dict[str, torch.Tensor]):
 def test_the_published_size_has_the_original_names_and_shapes():
     state = {key: torch.empty(shape, device="meta") for key, shape in GOLDEN["full_shapes"].items()}
     vocabulary = [*VOCABULARY, *(f"piece{i}" for i in range(30524 - len(VOCABULARY)))]
-    scorer = from_original(state, vocabulary, head="reward", name="image-reward", source="none", licence="none")
+    scorer = from_original(state, vocabulary, head="reward", name="image-reward", source="none", license="none")
     vision, text = scorer.config["vision_cfg"], scorer.config["text_cfg"]
     assert (vision["image_size"], vision["patch_size"], vision["num_attention_heads"]) == (224, 16, 16)
     assert (vision["num_hidden_layers"], text["num_hidden_layers"], text["num_attention_heads"]) == (24, 12, 12)

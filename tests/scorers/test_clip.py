@@ -265,3 +265,13 @@ def test_a_configuration_that_contradicts_itself_is_refused(
 ):
     with pytest.raises(UsageError, match=fault):
         make_encoder(**change)
+
+
+def test_a_configuration_of_the_old_spelling_is_read(encoder: DualEncoder, tmp_path: Path):
+    encoder.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    assert '"license": "none"' in file.read_text()
+    file.write_text(file.read_text().replace('"license"', '"licence"'))
+    loaded = DualEncoder.from_pretrained(tmp_path)
+    assert loaded.config["license"] == "none"
+    assert loaded.name == encoder.name

@@ -1,8 +1,10 @@
 """Published files of every form, small and random: converted, refused, found again by name."""
 
 import hashlib
+import io
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from sp_rerank.scorers import convert as convert_module
 from sp_rerank.scorers import load_scorer
 from sp_rerank.scorers.check import check_scorer
 from sp_rerank.scorers.clip import DualEncoder
-from sp_rerank.scorers.convert import checkpoint_name, convert
+from sp_rerank.scorers.convert import checkpoint_name, convert, read_tensors
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.scorers.published import PUBLISHED, find
 from sp_rerank.storage.hub import fetch_file
@@ -54,7 +56,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def original() -> DualEncoder:
     torch.manual_seed(0)
     encoder = DualEncoder(
-        name="original", preprocess=Preprocess(224).to_dict(), score_scale="cosine", licence="", source="", **TINY
+        name="original", preprocess=Preprocess(224).to_dict(), score_scale="cosine", license="", source="", **TINY
     )
     return encoder.eval()
 
@@ -110,7 +112,7 @@ def test_what_a_converted_folder_holds(checkpoint: Path, cache: Path):
     config = json.loads((folder / "config.json").read_text())
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert config["source"] == f"HPS_v2.1_compressed.pt, sha256 {digest}"
-    assert (config["name"], config["licence"], config["score_scale"]) == ("hps-v2.1", "Apache-2.0", "cosine")
+    assert (config["name"], config["license"], config["score_scale"]) == ("hps-v2.1", "Apache-2.0", "cosine")
     assert config["preprocess"]["geometry"] == "longest_edge_pad"
     assert config["quick_gelu"] is True
 
@@ -414,3 +416,20 @@ def test_blip_without_a_vocabulary_asks_for_it(blip: Path):
     blip.with_name("vocab.txt").unlink()
     with pytest.raises(HubUnavailableError, match=r"hf download Salesforce/blip-itm-large-coco vocab.txt"):
         convert(blip, "blip-itm")
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path):
+    file = tmp_path / "HPS_v2.1_compressed.pt"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1972000000\n")
+    with pytest.raises(UsageError, match=r"is a git-lfs pointer.*git lfs pull"):
+        convert(file, "hps-v2.1")
+
+
+def test_an_old_tar_archive_is_refused_without_advice_to_open_it_all_the_same(tmp_path: Path):
+    file = tmp_path / "old.pt"
+    with tarfile.open(file, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(UsageError, match="tar archive of pickles") as caught:
+        read_tensors(file)
+    assert "weights_only" not in str(caught.value)

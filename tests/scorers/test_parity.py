@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.transform import image_transform
-from parity.difference import difference
+from parity.difference import as_originals_read, difference
 from parity.full_size import VIT_H
 from PIL import Image
 from support import tiny
@@ -71,7 +71,7 @@ def test_hps_v2_scores_as_hpsv2x(name: str, antialias: bool, tmp_path: Path, mon
     torch.save({"state_dict": {**state, "token_embedding.weight": embedding}}, file)
     scorer = load_scorer(f"sp@{convert(file, name)}")
     theirs = HPS["scores" if antialias else "scores without antialias"]
-    images = [Image.open(GOLDEN / "images" / f"hps_{image}.png") for image in theirs]
+    images = [as_originals_read(Image.open(GOLDEN / "images" / f"hps_{image}.png")) for image in theirs]
     ours = np.stack([scorer.score(prompt, images) for prompt in PROMPTS], axis=1)
     label = name if antialias else f"{name}, antialias off"
     assert difference(label, "hpsv2x 1.2.0", ours, [*theirs.values()]) <= 1e-4

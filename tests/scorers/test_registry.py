@@ -38,6 +38,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: our-plugin\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[sp_rerank.scorers]\nour-scorer = our_plugin:build\nbrightness = our_plugin:build\nbroken = no_such_module:x\n"
+        "raises = our_plugin:raises\nnothing = our_plugin:nothing\n"
     )
     (site / "our_plugin.py").write_text(
         dedent("""
@@ -48,6 +49,12 @@ def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
             def build(device, dtype):
                 return OurScorer()
+
+            def raises(device, dtype):
+                raise KeyError("weights")
+
+            def nothing(device, dtype):
+                return None
         """)
     )
     monkeypatch.syspath_prepend(site)
@@ -65,7 +72,7 @@ def test_every_scorer_of_the_papers_tables_has_a_row(tmp_path: Path):
     table = {entry.name: entry for entry in available_scorers()}
     names = ("clip-l", "clip-h", "hps-v1", "hps-v2", "hps-v2.1", "pickscore", "image-reward", "blip-itm")
     for name in (*names, "aesthetic-v1", "aesthetic-v2"):
-        assert table[name].summary and table[name].size and table[name].scale and table[name].licence
+        assert table[name].summary and table[name].size and table[name].scale and table[name].license
         assert not table[name].available()
     assert not table["sp"].available()
     assert list(tmp_path.iterdir()) == []  # asking makes no folder
@@ -186,3 +193,15 @@ def test_other_packages_do_not_replace_ours(plugin: Path):
 def test_a_plugin_that_does_not_import_is_named(plugin: Path):
     with pytest.raises(UsageError, match=r"'broken' of the package our-plugin does not import: .*no_such_module"):
         load_scorer("broken")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("raises", "'raises' of the package our-plugin cannot be built: KeyError: 'weights'"),
+        ("nothing", "'nothing' of the package our-plugin: expected an object with .* a method score, got a NoneType"),
+    ],
+)
+def test_a_plugin_that_builds_no_scorer_is_named(plugin: Path, name: str, said: str):
+    with pytest.raises(UsageError, match=said):
+        load_scorer(name)

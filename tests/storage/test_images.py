@@ -332,11 +332,11 @@ def test_damaged_exif_changes_no_pixel(tmp_path):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_16_bits_are_scaled_in_either_order_of_the_bytes(order):
-    size = (3, 1)
+    size = (4, 1)
     wide = Image.frombytes(
-        "I;16B" if order == ">" else "I;16", size, np.array([0, 32768, 65535], order + "u2").tobytes()
+        "I;16B" if order == ">" else "I;16", size, np.array([0, 200, 32768, 65535], order + "u2").tobytes()
     )
-    assert list(np.asarray(images.to_rgb(wide))[0, :, 0]) == [0, 128, 255]
+    assert list(np.asarray(images.to_rgb(wide))[0, :, 0]) == [0, 1, 128, 255]
 
 
 def test_32_bits_have_no_white_in_either_door():

@@ -29,7 +29,7 @@ def make_encoder(dropout: float = 0.0, **changes: Any) -> DualEncoder:
         "quick_gelu": False,
         "preprocess": Preprocess(32).to_dict(),
         "score_scale": "cosine",
-        "licence": "none",
+        "license": "none",
         "source": "random weights",
         "merges": MERGES,
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Tiny random pipelines of every family of diffusers' text-to-image mapping that can be built without a download.
 
 Text encoders and tokenizers are stand-ins of the right interface: what matters here is the pipeline's own loop.
+The file is long because it is a list: one short builder a family.
 """
 
 from __future__ import annotations
@@ -182,13 +183,13 @@ def build_auraflow() -> Any:
     )  # fmt: skip
 
 
-def build_flux_class(name: str, **more: Any) -> Any:
+def build_flux_class(name: str, **settings: Any) -> Any:
     tokenizer = build_tokenizer()
-    arguments = flux_settings(pooled_projection_dim=32, guidance_embeds=True)
+    arguments = flux_settings(pooled_projection_dim=32, guidance_embeds=True, **settings)
     return getattr(diffusers, name)(
         transformer=diffusers.FluxTransformer2DModel(**arguments).eval(), scheduler=flow(), vae=build_shifted_vae(),
         text_encoder=build_text_encoder(tokenizer).eval(), tokenizer=tokenizer,
-        text_encoder_2=build_t5(), tokenizer_2=build_byte_tokenizer(), **more,
+        text_encoder_2=build_t5(), tokenizer_2=build_byte_tokenizer(),
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def build_clip() -> DualEncoder:
         quick_gelu=False,
         preprocess=Preprocess(size=SIDE, mean=(MEAN, MEAN, MEAN), std=(STD, STD, STD)).to_dict(),
         score_scale="cosine",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source="trained on scenes of the mini world, sp_rerank.train.mini.clip",
         merges=own,
     )
