@@ -4,6 +4,9 @@ The statistics are scipy's. Scores that are not finite are compared with nothing
 figure that is not defined (one score, all of them equal) is NaN.
 """
 
+# scipy has no stubs
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import math

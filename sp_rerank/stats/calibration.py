@@ -3,6 +3,9 @@
 P(a preferred to b) = sigmoid((S(a) - S(b)) / temperature).
 """
 
+# scipy has no stubs
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,9 @@
 Knows scores and budgets. Knows nothing of how candidates are made.
 """
 
+# scipy has no stubs
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import math
