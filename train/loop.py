@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sp_rerank.errors import NothingUsableError, StorageError
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.storage.atomic import locked, recover_folder, replace_folder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.distributed import any_process, current, device, summed
@@ -122,7 +123,7 @@ def train(
 
     Raises:
         UsageError: if the folder holds something else, or a run with another recipe or other data.
-        FolderBusyError: if another process trains in it.
+        FolderBusyError: if another process writes to it.
         NothingUsableError: if too many images cannot be read, or the loss stays not finite.
         StorageError: if something cannot be written, or the checkpoints are damaged.
         KeyboardInterrupt: after `stop`.
@@ -137,7 +138,7 @@ def train(
     }
     checkpoints.check_folder(out, identity, resume)
     processes.wait_for_everyone()
-    with checkpoints.locked(out) if processes.is_main_process else nullcontext():
+    with locked(out) if processes.is_main_process else nullcontext():
         if processes.is_main_process:
             checkpoints.begin(out, identity)
         processes.wait_for_everyone()
@@ -215,7 +216,7 @@ class _Trainer:
         recipe, state = self._recipe, self.state
         for name in ("best", "last"):
             if self._processes.is_main_process:
-                checkpoints.recover_folder(self._out / name)
+                recover_folder(self._out / name)
         if state.step == 0 and self._validation and state.first_accuracy is None:
             state.first_accuracy = self._validated(tracker)
         for step, batch in self._loader.batches(state.step, recipe.steps):
@@ -273,7 +274,7 @@ class _Trainer:
                 source=f"{identity['base']} trained with the recipe {recipe.name} (sha256 {recipe.sha256}) "
                 f"on preferences (sha256 {identity['data']}), step {self.state.step}",
             )
-            checkpoints.replace_folder(self._out / name, self._scorer.save_pretrained)
+            replace_folder(self._out / name, self._scorer.save_pretrained)
         self._processes.wait_for_everyone()
 
     def _save(self) -> None:

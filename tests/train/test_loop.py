@@ -186,7 +186,7 @@ def test_a_run_of_a_newer_version_is_refused(tmp_path: Path, groups: list):
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path, groups: list):
-    with FileLock(tmp_path / ".lock"), pytest.raises(FolderBusyError, match="another process trains in it"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(FolderBusyError, match="another process is writing there"):
         train(make_recipe(), groups, scorer=make_encoder(), out=tmp_path)
     assert tree(tmp_path) == {}
 
