@@ -8,18 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sp_rerank.stats import agreement
-from sp_rerank.stats.agreement import Calibration, Estimate
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.calibration import Calibration, calibrate
 from sp_rerank.train.preferences import split_groups
-
-if TYPE_CHECKING:
-    pass
-
 from sp_rerank.train.scores import Array, ScoredGroup
 
 CLEAR = 3
@@ -183,13 +179,13 @@ def _annotators(group: ScoredGroup) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def calibration(scored: Sequence[ScoredGroup]) -> Calibration:
-    """Of all pairs, ties as half a preference for each side; see `sp_rerank.stats.agreement.calibrate`.
+    """Of all pairs, ties as half a preference for each side; see `sp_rerank.stats.calibration.calibrate`.
 
     Where single annotators are known, each of their choices counts, not the order that was made of them: the question
     is how likely one person is to agree.
     """
     gaps, labels = zip(*(_choices(group) for group in scored), strict=True)
-    return agreement.calibrate(np.concatenate(gaps), np.concatenate(labels))
+    return calibrate(np.concatenate(gaps), np.concatenate(labels))
 
 
 def _choices(group: ScoredGroup) -> tuple[Array, Array]:
