@@ -20,11 +20,11 @@ from sp_rerank.errors import UsageError
 from sp_rerank.report.tables import new_figure, table, to_svg
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.layout import CONFIG
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import storage_errors
 from sp_rerank.train.preferences import ImageReader, ImageSource
-from sp_rerank.train.scores import ask
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
@@ -191,7 +191,7 @@ def _scores(scorer: Scorer, made: Sequence[Made], reader: ImageReader, batch_siz
         batch = made[start : start + batch_size]
         scores = [one.scores.get(scorer.name) for one in batch]
         opened = {i: image for i, s in enumerate(scores) if s is None and (image := reader.read(batch[i].image))}
-        taken = ask(scorer, [batch[i].prompt for i in opened], list(opened.values())) if opened else []
+        taken = score_images(scorer, [batch[i].prompt for i in opened], list(opened.values()))
         fresh = dict(zip(opened, taken, strict=True))
         for i, score in enumerate(scores):
             yield fresh.get(i, math.nan) if score is None else score

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sp_rerank.errors import NothingUsableError, StorageError
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage.atomic import locked, recover_folder, replace_folder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
@@ -151,7 +152,8 @@ def train(
 def validate(
     scorer: DualEncoder, groups: Sequence[PreferenceGroup], share: tuple[int, int] = (0, 1)
 ) -> tuple[int, int]:
-    """How many strict pairs the scorer orders rightly, and of how many; a predicted tie is wrong.
+    """How many strict pairs the scorer orders rightly, and of how many; a predicted tie is wrong, and so is a pair
+    with a score that is not finite.
 
     Args:
         scorer: in evaluation mode.
@@ -162,11 +164,11 @@ def validate(
     reader = ImageReader()
     for group in groups[share[0] :: share[1]]:
         opened = {i: image for i, source in enumerate(group.images) if (image := reader.read(source)) is not None}
-        scores = dict(zip(opened, scorer.score(group.prompt, list(opened.values())).tolist(), strict=True))
+        scores = dict(zip(opened, score_images(scorer, group.prompt, list(opened.values())), strict=True))
         for pair in group.pairs:
             if pair.label != 0.5 and pair.first in scores and pair.second in scores:
                 gap = scores[pair.first] - scores[pair.second]
-                right += gap != 0 and (gap > 0) == (pair.label > 0.5)
+                right += gap > 0 if pair.label > 0.5 else gap < 0
                 total += 1
     return right, total
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.errors import NothingUsableError
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.train.preferences import ImageReader, Pair, PreferenceGroup
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def score_groups(
         progress: Called with the number of images done so far.
 
     Raises:
-        UsageError: if the scorer does not give a score for each image.
+        UsageError: naming the scorer, if it raises an error or does not give a score for each image.
     """
     waiting: deque[tuple[PreferenceGroup, list[int], list[float]]] = deque()
     batch: list[_Asked] = []
@@ -102,21 +102,9 @@ _Asked = tuple[list[float], str, "Image.Image"]
 
 
 def _answer(scorer: Scorer, batch: Sequence[_Asked]) -> None:
-    scores = ask(scorer, [prompt for _, prompt, _ in batch], [image for _, _, image in batch])
+    scores = score_images(scorer, [prompt for _, prompt, _ in batch], [image for _, _, image in batch])
     for (place, _, _), score in zip(batch, scores, strict=True):
         place.append(score)
-
-
-def ask(scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
-    """The score of each image for its prompt; NaN where it is not finite.
-
-    Raises:
-        UsageError: if the scorer does not give a score for each image.
-    """
-    scores = [float(score) for score in scorer.score(prompts, images)]
-    if len(scores) != len(images):
-        raise UsageError(f"scorer {scorer.name}: expected a score for each of {len(images)} images, got {len(scores)}")
-    return [score if math.isfinite(score) else math.nan for score in scores]
 
 
 def _finished(

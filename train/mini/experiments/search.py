@@ -33,6 +33,7 @@ from sp_rerank.config import EXHAUSTIVE, FAST, STEERING, GenerationOptions, Sear
 from sp_rerank.report.tables import new_figure, percent, to_svg
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search import planner
 from sp_rerank.search.planner import Promise, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
@@ -127,7 +128,7 @@ def judged(folder: Path, judge: Judge) -> RunDir:
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
     images = [run.read_image(index) for index in range(run.n)]
-    scores = judge.score(run.config.prompt, images).tolist()
+    scores = score_images(judge, run.config.prompt, images)
     return add_scores(folder, {judge.name: dict(enumerate(scores))})
 
 
