@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sp_rerank.errors import UsageError
-from sp_rerank.report.tables import new_figure, percent, table, to_svg
+from sp_rerank.report.tables import add_legend, new_figure, percent, table, to_svg
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
@@ -157,8 +157,8 @@ def markdown(results: Sequence[Robustness]) -> str:
     """A table a data set: a row a scorer and ratio."""
     text = "HP&CC: mirrored, and the center cropped to a side ratio; figures in % [95 % interval over prompts]\n"
     head = ["scorer", "images", "accuracy", "order flips", "mean shift / std", "Kendall tau", f"top-{TOP_K} overlap"]
-    for name in dict.fromkeys(one.data for one in results):
-        rows = [(one.scorer, row) for one in results if one.data == name for row in one.rows]
+    for name in dict.fromkeys(result.data for result in results):
+        rows = [(result.scorer, row) for result in results if result.data == name for row in result.rows]
         text += f"\n{name}\n\n" + table(head, [[scorer, *_cells(row)] for scorer, row in rows])
     return text
 
@@ -175,9 +175,8 @@ def sensitivity_plot(results: Sequence[Robustness]) -> bytes:
     """Accuracy by side ratio as SVG; the images as they are stand at the left."""
     figure = new_figure()
     axes = figure.add_subplot(ylabel="accuracy, %")
-    for one in results:
-        names = ["as they are" if row.ratio is None else f"HP&CC {row.ratio:g}" for row in one.rows]
-        label = f"{one.scorer.split('@')[0]}, {one.data}"
-        axes.plot(names, [100 * row.accuracy.value for row in one.rows], marker="o", label=label)
-    axes.legend()
+    for number, result in enumerate(results):
+        views = ["as they are" if row.ratio is None else f"HP&CC {row.ratio:g}" for row in result.rows]
+        axes.plot(views, [100 * row.accuracy.value for row in result.rows], marker="o", label=str(number))
+    add_legend(axes, [f"{result.scorer.split('@')[0]}, {result.data}" for result in results], "scorer, data")
     return to_svg(figure)
