@@ -122,6 +122,6 @@ def _finished(
                 prompt=group.prompt,
                 pairs=pairs,
                 ranks=None if group.ranks is None else tuple(group.ranks[i] for i in kept),
-                annotations=tuple(tuple(one[i] for i in kept) for one in group.annotations),
+                annotations=tuple(tuple(annotation[i] for i in kept) for annotation in group.annotations),
                 scores=np.array(scores).reshape(len(kept), views).T,
             )

@@ -131,7 +131,7 @@ class TrainStep:
             else [torch.zeros_like(leaf) for leaf in leaves]
             for term in terms
         ]
-        images, texts, scale = (one + other for one, other in zip(*gradients, strict=True))
+        images, texts, scale = (part + other for part, other in zip(*gradients, strict=True))
         encoding.backward(images, texts)
         self._scorer.clip.logit_scale.grad = scale
         return summed(torch.stack([i.square().sum() + t.square().sum() for i, t, _ in gradients])).sqrt()
