@@ -39,9 +39,9 @@ class Margins:
     """Micro accuracy by how much better people found the better image.
 
     Attributes:
-        table: by the difference of the ranks.
-        similar: of pairs at most 1 rank apart.
-        clear: of pairs at least CLEAR ranks apart.
+        table: Accuracy by the difference of the ranks.
+        similar: Accuracy on pairs at most 1 rank apart.
+        clear: Accuracy on pairs at least CLEAR ranks apart.
     """
 
     table: tuple[Margin, ...]
@@ -56,8 +56,8 @@ class TieRule:
     Attributes:
         threshold: of |S_first - S_second|, chosen on the validation prompts. Pick-a-Pic's is one of |p0 - p1|, which
             rises with the gap and so predicts the same ties.
-        accuracy: on the other prompts.
-        validation_pairs: on which the threshold was chosen.
+        accuracy: Accuracy on the other prompts.
+        validation_pairs: Number of pairs on which the threshold was chosen.
     """
 
     threshold: float
@@ -207,9 +207,9 @@ class ComparedPairs:
         gap: score of the first less that of the second.
         label: as in `Pair`.
         apart: difference of the ranks, NaN where there are none.
-        strict: whether people preferred one.
-        right: whether that one scores strictly higher.
-        equal: whether the scores are equal.
+        strict: Whether people preferred one.
+        right: Whether that one scores strictly higher.
+        equal: Whether the scores are equal.
     """
 
     gap: Array

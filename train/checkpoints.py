@@ -52,9 +52,9 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     """Refuse a folder of something else, before anything is written.
 
     Args:
-        out: of the run.
-        identity: what makes a run the same: "schema", "recipe", "base", "data", "validation".
-        resume: whether a run with this identity may be there already.
+        out: Folder of the run.
+        identity: What makes a run the same: "schema", "recipe", "base", "data", "validation".
+        resume: Whether a run with this identity may be there already.
 
     Raises:
         UsageError: if something else is there, or such a run and `resume` is False.

@@ -37,8 +37,8 @@ class Generator:
     """What made images, and its mean score under two scorers.
 
     Attributes:
-        name: of the model, with its settings.
-        scores: by each scorer, in its own scale: the mean over prompts of the mean over a prompt's images.
+        name: Name of the model, with its settings.
+        scores: Score by each scorer, in its own scale: the mean over prompts of the mean over a prompt's images.
         images: that went into it.
     """
 
@@ -52,9 +52,9 @@ class Correlation:
     """Whether two scorers agree about which generator is better.
 
     Attributes:
-        scorers: their names.
+        scorers: Names of the scorers.
         prompts: that every generator has images of; the others do not count, for scores compare within prompts only.
-        generators: a point each.
+        generators: The generators, a point each.
         pearson: over the points, with an interval from resampling them.
         spearman: The rank correlation over the points, with such an interval.
     """
@@ -130,9 +130,9 @@ def correlate(
 
     Args:
         scorers: two different ones.
-        made: by at least three generators.
-        batch_size: images scored at once.
-        seed: of the bootstrap over generators.
+        made: Images by at least three generators.
+        batch_size: Number of images scored at once.
+        seed: Seed of the bootstrap over generators.
         progress: Called with the number of images done, by both scorers together.
 
     Raises:

@@ -84,9 +84,9 @@ class Outcome:
         folder: of the scorer to use: the best validation step's, or the last one's where nothing was validated.
         steps: that were made.
         first_accuracy: of the scorer that it started from, on the validation pairs; None without any.
-        best_step: with the best accuracy.
-        best_accuracy: at that step.
-        skipped: images that could not be read, by this process since it was started.
+        best_step: Step with the best accuracy.
+        best_accuracy: Accuracy at that step.
+        skipped: Number of images that could not be read, by this process since it was started.
     """
 
     folder: Path
@@ -112,11 +112,11 @@ def train(
     """Train a scorer in place and write it to a folder.
 
     Args:
-        recipe: how.
-        groups: to learn from.
-        scorer: to start from, in float32.
+        recipe: How to train.
+        groups: Groups to learn from.
+        scorer: Scorer to start from, in float32.
         out: folder of the run; new or empty, or with `resume` that of a run with the same recipe and data.
-        validation: to choose the best step by; none keeps the last one only.
+        validation: Groups to choose the best step by; none keeps the last one only.
         resume: go on from the last checkpoint, to the same weights as without the interruption.
         tracker: "tensorboard" or "none"; metrics.jsonl is always written.
         progress: Called with the figures of each step, in the main process.
@@ -156,8 +156,8 @@ def validate(
     with a score that is not finite.
 
     Args:
-        scorer: in evaluation mode.
-        groups: with their pairs; images that cannot be read are left out.
+        scorer: Scorer in evaluation mode.
+        groups: Groups with their pairs; images that cannot be read are left out.
         share: (index of this process, number of processes): it takes every so many-th group.
     """
     right = total = 0

@@ -35,7 +35,7 @@ class Perturbed:
     """A scorer on perturbed images, beside itself on the images as they are.
 
     Attributes:
-        ratio: of HP&CC; None is the images as they are.
+        ratio: Side ratio of HP&CC; None is the images as they are.
         accuracy: micro, of the strict pairs.
         flipped: share of the group's labeled pairs whose order by score is another than before; becoming or ceasing to
             be equal counts. n is the pairs.
@@ -59,10 +59,10 @@ class Robustness:
     Attributes:
         data: name of the data set.
         scorer: name of the scorer.
-        groups: with at least one pair.
+        groups: Number of groups with at least one pair.
         images: scored, each as it is and at every ratio.
         skipped: why each of the others could not be read, by its name.
-        rows: the images as they are first.
+        rows: A row a view, the images as they are first.
     """
 
     data: str
@@ -86,12 +86,12 @@ def robustness(
     """Score every image as it is and perturbed.
 
     Args:
-        scorer: what is tried.
+        scorer: The scorer to try.
         groups: read as they are used; an image is opened once.
         data: name of the data set, for the tables.
-        ratios: of the sides after the crop, in (0, 1].
-        batch_size: images scored at once.
-        seed: of the bootstrap over prompts.
+        ratios: Ratios of the sides after the crop, in (0, 1].
+        batch_size: Number of images scored at once.
+        seed: Seed of the bootstrap over prompts.
         progress: Called with the number of images done, scored in all ways or skipped.
 
     Raises:

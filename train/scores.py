@@ -28,9 +28,9 @@ class ScoredGroup:
     """A group without its images, with their scores.
 
     Attributes:
-        prompt: of the group.
-        pairs: of images that could be read, by their numbers among these.
-        ranks: of the images that could be read, or None.
+        prompt: Prompt of the group.
+        pairs: Pairs of images that could be read, by their numbers among these.
+        ranks: Ranks of the images that could be read, or None.
         annotations: Ranks of single annotators, one tuple each.
         scores: (views, images) float64.
     """
@@ -63,11 +63,11 @@ def score_groups(
     """Score each image once a view, in batches that reach across groups; groups without a pair are left out.
 
     Args:
-        scorer: what scores.
+        scorer: The scorer to ask.
         groups: read as they are used, one after the other.
         reader: opens the images, each once, and remembers those that cannot be read.
-        batch_size: images at once.
-        views: what is done to an image before it is scored.
+        batch_size: Number of images scored at once.
+        views: What is done to an image before it is scored.
         progress: Called with the number of images done so far.
 
     Raises:

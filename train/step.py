@@ -34,13 +34,13 @@ class TrainStep:
     """Moves the weights of a scorer, a batch at a time.
 
     Attributes:
-        learning: the parameters that learn, by name.
+        learning: The parameters that learn, by name.
         optimizer: over them.
         failures: steps in a row that were left out.
 
     Args:
         recipe: how.
-        scorer: on its device, in training mode, its frozen parameters marked.
+        scorer: Scorer on its device, in training mode, its frozen parameters marked.
     """
 
     def __init__(self, recipe: Recipe, scorer: DualEncoder):

@@ -89,10 +89,10 @@ def figures(
     """The figures of a method.
 
     Args:
-        runs: the scores of each seed.
-        base: of clip-mini.
-        baseline: of each seed of the baseline.
-        domains: the groups of "test" and "other".
+        runs: Scores of each seed.
+        base: Scores of clip-mini.
+        baseline: Scores of each seed of the baseline.
+        domains: The groups of "test" and "other".
         judged: (prompts, candidates) the judge's scores.
     """
     right = {name: _mean_right(runs, name, groups) for name, groups in domains.items()}
