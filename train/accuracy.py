@@ -8,18 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sp_rerank.stats import agreement
-from sp_rerank.stats.agreement import Calibration, Estimate
+from sp_rerank.stats.agreement import Estimate
+from sp_rerank.stats.calibration import Calibration, calibrate
 from sp_rerank.train.preferences import split_groups
-
-if TYPE_CHECKING:
-    pass
-
 from sp_rerank.train.scores import Array, ScoredGroup
 
 CLEAR = 3
@@ -43,9 +39,9 @@ class Margins:
     """Micro accuracy by how much better people found the better image.
 
     Attributes:
-        table: by the difference of the ranks.
-        similar: of pairs at most 1 rank apart.
-        clear: of pairs at least CLEAR ranks apart.
+        table: Accuracy by the difference of the ranks.
+        similar: Accuracy on pairs at most 1 rank apart.
+        clear: Accuracy on pairs at least CLEAR ranks apart.
     """
 
     table: tuple[Margin, ...]
@@ -60,8 +56,8 @@ class TieRule:
     Attributes:
         threshold: of |S_first - S_second|, chosen on the validation prompts. Pick-a-Pic's is one of |p0 - p1|, which
             rises with the gap and so predicts the same ties.
-        accuracy: on the other prompts.
-        validation_pairs: on which the threshold was chosen.
+        accuracy: Accuracy on the other prompts.
+        validation_pairs: Number of pairs on which the threshold was chosen.
     """
 
     threshold: float
@@ -183,13 +179,13 @@ def _annotators(group: ScoredGroup) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def calibration(scored: Sequence[ScoredGroup]) -> Calibration:
-    """Of all pairs, ties as half a preference for each side; see `sp_rerank.stats.agreement.calibrate`.
+    """Of all pairs, ties as half a preference for each side; see `sp_rerank.stats.calibration.calibrate`.
 
     Where single annotators are known, each of their choices counts, not the order that was made of them: the question
     is how likely one person is to agree.
     """
     gaps, labels = zip(*(_choices(group) for group in scored), strict=True)
-    return agreement.calibrate(np.concatenate(gaps), np.concatenate(labels))
+    return calibrate(np.concatenate(gaps), np.concatenate(labels))
 
 
 def _choices(group: ScoredGroup) -> tuple[Array, Array]:
@@ -211,9 +207,9 @@ class ComparedPairs:
         gap: score of the first less that of the second.
         label: as in `Pair`.
         apart: difference of the ranks, NaN where there are none.
-        strict: whether people preferred one.
-        right: whether that one scores strictly higher.
-        equal: whether the scores are equal.
+        strict: Whether people preferred one.
+        right: Whether that one scores strictly higher.
+        equal: Whether the scores are equal.
     """
 
     gap: Array

@@ -43,8 +43,8 @@ def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> d
     pairs, so their losses should be equal but for rounding.
 
     Args:
-        steps: of each way, a round.
-        rounds: in turn; one more of each comes first and does not count.
+        steps: Number of steps of each way in a round.
+        rounds: Number of rounds, the ways in turn; one more of each comes first and does not count.
         progress: Called with a line of text for each figure.
 
     Returns:

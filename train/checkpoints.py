@@ -1,4 +1,4 @@
-"""What a training run keeps on the disk: what it is, checkpoints that are whole or absent, folders replaced at once.
+"""What a training run keeps on the disk: what it is, checkpoints that are whole or absent.
 
     training.json               schema, recipe, hashes of the data; a run with others does not go on here
     checkpoints/step-000500/    state.safetensors and progress.json, written elsewhere and renamed
@@ -12,21 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.storage import atomic
+from sp_rerank.storage.atomic import replace_folder, sha256_of
 from sp_rerank.train.preferences import PreferenceGroup
 from sp_rerank.train.recipe import shorten
 
@@ -37,7 +35,7 @@ KEPT = 2
 
 _FOLDER, _POINTER, _STATE, _PROGRESS = "checkpoints", "latest.json", "state.safetensors", "progress.json"
 _STEP, _HASH = re.compile(r"step-\d{6,9}"), re.compile(r"[0-9a-f]{64}")
-_IDENTITY, _LOCK, _OLD_SUFFIX = "training.json", ".lock", ".old"
+_IDENTITY = "training.json"
 
 
 def data_sha256(groups: Sequence[PreferenceGroup]) -> str:
@@ -54,9 +52,9 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     """Refuse a folder of something else, before anything is written.
 
     Args:
-        out: of the run.
-        identity: what makes a run the same: "schema", "recipe", "base", "data", "validation".
-        resume: whether a run with this identity may be there already.
+        out: Folder of the run.
+        identity: What makes a run the same: "schema", "recipe", "base", "data", "validation".
+        resume: Whether a run with this identity may be there already.
 
     Raises:
         UsageError: if something else is there, or such a run and `resume` is False.
@@ -65,7 +63,7 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     file = out / _IDENTITY
     if not file.exists():
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
-        if (out.exists() and not out.is_dir()) or set(found) - {_LOCK, file.name + atomic.TEMPORARY_SUFFIX}:
+        if (out.exists() and not out.is_dir()) or set(found) - {atomic.LOCK, file.name + atomic.TEMPORARY_SUFFIX}:
             raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another --out")
         return
     stored = read_schema(file)
@@ -86,29 +84,6 @@ def begin(out: Path, identity: dict[str, Any]) -> None:
         atomic.write(out / _IDENTITY, json.dumps(identity, indent=1).encode())
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Make the folder, and let no other process train in it meanwhile.
-
-    Raises:
-        FolderBusyError: if another one does.
-        StorageError: if it cannot be made.
-    """
-    with atomic.storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FolderBusyError(
-            f"{out}: another process trains in it; wait for its end or choose another --out"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def save(out: Path, step: int, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
     """Keep a checkpoint; the one before it is kept too, older ones are removed.
 
@@ -125,10 +100,8 @@ def save(out: Path, step: int, tensors: dict[str, Tensor], progress: dict[str, A
         safetensors.torch.save_file(contiguous, place / _STATE)
         (place / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
-    with atomic.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     replace_folder(target, write)
-    kept = [{"folder": target.name, "sha256": {name: _digest(target / name) for name in (_STATE, _PROGRESS)}}]
+    kept = [{"folder": target.name, "sha256": {name: sha256_of(target / name) for name in (_STATE, _PROGRESS)}}]
     kept += [entry for entry in _entries(out) if entry["folder"] != target.name]
     pointer = {"schema": SCHEMA, "checkpoints": kept[:KEPT]}
     atomic.write(folder / _POINTER, json.dumps(pointer, indent=1).encode())
@@ -148,7 +121,7 @@ def load(out: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     for entry in entries:
         place = out / _FOLDER / entry["folder"]
         try:
-            damaged = [name for name, digest in entry["sha256"].items() if _digest(place / name) != digest]
+            damaged = [name for name, digest in entry["sha256"].items() if sha256_of(place / name) != digest]
             if not damaged:
                 progress = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
                 return safetensors.torch.load_file(place / _STATE), progress
@@ -181,51 +154,6 @@ def read_schema(file: Path) -> dict[str, Any]:
             f"{file}: expected schema {SCHEMA}, got {shorten(stored['schema'])}; a newer version of sp-rerank wrote it"
         )
     return stored
-
-
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Put a folder at `target` as a whole: after a crash there is the old one or the new one, see `recover_folder`.
-
-    Args:
-        target: need not exist.
-        write: fills the new folder, which it is given.
-
-    Raises:
-        StorageError: if it cannot be written.
-    """
-    recover_folder(target)
-    fresh, old = (target.with_name(target.name + suffix) for suffix in (atomic.TEMPORARY_SUFFIX, _OLD_SUFFIX))
-    with atomic.storage_errors(target):
-        fresh.mkdir(parents=True)
-        try:
-            write(fresh)
-        except safetensors.SafetensorError as error:  # as a full disk shows there
-            raise StorageError(f"{fresh} cannot be written: {error}; free some space there, then resume") from error
-        for file in fresh.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        atomic.sync_folder(fresh)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        atomic.sync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(target: Path) -> None:
-    """Undo a `replace_folder` that was cut short.
-
-    Raises:
-        StorageError: if the place cannot be written.
-    """
-    fresh, old = (target.with_name(target.name + suffix) for suffix in (atomic.TEMPORARY_SUFFIX, _OLD_SUFFIX))
-    with atomic.storage_errors(target):
-        if fresh.exists():
-            shutil.rmtree(fresh)
-        if old.exists() and not target.exists():
-            old.rename(target)
-        elif old.exists():
-            shutil.rmtree(old)
 
 
 def _entries(out: Path) -> list[dict[str, Any]]:
@@ -265,11 +193,6 @@ def _complete(folder: Path) -> list[dict[str, Any]]:
         places = [path for path in folder.iterdir() if _STEP.fullmatch(path.name) and not path.is_symlink()]
         places = [path for path in places if (path / _STATE).is_file() and (path / _PROGRESS).is_file()]
         return [
-            {"folder": path.name, "sha256": {name: _digest(path / name) for name in (_STATE, _PROGRESS)}}
+            {"folder": path.name, "sha256": {name: sha256_of(path / name) for name in (_STATE, _PROGRESS)}}
             for path in sorted(places, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
         ]
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sp_rerank.errors import UsageError
-from sp_rerank.report.tables import new_figure, table, to_svg
+from sp_rerank.report.tables import add_legend, new_figure, plain, table, to_svg
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.layout import CONFIG
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import storage_errors
 from sp_rerank.train.preferences import ImageReader, ImageSource
-from sp_rerank.train.scores import ask
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
@@ -37,8 +37,8 @@ class Generator:
     """What made images, and its mean score under two scorers.
 
     Attributes:
-        name: of the model, with its settings.
-        scores: by each scorer, in its own scale: the mean over prompts of the mean over a prompt's images.
+        name: Name of the model, with its settings.
+        scores: Score by each scorer, in its own scale: the mean over prompts of the mean over a prompt's images.
         images: that went into it.
     """
 
@@ -52,9 +52,9 @@ class Correlation:
     """Whether two scorers agree about which generator is better.
 
     Attributes:
-        scorers: their names.
+        scorers: Names of the scorers.
         prompts: that every generator has images of; the others do not count, for scores compare within prompts only.
-        generators: a point each.
+        generators: The generators, a point each.
         pearson: over the points, with an interval from resampling them.
         spearman: The rank correlation over the points, with such an interval.
     """
@@ -130,9 +130,9 @@ def correlate(
 
     Args:
         scorers: two different ones.
-        made: by at least three generators.
-        batch_size: images scored at once.
-        seed: of the bootstrap over generators.
+        made: Images by at least three generators.
+        batch_size: Number of images scored at once.
+        seed: Seed of the bootstrap over generators.
         progress: Called with the number of images done, by both scorers together.
 
     Raises:
@@ -150,15 +150,15 @@ def correlate(
             scores[turn, done - 1] = score
             if progress:
                 progress(turn * len(kept) + done)
-    usable = {id(one): column for one, column in zip(kept, scores.T, strict=True) if np.isfinite(column).all()}
+    usable = {id(image): column for image, column in zip(kept, scores.T, strict=True) if np.isfinite(column).all()}
     if lost := len(kept) - len(usable):
         log.warning("%d of %d images have no score by both scorers and are left out", lost, len(kept))
-    kept = _of_shared_prompts([one for one in kept if id(one) in usable])
-    points = tuple(_generator(name, of_it, usable) for name, of_it in _by_generator(kept).items())
+    kept = _of_shared_prompts([image for image in kept if id(image) in usable])
+    points = tuple(_generator(name, images, usable) for name, images in _by_generator(kept).items())
     a, b = ([point.scores[side] for point in points] for side in (0, 1))
     return Correlation(
         scorers=(first.name, second.name),
-        prompts=len({one.prompt for one in kept}),
+        prompts=len({image.prompt for image in kept}),
         generators=points,
         pearson=agreement.pearson(a, b, seed=seed),
         spearman=agreement.spearman(a, b, seed=seed),
@@ -167,8 +167,8 @@ def correlate(
 
 def _by_generator(made: Sequence[Made]) -> dict[str, list[Made]]:
     groups: dict[str, list[Made]] = {}
-    for one in made:
-        groups.setdefault(one.generator, []).append(one)
+    for image in made:
+        groups.setdefault(image.generator, []).append(image)
     return groups
 
 
@@ -177,21 +177,21 @@ def _of_shared_prompts(made: Sequence[Made]) -> list[Made]:
     if len(generators) < 3:
         found = f"{len(generators)}: {'; '.join(generators)}" if generators else "none"
         raise UsageError(f"expected usable images of at least 3 generators, got {found}")
-    shared = set.intersection(*({one.prompt for one in of_it} for of_it in generators.values()))
+    shared = set.intersection(*({image.prompt for image in images} for images in generators.values()))
     if not shared:
         raise UsageError("the generators have no prompt in common; scores compare images of the same prompts only")
-    if left_out := sum(one.prompt not in shared for one in made):
+    if left_out := sum(image.prompt not in shared for image in made):
         log.warning("%d images of prompts that not every generator has are left out", left_out)
-    return [one for one in made if one.prompt in shared]
+    return [image for image in made if image.prompt in shared]
 
 
 def _scores(scorer: Scorer, made: Sequence[Made], reader: ImageReader, batch_size: int) -> Iterator[float]:
     """The score of each image, in order: stored, or taken now; NaN if it cannot be read."""
     for start in range(0, len(made), batch_size):
         batch = made[start : start + batch_size]
-        scores = [one.scores.get(scorer.name) for one in batch]
+        scores = [image.scores.get(scorer.name) for image in batch]
         opened = {i: image for i, s in enumerate(scores) if s is None and (image := reader.read(batch[i].image))}
-        taken = ask(scorer, [batch[i].prompt for i in opened], list(opened.values())) if opened else []
+        taken = score_images(scorer, [batch[i].prompt for i in opened], list(opened.values()))
         fresh = dict(zip(opened, taken, strict=True))
         for i, score in enumerate(scores):
             yield fresh.get(i, math.nan) if score is None else score
@@ -199,8 +199,8 @@ def _scores(scorer: Scorer, made: Sequence[Made], reader: ImageReader, batch_siz
 
 def _generator(name: str, made: Sequence[Made], scores: dict[int, NDArray[np.float64]]) -> Generator:
     by_prompt: dict[str, list[NDArray[np.float64]]] = {}
-    for one in made:
-        by_prompt.setdefault(one.prompt, []).append(scores[id(one)])
+    for image in made:
+        by_prompt.setdefault(image.prompt, []).append(scores[id(image)])
     first, second = np.mean([np.mean(several, axis=0) for several in by_prompt.values()], axis=0)
     return Generator(name, (float(first), float(second)), len(made))
 
@@ -210,10 +210,12 @@ def scatter_plot(result: Correlation) -> bytes:
     x, y = (scorer.split("@")[0] for scorer in result.scorers)
     figure = new_figure()
     rank = f"Spearman {result.spearman.value:.2f}, Pearson {result.pearson.value:.2f}"
-    axes = figure.add_subplot(xlabel=f"mean score by {x}", ylabel=f"mean score by {y}", title=rank)
-    for generator in result.generators:
-        axes.scatter(*generator.scores, label=generator.name)
-    axes.legend(fontsize="small")
+    axes = figure.add_subplot(title=rank)
+    axes.set_xlabel(plain(f"mean score by {x}"), parse_math=False)
+    axes.set_ylabel(plain(f"mean score by {y}"), parse_math=False)
+    for number, generator in enumerate(result.generators):
+        axes.scatter(*generator.scores, label=str(number))
+    add_legend(axes, [generator.name for generator in result.generators], "generator")
     return to_svg(figure)
 
 

@@ -87,8 +87,8 @@ class PairOrder:
 
         def images_so_far(place: Place) -> tuple[int, int]:
             pair = group.pairs[place[1]]
-            one, other = turn[pair.first], turn[pair.second]
-            return max(one, other), min(one, other)
+            this, other = turn[pair.first], turn[pair.second]
+            return max(this, other), min(this, other)
 
         places = sorted(((index, pair) for pair in self._kept[index]), key=images_so_far)
         for start in range(0, len(places), self._pairs_per_prompt):

@@ -112,7 +112,7 @@ class EncodedBatch:
             self._kept = made
         empty = torch.empty(0, scorer.config["embed_dim"], device=batch.pixels.device)
         detached = [part.detach() for part in made]
-        fixed = [empty if one is None else one for one in (images, texts)]
+        fixed = [empty if side is None else side for side in (images, texts)]
         self.images = torch.cat([fixed[0], *detached[: self._first_text]]).requires_grad_()
         self.texts = torch.cat([fixed[1], *detached[self._first_text :]]).requires_grad_()
 

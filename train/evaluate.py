@@ -39,7 +39,7 @@ class Evaluation:
     Attributes:
         data: name of the data set.
         scorer: name of the scorer.
-        groups: with at least one pair.
+        groups: Number of groups with at least one pair.
         images: scored.
         skipped: why each of the others could not be read, by its name.
         nonfinite: scores that were not finite; a pair with one counts as wrong.
@@ -50,7 +50,7 @@ class Evaluation:
         tie_rule: None where no pair is a tie or there is no prompt to choose the threshold on.
         margins: None where images are not ranked.
         human: None where single annotators are not known.
-        calibration: of the probability that the score gap gives, for one person where single ones are known.
+        calibration: Calibration of the probability that the gap gives, for one person where single ones are known.
     """
 
     data: str
@@ -80,10 +80,10 @@ def evaluate(
     """Compare a scorer with people.
 
     Args:
-        scorer: what is evaluated.
+        scorer: The scorer to evaluate.
         groups: read as they are used; images that cannot be read are left out, with their pairs.
         data: name of the data set, for the tables.
-        batch_size: images scored at once, of whatever prompts.
+        batch_size: Number of images scored at once, of whatever prompts.
         seed: of the bootstrap over prompts and of the prompts that choose the threshold of ties.
         progress: Called with the number of images done, scored or skipped.
 

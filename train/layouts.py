@@ -51,7 +51,7 @@ def _hpd_train(entry: Entry, find: ImageFinder) -> PreferenceGroup:
 
 def _hpd_test(entry: Entry, find: ImageFinder) -> PreferenceGroup:
     # That an annotator's ranks are in the order of the images, as the group's are, is our inference.
-    opinions = [one["rank"] for one in entry.get("raw_annotations") or ()]
+    opinions = [opinion["rank"] for opinion in entry.get("raw_annotations") or ()]
     return PreferenceGroup.ranked(entry["prompt"], find.all(entry["image_path"]), entry["rank"], opinions)
 
 

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from sp_rerank.errors import NothingUsableError, StorageError
 from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.scorers.scoring import score_images
+from sp_rerank.storage.atomic import locked, recover_folder, replace_folder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.distributed import any_process, current, device, summed
@@ -82,9 +84,9 @@ class Outcome:
         folder: of the scorer to use: the best validation step's, or the last one's where nothing was validated.
         steps: that were made.
         first_accuracy: of the scorer that it started from, on the validation pairs; None without any.
-        best_step: with the best accuracy.
-        best_accuracy: at that step.
-        skipped: images that could not be read, by this process since it was started.
+        best_step: Step with the best accuracy.
+        best_accuracy: Accuracy at that step.
+        skipped: Number of images that could not be read, by this process since it was started.
     """
 
     folder: Path
@@ -110,11 +112,11 @@ def train(
     """Train a scorer in place and write it to a folder.
 
     Args:
-        recipe: how.
-        groups: to learn from.
-        scorer: to start from, in float32.
+        recipe: How to train.
+        groups: Groups to learn from.
+        scorer: Scorer to start from, in float32.
         out: folder of the run; new or empty, or with `resume` that of a run with the same recipe and data.
-        validation: to choose the best step by; none keeps the last one only.
+        validation: Groups to choose the best step by; none keeps the last one only.
         resume: go on from the last checkpoint, to the same weights as without the interruption.
         tracker: "tensorboard" or "none"; metrics.jsonl is always written.
         progress: Called with the figures of each step, in the main process.
@@ -122,7 +124,7 @@ def train(
 
     Raises:
         UsageError: if the folder holds something else, or a run with another recipe or other data.
-        FolderBusyError: if another process trains in it.
+        FolderBusyError: if another process writes to it.
         NothingUsableError: if too many images cannot be read, or the loss stays not finite.
         StorageError: if something cannot be written, or the checkpoints are damaged.
         KeyboardInterrupt: after `stop`.
@@ -137,7 +139,7 @@ def train(
     }
     checkpoints.check_folder(out, identity, resume)
     processes.wait_for_everyone()
-    with checkpoints.locked(out) if processes.is_main_process else nullcontext():
+    with locked(out) if processes.is_main_process else nullcontext():
         if processes.is_main_process:
             checkpoints.begin(out, identity)
         processes.wait_for_everyone()
@@ -150,22 +152,23 @@ def train(
 def validate(
     scorer: DualEncoder, groups: Sequence[PreferenceGroup], share: tuple[int, int] = (0, 1)
 ) -> tuple[int, int]:
-    """How many strict pairs the scorer orders rightly, and of how many; a predicted tie is wrong.
+    """How many strict pairs the scorer orders rightly, and of how many; a predicted tie is wrong, and so is a pair
+    with a score that is not finite.
 
     Args:
-        scorer: in evaluation mode.
-        groups: with their pairs; images that cannot be read are left out.
+        scorer: Scorer in evaluation mode.
+        groups: Groups with their pairs; images that cannot be read are left out.
         share: (index of this process, number of processes): it takes every so many-th group.
     """
     right = total = 0
     reader = ImageReader()
     for group in groups[share[0] :: share[1]]:
         opened = {i: image for i, source in enumerate(group.images) if (image := reader.read(source)) is not None}
-        scores = dict(zip(opened, scorer.score(group.prompt, list(opened.values())).tolist(), strict=True))
+        scores = dict(zip(opened, score_images(scorer, group.prompt, list(opened.values())), strict=True))
         for pair in group.pairs:
             if pair.label != 0.5 and pair.first in scores and pair.second in scores:
                 gap = scores[pair.first] - scores[pair.second]
-                right += gap != 0 and (gap > 0) == (pair.label > 0.5)
+                right += gap > 0 if pair.label > 0.5 else gap < 0
                 total += 1
     return right, total
 
@@ -215,7 +218,7 @@ class _Trainer:
         recipe, state = self._recipe, self.state
         for name in ("best", "last"):
             if self._processes.is_main_process:
-                checkpoints.recover_folder(self._out / name)
+                recover_folder(self._out / name)
         if state.step == 0 and self._validation and state.first_accuracy is None:
             state.first_accuracy = self._validated(tracker)
         for step, batch in self._loader.batches(state.step, recipe.steps):
@@ -273,7 +276,7 @@ class _Trainer:
                 source=f"{identity['base']} trained with the recipe {recipe.name} (sha256 {recipe.sha256}) "
                 f"on preferences (sha256 {identity['data']}), step {self.state.step}",
             )
-            checkpoints.replace_folder(self._out / name, self._scorer.save_pretrained)
+            replace_folder(self._out / name, self._scorer.save_pretrained)
         self._processes.wait_for_everyone()
 
     def _save(self) -> None:

@@ -28,9 +28,9 @@ class Views:
     """The embeddings of p pairs: of norm 1, (p, d) each.
 
     Attributes:
-        first: the first images.
-        second: the second images.
-        text: the prompts.
+        first: The first images.
+        second: The second images.
+        text: The prompts.
     """
 
     first: Tensor
@@ -86,9 +86,9 @@ def distances(views: Views, copies: Views, kind: str, scale: Tensor) -> tuple[Te
     - "score-logit": that of the scores S = scale * cos, unbounded
 
     Args:
-        views: of the pairs.
-        copies: of their perturbed copies.
-        kind: a name out of DISTANCES.
+        views: Views of the pairs.
+        copies: Views of their perturbed copies.
+        kind: A name out of DISTANCES.
         scale: () the logit scale; it gets a gradient from "score-logit" only.
 
     Returns:
@@ -131,7 +131,7 @@ def scaled_gaps(gap: Tensor, global_gap: Tensor, scale: Tensor, how: str) -> tup
         gap: (p,) logits.
         global_gap: (q,) those of the global batch, `gap` among them.
         scale: () the logit scale.
-        how: a name out of GAP_SCALES.
+        how: A name out of GAP_SCALES.
 
     Returns:
         (p,) and (q,), without a gradient.

@@ -28,19 +28,19 @@ class StepMetrics:
         step: counted from 1.
         stage: 1 or 2; 0 where there are no stages.
         loss: as the recipe weighs it.
-        preference: the mean of L_pref, not weighted.
-        interference: the mean of L_ai, not weighted.
+        preference: Mean of L_pref, not weighted.
+        interference: Mean of L_ai, not weighted.
         accuracy: share of the strict pairs in the right order; None if all are ties.
-        gate: the mean of stage 1's gate; None in other stages.
+        gate: Mean of stage 1's gate; None in other stages.
         effective: how many pairs carry the batch, (sum w)^2 / sum w^2.
-        pairs: how many there are.
+        pairs: Number of pairs.
         gradient_share: of L_pref, in the norms of the two terms' gradients to the embeddings; L_ai has the rest. NaN
             where both are 0, as when every gate is shut.
-        gradient_norm: to the weights.
-        learning_rate: of the step.
+        gradient_norm: Norm of the gradient to the weights.
+        learning_rate: Learning rate of the step.
         logit_scale: exp of the parameter, after the step.
         seconds: that the step took, without waiting for its images.
-        left_out: whether it was skipped as not finite.
+        left_out: Whether it was skipped as not finite.
     """
 
     step: int
@@ -110,7 +110,7 @@ class Tracker:
         out: folder of the run.
         kind: out of TRACKERS.
         step: from which the run goes on; rows after it, of an interrupted try, are dropped.
-        writes: whether this process is the one that writes.
+        writes: Whether this process is the one that writes.
 
     Raises:
         UsageError: if the tracker is another, or not installed.

@@ -150,7 +150,7 @@ class PreferenceGroup:
             Pair(i, j, 0.5 if ranks[i] == ranks[j] else float(ranks[i] < ranks[j]))
             for i, j in combinations(range(len(images)), 2)
         )
-        opinions = tuple(tuple(map(float, one)) for one in annotations)
+        opinions = tuple(tuple(map(float, ranks)) for ranks in annotations)
         return cls(prompt, tuple(images), pairs, tuple(map(float, ranks)), opinions)
 
 

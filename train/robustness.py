@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sp_rerank.errors import UsageError
-from sp_rerank.report.tables import new_figure, percent, table, to_svg
+from sp_rerank.report.tables import add_legend, new_figure, percent, table, to_svg
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
@@ -35,7 +35,7 @@ class Perturbed:
     """A scorer on perturbed images, beside itself on the images as they are.
 
     Attributes:
-        ratio: of HP&CC; None is the images as they are.
+        ratio: Side ratio of HP&CC; None is the images as they are.
         accuracy: micro, of the strict pairs.
         flipped: share of the group's labeled pairs whose order by score is another than before; becoming or ceasing to
             be equal counts. n is the pairs.
@@ -59,10 +59,10 @@ class Robustness:
     Attributes:
         data: name of the data set.
         scorer: name of the scorer.
-        groups: with at least one pair.
+        groups: Number of groups with at least one pair.
         images: scored, each as it is and at every ratio.
         skipped: why each of the others could not be read, by its name.
-        rows: the images as they are first.
+        rows: A row a view, the images as they are first.
     """
 
     data: str
@@ -86,12 +86,12 @@ def robustness(
     """Score every image as it is and perturbed.
 
     Args:
-        scorer: what is tried.
+        scorer: The scorer to try.
         groups: read as they are used; an image is opened once.
         data: name of the data set, for the tables.
-        ratios: of the sides after the crop, in (0, 1].
-        batch_size: images scored at once.
-        seed: of the bootstrap over prompts.
+        ratios: Ratios of the sides after the crop, in (0, 1].
+        batch_size: Number of images scored at once.
+        seed: Seed of the bootstrap over prompts.
         progress: Called with the number of images done, scored in all ways or skipped.
 
     Raises:
@@ -157,8 +157,8 @@ def markdown(results: Sequence[Robustness]) -> str:
     """A table a data set: a row a scorer and ratio."""
     text = "HP&CC: mirrored, and the center cropped to a side ratio; figures in % [95 % interval over prompts]\n"
     head = ["scorer", "images", "accuracy", "order flips", "mean shift / std", "Kendall tau", f"top-{TOP_K} overlap"]
-    for name in dict.fromkeys(one.data for one in results):
-        rows = [(one.scorer, row) for one in results if one.data == name for row in one.rows]
+    for name in dict.fromkeys(result.data for result in results):
+        rows = [(result.scorer, row) for result in results if result.data == name for row in result.rows]
         text += f"\n{name}\n\n" + table(head, [[scorer, *_cells(row)] for scorer, row in rows])
     return text
 
@@ -175,9 +175,8 @@ def sensitivity_plot(results: Sequence[Robustness]) -> bytes:
     """Accuracy by side ratio as SVG; the images as they are stand at the left."""
     figure = new_figure()
     axes = figure.add_subplot(ylabel="accuracy, %")
-    for one in results:
-        names = ["as they are" if row.ratio is None else f"HP&CC {row.ratio:g}" for row in one.rows]
-        label = f"{one.scorer.split('@')[0]}, {one.data}"
-        axes.plot(names, [100 * row.accuracy.value for row in one.rows], marker="o", label=label)
-    axes.legend()
+    for number, result in enumerate(results):
+        views = ["as they are" if row.ratio is None else f"HP&CC {row.ratio:g}" for row in result.rows]
+        axes.plot(views, [100 * row.accuracy.value for row in result.rows], marker="o", label=str(number))
+    add_legend(axes, [f"{result.scorer.split('@')[0]}, {result.data}" for result in results], "scorer, data")
     return to_svg(figure)

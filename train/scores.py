@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.errors import NothingUsableError
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.train.preferences import ImageReader, Pair, PreferenceGroup
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ class ScoredGroup:
     """A group without its images, with their scores.
 
     Attributes:
-        prompt: of the group.
-        pairs: of images that could be read, by their numbers among these.
-        ranks: of the images that could be read, or None.
+        prompt: Prompt of the group.
+        pairs: Pairs of images that could be read, by their numbers among these.
+        ranks: Ranks of the images that could be read, or None.
         annotations: Ranks of single annotators, one tuple each.
         scores: (views, images) float64.
     """
@@ -63,15 +63,15 @@ def score_groups(
     """Score each image once a view, in batches that reach across groups; groups without a pair are left out.
 
     Args:
-        scorer: what scores.
+        scorer: The scorer to ask.
         groups: read as they are used, one after the other.
         reader: opens the images, each once, and remembers those that cannot be read.
-        batch_size: images at once.
-        views: what is done to an image before it is scored.
+        batch_size: Number of images scored at once.
+        views: What is done to an image before it is scored.
         progress: Called with the number of images done so far.
 
     Raises:
-        UsageError: if the scorer does not give a score for each image.
+        UsageError: naming the scorer, if it raises an error or does not give a score for each image.
     """
     waiting: deque[tuple[PreferenceGroup, list[int], list[float]]] = deque()
     batch: list[_Asked] = []
@@ -102,21 +102,9 @@ _Asked = tuple[list[float], str, "Image.Image"]
 
 
 def _answer(scorer: Scorer, batch: Sequence[_Asked]) -> None:
-    scores = ask(scorer, [prompt for _, prompt, _ in batch], [image for _, _, image in batch])
+    scores = score_images(scorer, [prompt for _, prompt, _ in batch], [image for _, _, image in batch])
     for (place, _, _), score in zip(batch, scores, strict=True):
         place.append(score)
-
-
-def ask(scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]) -> list[float]:
-    """The score of each image for its prompt; NaN where it is not finite.
-
-    Raises:
-        UsageError: if the scorer does not give a score for each image.
-    """
-    scores = [float(score) for score in scorer.score(prompts, images)]
-    if len(scores) != len(images):
-        raise UsageError(f"scorer {scorer.name}: expected a score for each of {len(images)} images, got {len(scores)}")
-    return [score if math.isfinite(score) else math.nan for score in scores]
 
 
 def _finished(
@@ -134,6 +122,6 @@ def _finished(
                 prompt=group.prompt,
                 pairs=pairs,
                 ranks=None if group.ranks is None else tuple(group.ranks[i] for i in kept),
-                annotations=tuple(tuple(one[i] for i in kept) for one in group.annotations),
+                annotations=tuple(tuple(annotation[i] for i in kept) for annotation in group.annotations),
                 scores=np.array(scores).reshape(len(kept), views).T,
             )

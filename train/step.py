@@ -34,13 +34,13 @@ class TrainStep:
     """Moves the weights of a scorer, a batch at a time.
 
     Attributes:
-        learning: the parameters that learn, by name.
+        learning: The parameters that learn, by name.
         optimizer: over them.
         failures: steps in a row that were left out.
 
     Args:
         recipe: how.
-        scorer: on its device, in training mode, its frozen parameters marked.
+        scorer: Scorer on its device, in training mode, its frozen parameters marked.
     """
 
     def __init__(self, recipe: Recipe, scorer: DualEncoder):
@@ -131,7 +131,7 @@ class TrainStep:
             else [torch.zeros_like(leaf) for leaf in leaves]
             for term in terms
         ]
-        images, texts, scale = (one + other for one, other in zip(*gradients, strict=True))
+        images, texts, scale = (part + other for part, other in zip(*gradients, strict=True))
         encoding.backward(images, texts)
         self._scorer.clip.logit_scale.grad = scale
         return summed(torch.stack([i.square().sum() + t.square().sum() for i, t, _ in gradients])).sqrt()

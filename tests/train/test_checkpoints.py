@@ -67,7 +67,7 @@ def test_killed_at_any_operation_of_a_save_a_checkpoint_is_left(tmp_path: Path):
 
     def save(out: Path, step: int) -> None:
         checkpoints.save(out, step, {"weight": torch.full((3,), float(step))}, {"step": step})
-        checkpoints.replace_folder(out / "best", lambda place: (place / "step").write_text(str(step)) and None)
+        atomic.replace_folder(out / "best", lambda place: (place / "step").write_text(str(step)) and None)
 
     found = []
     for step in (1, 2):
@@ -84,7 +84,7 @@ def test_killed_at_any_operation_of_a_save_a_checkpoint_is_left(tmp_path: Path):
         loaded = checkpoints.load(out)
         assert loaded is not None
         assert loaded[0]["weight"].tolist() == [loaded[1]["step"]] * 3
-        checkpoints.recover_folder(out / "best")
+        atomic.recover_folder(out / "best")
         found.append((loaded[1]["step"], int((out / "best" / "step").read_text())))
         save(out, 3)
         assert checkpoints.load(out)[1] == {"step": 3}  # pyright: ignore

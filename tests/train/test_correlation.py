@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 import typer
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 from sp_rerank.cli import evaluate
 from sp_rerank.config import RunConfig
 from sp_rerank.errors import UsageError
+from sp_rerank.report.tables import plain
 from sp_rerank.run.records import Row
 from sp_rerank.run.writer import RunWriter
+from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.images import encode
-from sp_rerank.train.correlation import correlate, markdown, read_made, scatter_plot
+from sp_rerank.train.correlation import Correlation, Generator, correlate, markdown, read_made, scatter_plot
 
 APP = typer.Typer()
 APP.command("robustness")(evaluate.robustness)
@@ -61,6 +64,16 @@ def test_scorers_that_disagree_about_every_generator(tmp_path):
     ElementTree.fromstring(scatter_plot(result))
     assert scatter_plot(result) == scatter_plot(result)
     assert "| a, 20 steps, guidance 7.5, PNDM | 2 | 0.0588 | 0.9412 |" in markdown(result)
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "<b>&\x1b"])
+def test_a_plot_shows_names_as_they_stand(name):
+    unknown = Estimate(0.5, 0.4, 0.6, 3)
+    result = Correlation((f"{name}@1", "b@1"), 1, (Generator(f"made by {name}", (0.0, 1.0), 1),), unknown, unknown)
+    for names in (result, replace(result, scorers=("b@1", f"{name}@1"))):
+        drawn = "".join(ElementTree.fromstring(scatter_plot(names)).itertext())
+        assert f"mean score by {plain(name)}" in drawn
+        assert f"made by {plain(name)}" in drawn
 
 
 def test_stored_scores_are_taken_and_what_was_lost_is_left_out(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,11 +14,12 @@ from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate as commands
 from sp_rerank.errors import UsageError
-from sp_rerank.report.tables import table, to_json
+from sp_rerank.report.tables import plain, table, to_json
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of
 from sp_rerank.train import accuracy, tables
-from sp_rerank.train.evaluate import Evaluation
+from sp_rerank.train.evaluate import Evaluation, evaluate
+from sp_rerank.train.preferences import PreferenceGroup
 
 
 def write_data(folder, seed=0, tie=False):
@@ -113,6 +115,14 @@ def test_human_rows_and_undefined_figures_in_the_tables():
     assert record["micro"]["value"] is None
     json.dumps(record, allow_nan=False)
     assert table(["a"], [["b"]]) == "| a |\n| --- |\n| b |\n"
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "<b>&\x1b"])
+def test_a_plot_shows_names_as_they_stand(name, tmp_path):
+    groups = [PreferenceGroup.ranked("x", gray(tmp_path, 10, 20), [2, 1])]
+    evaluation = replace(evaluate(BrightnessScorer(), groups, data=name), scorer=f"{name}@1")
+    drawn = "".join(ElementTree.fromstring(tables.reliability_plot([evaluation])).itertext())
+    assert f"{plain(name)}, {plain(name)}: " in drawn
 
 
 class FromFolder(BrightnessScorer):

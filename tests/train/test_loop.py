@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import subprocess
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from support.bright_training import RECIPE as RECIPE_OF_TWO
 from support.bright_world import make_encoder, make_groups, make_recipe
 from support.children import in_child
+from support.scored_groups import gray
 
 from sp_rerank import load_scorer
 from sp_rerank.errors import FolderBusyError, NothingUsableError, UsageError
@@ -185,8 +187,39 @@ def test_a_run_of_a_newer_version_is_refused(tmp_path: Path, groups: list):
             train(make_recipe(steps=10), groups, scorer=make_encoder(), out=tmp_path, resume=True)
 
 
+class Fixed:
+    """Scores that are given, whatever the images show."""
+
+    name = "fixed"
+
+    def __init__(self, *scores: float):
+        self.scores = scores
+
+    def score(self, prompt: Any, images: Any) -> torch.Tensor:
+        return torch.tensor(self.scores)
+
+
+@pytest.mark.parametrize("ranks", [[1, 2], [2, 1]])
+@pytest.mark.parametrize("scores", [(math.nan, 0.0), (0.0, math.nan), (1.0, 1.0)])
+def test_a_score_that_is_not_finite_orders_no_pair_rightly(scores: tuple, ranks: list, tmp_path: Path):
+    group = PreferenceGroup.ranked("x", gray(tmp_path, 10, 20), ranks)
+    assert validate(Fixed(*scores), [group]) == (0, 1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("scores", "ranks", "right"), [((2.0, 1.0), [1, 2], 1), ((2.0, 1.0), [2, 1], 0)])
+def test_a_pair_is_right_where_the_better_image_scores_higher(scores: tuple, ranks: list, right: int, tmp_path: Path):
+    group = PreferenceGroup.ranked("x", gray(tmp_path, 10, 20), ranks)
+    assert validate(Fixed(*scores), [group]) == (right, 1)  # pyright: ignore[reportArgumentType]
+
+
+def test_validation_names_a_scorer_that_gives_too_few_scores(tmp_path: Path):
+    group = PreferenceGroup.ranked("x", gray(tmp_path, 10, 20), [1, 2])
+    with pytest.raises(UsageError, match="scorer fixed: expected a score for each of 2 images"):
+        validate(Fixed(1.0), [group])  # pyright: ignore[reportArgumentType]
+
+
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path, groups: list):
-    with FileLock(tmp_path / ".lock"), pytest.raises(FolderBusyError, match="another process trains in it"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(FolderBusyError, match="another process is writing there"):
         train(make_recipe(), groups, scorer=make_encoder(), out=tmp_path)
     assert tree(tmp_path) == {}
 

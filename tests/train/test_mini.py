@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp_rerank.train.mini.grammar import BACKGROUNDS, OBJECTS, Description, draw_description, parse
-from sp_rerank.train.mini.scenes import draw_scene, draw_scenes, styles_of
+from sp_rerank.train.mini.scenes import draw_scene, draw_scenes, drawing, styles_of
 from sp_rerank.train.mini.training import pixels, scenes_of_step
 from sp_rerank.train.mini.vocabulary import CONTEXT, build_tokenizer
 
@@ -58,15 +57,20 @@ def test_scenes_are_what_their_truth_says():
             assert scene.image[top:bottom, left:right].std() > 3, f"nothing drawn for {d.caption}"
 
 
-def test_scenes_are_deterministic_and_quick():
+def test_scenes_are_deterministic():
     first = scenes_of_step(3, 7, 16)
     assert all(np.array_equal(a.image, b.image) for a, b in zip(first, scenes_of_step(3, 7, 16), strict=True))
-    draw_scenes(2000, seed=2)  # rasterizes
-    began = time.process_time()
-    draw_scenes(1000, seed=3)
-    rate = 1000 / (time.process_time() - began)
-    print(f"{rate:.0f} scenes a second and core")
-    assert rate > 1000
+
+
+def test_a_drawing_is_rasterized_once_for_all_scenes(monkeypatch):
+    """Scenes are drawn anew in each training step; to rasterize a drawing takes longer than to paste it."""
+    import resvg_py
+
+    style = styles_of("lemon")[0]
+    small = drawing(style, "lemon", 30)
+    monkeypatch.setattr(resvg_py, "svg_to_bytes", lambda **_: pytest.fail("rasterized a second time"))
+    assert drawing(style, "lemon", 30) is small
+    assert max(drawing(style, "lemon", 31).shape[:2]) == 31
 
 
 def test_every_word_is_read():

@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from sp_rerank.cli import evaluate
 from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.report.tables import plain
 from sp_rerank.storage.perturbation import RATIOS
 from sp_rerank.train.preferences import PreferenceGroup
 from sp_rerank.train.robustness import markdown, robustness, sensitivity_plot
@@ -90,6 +92,14 @@ def test_the_command_writes_table_and_plot(tmp_path):
     (record,) = json.loads(files["robustness.json"])
     assert [row["ratio"] for row in record["rows"]] == [None, *RATIOS]
     ElementTree.fromstring(files["robustness.svg"])
+
+
+@pytest.mark.parametrize("name", [r"$\frac$", "_hidden", "<b>&\x1b"])
+def test_a_plot_shows_names_as_they_stand(name, tmp_path):
+    groups = [PreferenceGroup.ranked("x", [put(tmp_path / f"{i}.png", 9, i) for i in range(2)], [1, 2])]
+    result = replace(robustness(BRIGHTNESS, groups, data=name, ratios=(0.9,)), scorer=f"{name}@1")
+    drawn = "".join(ElementTree.fromstring(sensitivity_plot([result])).itertext())
+    assert f"{plain(name)}, {plain(name)}" in drawn
 
 
 def test_a_plot_is_the_same_bytes_again(tmp_path):

@@ -187,12 +187,12 @@ def learning_entries(caption: str, files: list[str], ranked: np.ndarray) -> list
         files: the images' names.
         ranked: (annotators, images).
     """
-    return [{"prompt": caption, "generations": files, "ranking": one.tolist()} for one in ranked]
+    return [{"prompt": caption, "generations": files, "ranking": ranks.tolist()} for ranks in ranked]
 
 
 def testing_entries(caption: str, files: list[str], ranked: np.ndarray, order: np.ndarray) -> list[dict[str, Any]]:
     """HPD v2's test layout: one entry with all opinions; `order` (images,) is the rank that counts."""
-    annotations = [{"rank": one.tolist(), "user_hash": f"simulated-{k}"} for k, one in enumerate(ranked)]
+    annotations = [{"rank": ranks.tolist(), "user_hash": f"simulated-{k}"} for k, ranks in enumerate(ranked)]
     return [{"prompt": caption, "image_path": files, "rank": order.tolist(), "raw_annotations": annotations}]
 
 

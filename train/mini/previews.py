@@ -138,12 +138,12 @@ def make(block: Block) -> None:
     if (block.folder / block.files(len(block.captions) - 1)[-1]).exists():
         return
     block.folder.mkdir(parents=True, exist_ok=True)
-    for i, one in enumerate(draw(_pipeline(), block.captions, SEED + IMAGES // len(QUALITIES) * block.first)):
+    for i, made in enumerate(draw(_pipeline(), block.captions, SEED + IMAGES // len(QUALITIES) * block.first)):
         files = block.files(i)
-        for j, previews in one.previews.items():
+        for j, previews in made.previews.items():
             for k, image in enumerate(to_images(previews), start=1):
                 image.save(block.folder / files[j].replace(".png", f".preview-{k}.png"))
-        for file, image in zip(files, to_images(one.images), strict=True):
+        for file, image in zip(files, to_images(made.images), strict=True):
             temporary = block.folder / f"{file}.part"
             image.save(temporary, format="PNG")
             temporary.replace(block.folder / file)

@@ -57,10 +57,10 @@ def fit(
     """Train `module` in place and leave the averaged weights in it.
 
     Args:
-        module: what is trained; its parameters are float32.
+        module: The module to train; its parameters are float32.
         loss_of: the loss of a step and figures to log, seeded by the step alone.
-        steps: how many.
-        peak: the highest learning rate.
+        steps: Number of steps.
+        peak: The highest learning rate.
         folder: where state.safetensors (resumed from when it is there) and metrics.jsonl go.
         weight_decay: on parameters of two dimensions and more.
 

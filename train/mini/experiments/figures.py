@@ -73,7 +73,7 @@ def right_by_prompt(scored: Sequence[ScoredGroup]) -> np.ndarray:
     """(views, groups) the share of a prompt's strict pairs in the right order."""
     views = range(len(scored[0].scores))
     compared = [[compare_pairs(group, view) for group in scored] for view in views]
-    return np.array([[one.right.sum() / one.strict.sum() for one in row] for row in compared])
+    return np.array([[pairs.right.sum() / pairs.strict.sum() for pairs in row] for row in compared])
 
 
 def unsteadiness(scored: Sequence[ScoredGroup]) -> tuple[float, float]:
@@ -89,10 +89,10 @@ def figures(
     """The figures of a method.
 
     Args:
-        runs: the scores of each seed.
-        base: of clip-mini.
-        baseline: of each seed of the baseline.
-        domains: the groups of "test" and "other".
+        runs: Scores of each seed.
+        base: Scores of clip-mini.
+        baseline: Scores of each seed of the baseline.
+        domains: The groups of "test" and "other".
         judged: (prompts, candidates) the judge's scores.
     """
     right = {name: _mean_right(runs, name, groups) for name, groups in domains.items()}
@@ -132,11 +132,11 @@ def markdown(results: dict[str, Figures]) -> str:
             "HP&CC: mean size of the change", "order flips", "mean shift / std", "best of 100: gain",
             "ahead of clip-mini's pick"]  # fmt: skip
     rows = []
-    for name, one in results.items():
+    for name, method in results.items():
         rows.append([
-            name, percent(one.test), percent(one.other), percent(one.ahead),
-            ", ".join(f"{100 * seed:.1f}" for seed in one.seeds), f"{100 * one.unsteady:.2f}",
-            f"{100 * one.flips:.1f}", f"{one.shift:.3f}", percent(one.gain), _plain(one.picked),
+            name, percent(method.test), percent(method.other), percent(method.ahead),
+            ", ".join(f"{100 * seed:.1f}" for seed in method.seeds), f"{100 * method.unsteady:.2f}",
+            f"{100 * method.flips:.1f}", f"{method.shift:.3f}", percent(method.gain), _plain(method.picked),
         ])  # fmt: skip
     return table(head, rows)
 

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from sp_rerank import load_pipeline, load_scorer
 from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.report.tables import to_json
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage.atomic import write
 from sp_rerank.storage.images import to_images
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
@@ -146,8 +147,8 @@ def _scored(scorer: Scorer, file: Path) -> list[ScoredGroup]:
 
 def _candidate_scores(scorer: Scorer, candidates: Path) -> np.ndarray:
     images = load_file(candidates)["images"]
-    return np.stack([
-        scorer.score(caption, list(to_images(some / 255))).double().numpy()
+    return np.array([
+        score_images(scorer, caption, list(to_images(some / 255)))
         for caption, some in zip(captions_of_candidates(candidates.parent), images, strict=True)
     ])
 

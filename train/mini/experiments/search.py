@@ -33,6 +33,7 @@ from sp_rerank.config import EXHAUSTIVE, FAST, STEERING, GenerationOptions, Sear
 from sp_rerank.report.tables import new_figure, percent, to_svg
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search import planner
 from sp_rerank.search.planner import Promise, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
@@ -74,7 +75,7 @@ def stages_of(schedules: Sequence[Schedule], decoder: str | None) -> SearchPlan:
     """The search that records what these schedules look at, and no more."""
 
     def places(strategy: str) -> list[Any]:
-        return sorted({when for one in schedules if one.strategy == strategy for when, _ in one.rounds})
+        return sorted({when for schedule in schedules if schedule.strategy == strategy for when, _ in schedule.rounds})
 
     return SearchPlan(
         strategy="recording",
@@ -127,7 +128,7 @@ def judged(folder: Path, judge: Judge) -> RunDir:
     if all(judge.name in row.scores for row in run.rows.values()):
         return run
     images = [run.read_image(index) for index in range(run.n)]
-    scores = judge.score(run.config.prompt, images).tolist()
+    scores = score_images(judge, run.config.prompt, images)
     return add_scores(folder, {judge.name: dict(enumerate(scores))})
 
 
@@ -137,10 +138,10 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     As a share of the way from the mean candidate to the pick of all; the judge's ways are summed over prompts first.
     """
     own, others, most = [], [], []
-    for one in recordings:
-        best = best_of_n.expected_best(one.finished)
+    for recording in recordings:
+        best = best_of_n.expected_best(recording.finished)
         own.append((best - best[0]) / (best[-1] - best[0]))
-        worth = best_of_n.expected_best(one.finished, one.worth)
+        worth = best_of_n.expected_best(recording.finished, recording.worth)
         others.append(worth - worth[0])
         most.append(worth[-1] - worth[0])
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
@@ -148,12 +149,14 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
 
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
     """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
-    return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
+    return agreement.ratio(
+        _worths_of_picks(recordings), [recording.worth.max() - recording.worth.mean() for recording in recordings]
+    )
 
 
 def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
     """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
-    return [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
+    return [recording.worth[int(np.nanargmax(recording.finished))] - recording.worth.mean() for recording in recordings]
 
 
 def _pipeline(scheduler: str) -> Any:
@@ -212,15 +215,17 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
     pipe = _pipeline(STOCHASTIC)
     scorer, spent, picks, worths = load_scorer(SELECTING), 0, [], []
     with TemporaryDirectory() as folder:
-        for number, one in enumerate(recordings):
+        for number, recording in enumerate(recordings):
             out = Path(folder) / str(number)
             (best,) = generate(
-                one.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
+                recording.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
             )
             spent = RunDir.read(out).nfe
             picks.append(best.score)
-            worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
-    finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "worth"))
+            worths.append(float(judge.score(recording.prompt, [best.candidate.image])[0]))
+    finished, judged = (
+        np.array([getattr(recording, name) for recording in recordings]) for name in ("finished", "worth")
+    )
     mean = finished.mean(axis=1)
     own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
     way = np.array(worths) - judged.mean(axis=1)
@@ -238,11 +243,13 @@ def compare_search(
     recordings = {
         scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
-    found = {name: planner.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
+    found = {
+        name: planner.promise(schedule, recordings[scorer], TOP_K) for name, (schedule, scorer) in measured().items()
+    }
     progress("steering")
     other = steered(recordings[SELECTING][:STEERED], judge)
     progress("taking the time")
-    clock = timed([one.prompt for one in recordings[SELECTING][:TIMED]])
+    clock = timed([recording.prompt for recording in recordings[SELECTING][:TIMED]])
     if figure:
         write(figure, draw(found, other, recordings[SELECTING]))
     return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings), **_steered(other)}
@@ -256,30 +263,30 @@ def _figures(
         for scorer, some in recordings.items()
     }
     own = recordings[SELECTING][0].evaluations
-    for name, one in found.items():
+    for name, promise in found.items():
         seconds = clock[EXHAUSTIVE][0] / clock[name][0]
         figures[name] = {
-            "gain of the pick, %": percent(one.gain),
-            "gain of the best four, %": percent(one.top_gain),
-            "the same pick, %": percent(one.same_pick),
-            "overlap of the best four, %": percent(one.overlap),
-            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
-            f"evaluations, fewer than all with {STEPS} steps": round(one.saving, 2),
-            f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(one.saving * DEFAULT_STEPS / own, 2),
-            "images and previews decoded and scored, of all": round(one.decodes, 2),
+            "gain of the pick, %": percent(promise.gain),
+            "gain of the best four, %": percent(promise.top_gain),
+            "the same pick, %": percent(promise.same_pick),
+            "overlap of the best four, %": percent(promise.overlap),
+            "worth of the pick to the judge, % of the pick of all": percent(promise.worth),
+            f"evaluations, fewer than all with {STEPS} steps": round(promise.saving, 2),
+            f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(promise.saving * DEFAULT_STEPS / own, 2),
+            "images and previews decoded and scored, of all": round(promise.decodes, 2),
             "evaluations that the timed runs spent, fewer": round(clock[EXHAUSTIVE][1] / clock[name][1], 2),
             "seconds, fewer": round(seconds, 2),
-            "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / one.saving), 2),
+            "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / promise.saving), 2),
         }
     return figures
 
 
-def _steered(one: Steered) -> dict[str, Any]:
+def _steered(steered_run: Steered) -> dict[str, Any]:
     return {
         STEERING: {
-            "gain of the pick, %": percent(one.gain),
-            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
-            f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / one.evaluations, 2),
+            "gain of the pick, %": percent(steered_run.gain),
+            "worth of the pick to the judge, % of the pick of all": percent(steered_run.worth),
+            f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / steered_run.evaluations, 2),
             "prompts": STEERED,
         }
     }
@@ -293,7 +300,7 @@ def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recordi
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
     axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
     axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
-    points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
+    points = [(name, evaluations[-1] / promise.saving, promise.gain, promise.worth) for name, promise in found.items()]
     points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
