@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
-from sp_rerank.scorers import embedder
 from sp_rerank.scorers.calibration import margin_of
-from sp_rerank.scorers.scoring import name_of, score_images
+from sp_rerank.scorers.scoring import embedder, name_of, score_images
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
 from sp_rerank.types import Candidate, Ranked
