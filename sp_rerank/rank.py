@@ -187,10 +187,12 @@ def _score_all(
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     scored = _Scored({name: [] for name in names})
     batch: list[Image.Image] = []
+    files_only = all(isinstance(source, Path) for source in sources)
 
     def score_batch() -> None:
         for name, scorer in zip(names, scorers, strict=True):
-            scored.scores[name] += score_images(scorer, prompt, batch)
+            last = files_only and not embed and scorer is scorers[-1]
+            scored.scores[name] += score_images(scorer, prompt, batch, last_use=last)
         if embed and batch:
             scored.embedded += embed(batch).tolist()
         batch.clear()

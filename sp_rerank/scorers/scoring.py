@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _MEND = "correct the scorer (sp_rerank.check_scorer names the rule that it breaks) or take another one"
 
 
-def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> list[float]:
+def score_images(
+    scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], *, last_use: bool = False
+) -> list[float]:
     """The score of each image.
 
     The scorer gets copies: what it does to them changes nothing of the caller's. PIL images are read as files are, see
@@ -31,6 +33,7 @@ def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | S
         scorer: Any scorer.
         prompt: The prompt of all images, or one prompt for each.
         images: (n, 3, H, W) float in [0, 1] on any device, or n PIL images.
+        last_use: The images are upright RGB, and the caller drops them: large ones need not be in memory twice.
 
     Returns:
         n numbers; NaN where the score is not finite.
@@ -43,7 +46,9 @@ def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | S
     name = name_of(scorer)
     if len(images) == 0:
         return []
-    copies: Any = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
+    copies: Any = images
+    if not last_use:
+        copies = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
     try:
         scores = scorer.score(prompt, copies)
     except Exception as error:
