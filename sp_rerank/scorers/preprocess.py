@@ -132,8 +132,11 @@ class Preprocess:
         if self.geometry == "longest_edge_pad":
             return self._from_bytes(_bytes_of(image).to(device))
         # Each row of the horizontal pass is by itself.
-        narrow = [self._resize_axis(_bytes_of(band).to(device), -1, image.size) for band, _ in bands(image)]
-        return self._normalize(self._resize_axis(torch.cat(narrow, dim=-2), -2, image.size).float().div(255))
+        narrow = torch.empty(1, 3, image.height, self.size, dtype=torch.uint8, device=device)
+        for band, top in bands(image):
+            resized = self._resize_axis(_bytes_of(band).to(device), -1, image.size)
+            narrow[..., top : top + band.height, :] = resized
+        return self._normalize(self._resize_axis(narrow, -2, image.size).float().div(255))
 
     def _from_floats(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
