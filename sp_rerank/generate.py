@@ -23,9 +23,8 @@ from sp_rerank.run.records import StageScore, Status
 from sp_rerank.run.state import Finished, RunState, Store
 from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
-from sp_rerank.scorers import embedder
 from sp_rerank.scorers.calibration import margin_of
-from sp_rerank.scorers.scoring import score_images
+from sp_rerank.scorers.scoring import embedder, score_images
 from sp_rerank.search.base import Scored, usable_scores
 from sp_rerank.stats import diversity, stopping
 from sp_rerank.storage.images import to_images

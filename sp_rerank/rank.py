@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
-from sp_rerank.scorers import embedder
 from sp_rerank.scorers.calibration import margin_of
-from sp_rerank.scorers.scoring import name_of, score_images
+from sp_rerank.scorers.scoring import embedder, name_of, score_images
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
 from sp_rerank.types import Candidate, Ranked
@@ -188,10 +187,12 @@ def _score_all(
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     scored = _Scored({name: [] for name in names})
     batch: list[Image.Image] = []
+    files_only = all(isinstance(source, Path) for source in sources)
 
     def score_batch() -> None:
         for name, scorer in zip(names, scorers, strict=True):
-            scored.scores[name] += score_images(scorer, prompt, batch)
+            last = files_only and not embed and scorer is scorers[-1]
+            scored.scores[name] += score_images(scorer, prompt, batch, last_use=last)
         if embed and batch:
             scored.embedded += embed(batch).tolist()
         batch.clear()

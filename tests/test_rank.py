@@ -201,3 +201,27 @@ def test_a_dual_encoder_embeds_images():
     assert (embedded.shape, embedded.requires_grad) == ((70, scorer.config["embed_dim"]), False)
     assert torch.allclose(embedded.norm(dim=1), torch.ones(70), atol=1e-5)
     assert torch.allclose(embedded[65:], scorer.embed(grays[65:]), atol=1e-5)
+
+
+def test_an_image_of_16_bits_and_its_file_have_the_same_score(tmp_path):
+    """Its own conversion by Pillow clips all but the darkest to white."""
+    scorer = load_scorer("clip-mini")
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
+    wide = Image.fromarray(np.tile(ramp, (64, 1)))
+    wide.save(tmp_path / "wide.png")
+    (file,) = rank_files([scorer], "a lemon", [tmp_path / "wide.png"]).files
+    narrow = Image.fromarray(((ramp.astype(int) + 128) // 257).astype(np.uint8)[None].repeat(64, 0))
+    assert wide.mode == "I;16"
+    assert list(file.scores.values()) == [sp_rerank.rank(scorer, "a lemon", [wide])[0].score]
+    assert list(file.scores.values()) == [scorer.score("a lemon", [narrow]).item()]
+
+
+def test_an_image_turned_by_exif_is_scored_upright(tmp_path):
+    scorer = load_scorer("clip-mini")
+    upright = Image.new("RGB", (40, 64), "white")
+    ImageDraw.Draw(upright).ellipse((2, 4, 30, 30), "yellow")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    (file,) = rank_files([scorer], "a lemon", [tmp_path / "turned.png"]).files
+    assert list(file.scores.values()) == [scorer.score("a lemon", [upright]).item()]

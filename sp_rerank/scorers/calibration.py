@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers import known_folders
-from sp_rerank.stats import calibration
+from sp_rerank.scorers.registry import known_folders
 from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
@@ -67,11 +66,15 @@ class ScorerCalibration:
     @property
     def margin(self) -> float:
         """The gap below which two scores are not told apart; see `sp_rerank.stats.calibration.margin`."""
-        return calibration.margin(self.temperature)
+        from sp_rerank.stats.calibration import margin  # which needs scipy
+
+        return margin(self.temperature)
 
     def preferred(self, gap: float) -> float:
         """P(the first is preferred), given its score minus that of the second."""
-        return calibration.preferred(gap, self.temperature)
+        from sp_rerank.stats.calibration import preferred
+
+        return preferred(gap, self.temperature)
 
 
 def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:

@@ -3,7 +3,7 @@
 A pickle can run code when it is opened, and `torch.load(weights_only=True)` was bypassed twice (CVE-2025-32434,
 CVE-2026-24747). So nothing else here opens one: the file's size and hash are looked at first, its tensors must have the
 names and shapes of the architecture in the table, and what is kept is config.json beside one safetensors file, in the
-precision of the original. Knows nothing of names in the registry but those of `published`.
+precision of the original. Knows the names of `published`, not the registry.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ from sp_rerank.storage.hub import fetch_file
 
 State = dict[str, Tensor]
 
-# No published file is larger: the largest, HPS_v2.pt with its optimiser, has 8.1 GB, a head of a few layers 4 MB.
+# No published file is larger: the largest, HPS_v2.pt with its optimizer, has 8.1 GB, a head of a few layers 4 MB.
 _LARGEST_NETWORK, _LARGEST_HEAD = 10 * 10**9, 10**8
 
 # OpenAI's archives carry these as tensors; they are facts about the architecture, not weights.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 
 _LFS_POINTER = b"version https://git-lfs"
-
+# What BLIP appends to BERT's vocabulary, in its order; source: salesforce/BLIP, models/blip.py.
 _ADDED_TOKENS = ["[DEC]", "[ENC]"]
-"""What BLIP appends to BERT's vocabulary, in its order; source: salesforce/BLIP, models/blip.py."""
 
 
 def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | None = None) -> Path:
@@ -90,12 +89,14 @@ def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | 
 
 
 def fetch_and_convert(row: Published) -> Path:
-    """The converted folder of a checkpoint; its file is taken from the cache of huggingface_hub or downloaded.
+    """The folder of a checkpoint, converted now unless it was before; its file comes from the hub or its cache.
 
     Raises:
         HubUnavailableError: if no hub has the file, or it is not in the cache and the hub does not answer.
         UsageError, StorageError: as `convert` does.
     """
+    if row.is_converted():
+        return row.folder
     if not row.repo:
         raise HubUnavailableError(
             f"the weights of {row.name} are on no model hub; fetch {row.files[0]} from {row.url}, "
@@ -115,7 +116,8 @@ def _checked_digest(file: Path, row: Published) -> str:
     """The SHA-256 of a file whose length is in order, and which is the published one where that one is known."""
     try:
         length = file.stat().st_size
-        _refuse_pointer(file)
+        if file.is_file():
+            _refuse_pointer(file)
         largest = _LARGEST_HEAD if row.form == "aesthetic" else _LARGEST_NETWORK
         if not file.is_file() or length > largest or (row.length and length != row.length):
             expected = f"{row.length} bytes" if row.length else f"a file of at most {largest} bytes"
@@ -134,9 +136,7 @@ def _checked_digest(file: Path, row: Published) -> str:
 
 
 def _refuse_pointer(file: Path) -> None:
-    """What a clone without git-lfs has in place of a large file."""
-    if not file.is_file():
-        return
+    """Refuse what a clone without git-lfs has in place of a large file."""
     with file.open("rb") as opened:
         if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise UsageError(
@@ -146,7 +146,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 def _is_conversion(folder: Path, row: Published, digest: str) -> bool:
-    """Whether a folder is what became of the file with this hash, under this name."""
+    """Whether a folder holds the scorer that this name and the file with this hash give."""
     try:
         stored = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
         same = stored["name"] == row.name and digest in stored["source"]
@@ -207,8 +207,8 @@ def _unpickle(file: Path, *, mmap: bool) -> Any:
             raise UsageError(
                 f"{file}: expected a state dict, got a TorchScript archive; take the file that the table names"
             ) from error
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"{file}: damaged, not a complete checkpoint ({first}); fetch it again") from error
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise StorageError(f"{file}: damaged, not a complete checkpoint ({why}); fetch it again") from error
 
 
 def from_open_clip(state: State) -> State:
@@ -297,8 +297,8 @@ def build_dual_encoder(state: State, described: dict[str, Any], row: Published, 
             source=source,
             text_cleaning="nfc" if row.form == "transformers" else "ftfy",
         )
-    what = f"of {row.architecture}, which {row.files[0]} has"
-    check_tensors(shapes_of(state), shapes_of(encoder.clip.state_dict()), row.name, what)
+    expected = shapes_of(encoder.clip.state_dict())
+    check_tensors(shapes_of(state), expected, row.name, f"of {row.architecture}, which {row.files[0]} has")
     encoder.clip.load_state_dict(state, assign=True)
     return encoder
 
@@ -333,11 +333,10 @@ def _vocabulary(file: Path, row: Published) -> list[str]:
 
 
 def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
-    from sp_rerank.scorers import load_scorer
     from sp_rerank.scorers.aesthetic import AestheticScorer
 
     head = read_tensors(file)
-    clip: Any = load_scorer("clip-l")
+    clip = DualEncoder.from_pretrained(fetch_and_convert(PUBLISHED["clip-l"]))
     source = f"{source}, on the image tower of {clip.config['source']}"
     return AestheticScorer.from_original(head, clip, name=row.name, source=source, license=row.license)
 

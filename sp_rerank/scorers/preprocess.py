@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.storage.images import to_rgb
+from sp_rerank.storage.images import bands, seen_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -125,7 +125,18 @@ class Preprocess:
             return self._from_floats(images.to(device or images.device))
         if not images:
             return torch.empty(0, 3, self.size, self.size, device=device)
-        return torch.cat([self._from_bytes(_bytes_of(image).to(device or "cpu")) for image in images])
+        return torch.cat([self._from_image(seen_rgb(image), torch.device(device or "cpu")) for image in images])
+
+    def _from_image(self, image: Image.Image, device: torch.device) -> Tensor:
+        """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor where that is exact."""
+        if self.geometry == "longest_edge_pad":
+            return self._from_bytes(_bytes_of(image).to(device))
+        # Each row of the horizontal pass is by itself.
+        narrow = torch.empty(1, 3, image.height, self.size, dtype=torch.uint8, device=device)
+        for band, top in bands(image):
+            resized = self._resize_axis(_bytes_of(band).to(device), -1, image.size)
+            narrow[..., top : top + band.height, :] = resized
+        return self._normalize(self._resize_axis(narrow, -2, image.size).float().div(255))
 
     def _from_floats(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -138,20 +149,24 @@ class Preprocess:
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
-        padded = self.geometry == "longest_edge_pad"
-        square = self._resize_and_pad(pixels) if padded else self._resize_and_crop(pixels).float().div(255)
+        if self.geometry == "longest_edge_pad":
+            return self._normalize(self._resize_and_pad(pixels))
+        size = (pixels.shape[-1], pixels.shape[-2])
+        narrow = self._resize_axis(pixels, -1, size)
+        return self._normalize(self._resize_axis(narrow, -2, size).float().div(255))
+
+    def _normalize(self, square: Tensor) -> Tensor:
         mean, std = (square.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return square.sub(mean).div(std)
 
-    def _resize_and_crop(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        short = min(height, width)
+    def _resize_axis(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
+        """One pass of the resize of an image of this (width, height), and the crop of the same axis."""
+        edge = size[0] if axis == -1 else size[1]
         # Metal has no float64, the only float type whose sums are exact here.
         exact = pixels.cpu() if pixels.device.type == "mps" else pixels
-        for axis, edge in ((-1, width), (-2, height)):
-            resized = self.size if self.geometry == "squash" else int(self.size * edge / short)
-            exact = _resample(exact, axis, resized, _OFFSETS[self.crop](resized - self.size), self.size)
-        return exact.to(pixels.device)
+        resized = self.size if self.geometry == "squash" else int(self.size * edge / min(size))
+        offset = _OFFSETS[self.crop](resized - self.size)
+        return _resample(exact, axis, resized, offset, self.size).to(pixels.device)
 
     def _resize_and_pad(self, pixels: Tensor) -> Tensor:
         scale = self.size / max(pixels.shape[-2:])
@@ -169,8 +184,8 @@ class Preprocess:
 
 
 def _bytes_of(image: Image.Image) -> Tensor:
-    """A PIL image as (1, 3, H, W) uint8."""
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)[None]
+    """An RGB image as (1, 3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
 def _resample(pixels: Tensor, axis: int, resized: int, offset: int, kept: int) -> Tensor:

@@ -1,12 +1,12 @@
 """The one place that asks a scorer: as many scores as images, numbers, and a failure that names the scorer.
 
-A scorer may be anybody's code. Knows the contract of `sp_rerank.types.Scorer`; knows nothing of what a score is for.
+A scorer may come from any package. Knows the contract of `sp_rerank.types.Scorer`; not what a score is for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import OptionError, SpRerankError, UsageError, is_device_lost, is_out_of_memory
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _MEND = "correct the scorer (sp_rerank.check_scorer names the rule that it breaks) or take another one"
 
 
-def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> list[float]:
+def score_images(
+    scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], *, last_use: bool = False
+) -> list[float]:
     """The score of each image.
 
     The scorer gets copies: what it does to them changes nothing of the caller's. PIL images are read as files are, see
@@ -31,6 +33,7 @@ def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | S
         scorer: Any scorer.
         prompt: The prompt of all images, or one prompt for each.
         images: (n, 3, H, W) float in [0, 1] on any device, or n PIL images.
+        last_use: The images are upright RGB, and the caller drops them: large ones need not be in memory twice.
 
     Returns:
         n numbers; NaN where the score is not finite.
@@ -43,7 +46,9 @@ def score_images(scorer: Scorer, prompt: str | Sequence[str], images: Tensor | S
     name = name_of(scorer)
     if len(images) == 0:
         return []
-    copies: Any = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
+    copies: Any = images
+    if not last_use:
+        copies = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
     try:
         scores = scorer.score(prompt, copies)
     except Exception as error:
@@ -70,6 +75,24 @@ def name_of(scorer: Scorer) -> str:
             f"scorer {type(scorer).__name__}: expected a name, a text that is not empty, got {name!r}; {_MEND}"
         )
     return name
+
+
+def embedder(scorer: Scorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
+    """What embeds images with a scorer's own network, for comparing them with each other.
+
+    Returns:
+        A function of n images, as for `Scorer.score`, that gives (n, d) floats on the CPU.
+
+    Raises:
+        UsageError: if the scorer has no embeddings of images.
+    """
+    embed = getattr(scorer, "embed", None)
+    if embed is None:
+        raise UsageError(
+            f"scorer {scorer.name} has no embeddings of images, by which near-copies are told; expected one that "
+            "compares an image with a text in one space, such as clip-l, hps-v2.1 or clip-mini"
+        )
+    return embed
 
 
 def _copy(name: str, image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -25,6 +25,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 
 MAX_PIXELS = 64_000_000
 """Of an image that is read; above it a small file can hold gigabytes."""
+
+# What is computed from a band takes many times the memory of its pixels.
+_PIXELS_OF_A_BAND = 2_000_000
 
 RECORD_KEY = "sp_rerank"
 PARAMETERS_KEY = "parameters"
@@ -165,7 +168,7 @@ def a1111_parameters(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture that every scorer is shown of an image: upright, RGB, transparency on white. A new image.
+    """The picture that every scorer is shown of an image: upright, RGB, transparency on white; new, without metadata.
 
     - The orientation in the EXIF data is applied; EXIF data that is damaged, or says none, changes nothing.
     - Transparent pixels, also of palettes, lie on white.
@@ -182,7 +185,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError(f"mode {image.mode}: 32-bit pixels have no defined white; save it with 8 bits")
     flat = _on_white(image)  # reads the file, after which the orientation is what is still to be done
     turn = _TURNS.get(_orientation(image))
-    return flat if turn is None else flat.transpose(turn)
+    upright = flat if turn is None else flat.transpose(turn)
+    upright.info = {}  # its EXIF data would turn it again when it is read again
+    return upright
+
+
+def seen_rgb(image: Image.Image) -> Image.Image:
+    """The same pixels as `to_rgb` gives; the image itself, uncopied, where `to_rgb` made it. Not to be changed."""
+    made_here = type(image) is Image.Image and image.mode == "RGB" and not image.info
+    return image if made_here else to_rgb(image)
 
 
 _TURNS = {
@@ -205,13 +216,36 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
+def bands(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """An image from top to bottom in bands of a few megapixels, each with the row at which it begins."""
+    rows = max(1, _PIXELS_OF_A_BAND // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
 def _on_white(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image.copy()
+    flat = Image.new("RGB", image.size)
+    for band, top in bands(image):
+        flat.paste(_band_on_white(band), (0, top))
+    return flat
+
+
+def _band_on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        # Rounded, 65535 -> 255. A transparent value in the metadata has 16 bits and is left out.
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
-    if not image.has_transparency_data:
-        return image.convert("RGB") if image.mode != "RGB" else image.copy()
+        return _eight_bits(image)
+    return _composited(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Rounded, 65535 -> 255. A transparent value in the metadata has 16 bits and is left out."""
+    wide = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _composited(image: Image.Image) -> Image.Image:
     straight = image.convert("LA") if image.mode == "La" else image
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, straight.convert("RGBA")).convert("RGB")

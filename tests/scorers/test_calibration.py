@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sp_rerank import load_scorer, rank, scorers
+from sp_rerank import load_scorer, rank
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration, calibration_of, keep, margin_of
+from sp_rerank.scorers.registry import known_folders
 from sp_rerank.stats import calibration
 
 
@@ -92,7 +93,7 @@ def test_the_embedded_scorer_is_calibrated_and_says_that_its_people_are_simulate
 def test_names_without_a_place_have_no_calibration():
     for name in ("brightness", "hps-v2.1@123", "sp@somewhere", "clip:ViT-B-32/openai@1", "../../etc/passwd"):
         assert calibration_of(name) is None
-    assert scorers.known_folders("no such") == []
+    assert known_folders("no such") == []
 
 
 def test_images_that_nobody_tells_apart_tie_in_a_ranking(tmp_path):

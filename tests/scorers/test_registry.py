@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
-from sp_rerank.scorers import available_scorers, load_scorer, resolve_sp
+from sp_rerank.scorers import available_scorers, load_scorer, registry, resolve_sp
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.check import check_scorer
 from sp_rerank.scorers.clip import DualEncoder
@@ -142,7 +143,7 @@ def test_sp_is_the_checkpoint_of_the_environment_else_the_mini_models_else_hps(m
 
 
 def test_a_missing_embedded_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("sp_rerank.scorers._EMBEDDED", tmp_path)
+    monkeypatch.setattr("sp_rerank.scorers.registry._EMBEDDED", tmp_path)
     with pytest.raises(StorageError, match="install it again"):
         load_scorer("clip-mini")
 
@@ -205,3 +206,11 @@ def test_a_plugin_that_does_not_import_is_named(plugin: Path):
 def test_a_plugin_that_builds_no_scorer_is_named(plugin: Path, name: str, said: str):
     with pytest.raises(UsageError, match=said):
         load_scorer(name)
+
+
+def test_no_module_of_the_scorers_imports_the_registry_but_those_above_it():
+    """The registry imports the converter, so the converter must not import the registry."""
+    folder = Path(registry.__file__).parent
+    imports = re.compile(r"from sp_rerank\.scorers(\.registry)? import")
+    users = {file.name for file in folder.glob("*.py") if imports.search(file.read_text(encoding="utf-8"))}
+    assert users == {"__init__.py", "calibration.py"}

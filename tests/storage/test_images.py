@@ -349,3 +349,13 @@ def test_the_image_that_is_read_is_not_changed():
     read = images.to_rgb(image)
     read.paste((1, 2, 3), (0, 0, 4, 4))
     assert image.tobytes() == gradient().tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+def test_an_image_that_was_read_is_not_turned_again(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    read_once = read(tmp_path, encoded(gradient(mode, (16, 8)), "JPEG" if mode == "CMYK" else "PNG", exif=exif))
+    assert read_once.size == (8, 16)
+    assert images.to_rgb(read_once).tobytes() == read_once.tobytes()
+    assert images.to_rgb(read_once).size == (8, 16)
