@@ -6,7 +6,9 @@ import math
 import shutil
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -198,7 +200,10 @@ def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path
 def test_a_scorer_that_fails_on_some_images(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=(10, 40))]).runs[0]
-    assert found.problems == ("scorer corner fails on candidates 1, 4: RuntimeError: too dark for me",)
+    (problem,) = found.problems
+    assert problem.startswith(
+        "candidates 1, 4: scorer corner failed: RuntimeError: too dark for me; correct the scorer"
+    )
     assert found.views[1].order == (3, 2, 0)
     assert found.views[0].rank_by == {"a": 1, "corner": None}
     assert found.scores["corner"][1] is None
@@ -222,7 +227,40 @@ def test_a_scorer_that_answers_wrongly_is_named(tmp_path, answer):
     odd = Corner()
     odd.score = lambda prompt, pictures: torch.tensor(answer[: len(pictures)] if len(answer) > 1 else [0.5, 0.5])
     problems = "\n".join(compare([run], [odd]).runs[0].problems)
-    assert ("expected a score for each of 1 images, got 2" if len(answer) == 1 else "is not finite") in problems
+    assert ("a tensor of shape (1,), got shape (2,)" if len(answer) == 1 else "is not finite") in problems
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda n: None, "got None"),
+        (lambda n: [0.5] * n, "got a list"),
+        (lambda n: torch.zeros(n, 1), "got shape (1, 1)"),
+        (lambda n: torch.tensor(0.5), "got shape ()"),
+    ],
+)
+def test_what_is_no_vector_of_scores_is_named(tmp_path, answer, got):
+    odd = Corner()
+    odd.score = lambda prompt, pictures: answer(len(pictures))
+    problems = compare([make(tmp_path / "run", {"a": A})], [odd]).runs[0].problems
+    assert problems[0].startswith("candidates 0, 1, 2, 3, 4: scorer corner: expected a score for each of 1 images")
+    assert got in problems[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: device-side assert triggered")])
+def test_memory_and_a_lost_device_are_no_fault_of_an_image(tmp_path, error):
+    asked = []
+
+    def score(prompt, pictures):
+        asked.append(len(pictures))
+        raise error
+
+    odd = Corner()
+    odd.score = score
+    with pytest.raises(type(error)) as raised:
+        compare([make(tmp_path / "run", {"a": A})], [odd])
+    assert raised.value is error
+    assert asked == [5]  # and not image by image again
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
@@ -386,6 +424,23 @@ def test_the_first_error_ends_the_command_where_no_run_is_left(tmp_path, capsys)
     assert said.err == f"not compared: {tmp_path / 'bare'} holds no scores; name a scorer with --scorer\n"
     with pytest.raises(UsageError, match="none is not a run folder"):
         command([tmp_path / "none"], scorer=["no such scorer"])
+
+
+def _no_weights(device, dtype):
+    raise OSError("no weights\nin the cache")
+
+
+def test_a_builder_that_raises_ends_the_command_in_one_line(tmp_path, monkeypatch):
+    point = SimpleNamespace(name="broken", dist=None, module="their.package", load=lambda: _no_weights)
+    real = metadata.entry_points
+    ours = {"sp_rerank.scorers": [point]}
+    monkeypatch.setattr(metadata, "entry_points", lambda **which: ours.get(which.get("group")) or real(**which))
+    make(tmp_path / "run", {"a": A})
+    with pytest.raises(UsageError) as raised:
+        run_command(tmp_path / "run", "--scorer", "broken")
+    assert str(raised.value).startswith("scorer 'broken' of the package their.package cannot be built: ")
+    assert "no weights in the cache" in str(raised.value)
+    assert raised.value.exit_code == 2
 
 
 def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
