@@ -34,7 +34,7 @@ from sp_rerank.report.tables import new_figure, percent, to_svg
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.search import planner
-from sp_rerank.search.planner import Promise, Recording
+from sp_rerank.search.planner import PlanEstimate, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
@@ -140,7 +140,7 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     for one in recordings:
         best = best_of_n.expected_best(one.finished)
         own.append((best - best[0]) / (best[-1] - best[0]))
-        worth = best_of_n.expected_best(one.finished, one.worth)
+        worth = best_of_n.expected_best(one.finished, one.gold)
         others.append(worth - worth[0])
         most.append(worth[-1] - worth[0])
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
@@ -148,12 +148,12 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
 
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
     """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
-    return agreement.ratio(_worths_of_picks(recordings), [one.worth.max() - one.worth.mean() for one in recordings])
+    return agreement.ratio(_worths_of_picks(recordings), [one.gold.max() - one.gold.mean() for one in recordings])
 
 
 def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
     """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
-    return [one.worth[int(np.nanargmax(one.finished))] - one.worth.mean() for one in recordings]
+    return [one.gold[int(np.nanargmax(one.finished))] - one.gold.mean() for one in recordings]
 
 
 def _pipeline(scheduler: str) -> Any:
@@ -196,12 +196,12 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        worth: The same by the judge's score, summed over prompts first, over that of the pick of all.
+        gold: The same by the judge's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
     """
 
     gain: Estimate
-    worth: Estimate
+    gold: Estimate
     evaluations: int
 
 
@@ -220,7 +220,7 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
             spent = RunDir.read(out).nfe
             picks.append(best.score)
             worths.append(float(judge.score(one.prompt, [best.candidate.image])[0]))
-    finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "worth"))
+    finished, judged = (np.array([getattr(one, name) for one in recordings]) for name in ("finished", "gold"))
     mean = finished.mean(axis=1)
     own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
     way = np.array(worths) - judged.mean(axis=1)
@@ -238,7 +238,7 @@ def compare_search(
     recordings = {
         scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
-    found = {name: planner.promise(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
+    found = {name: planner.estimate(one, recordings[scorer], TOP_K) for name, (one, scorer) in measured().items()}
     progress("steering")
     other = steered(recordings[SELECTING][:STEERED], judge)
     progress("taking the time")
@@ -249,7 +249,7 @@ def compare_search(
 
 
 def _figures(
-    found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
+    found: dict[str, PlanEstimate], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
         f"the pick of all to the judge, % of the way to its own, {scorer}": percent(judges_gain(some))
@@ -263,7 +263,7 @@ def _figures(
             "gain of the best four, %": percent(one.top_gain),
             "the same pick, %": percent(one.same_pick),
             "overlap of the best four, %": percent(one.overlap),
-            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
+            "worth of the pick to the judge, % of the pick of all": percent(one.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(one.saving, 2),
             f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(one.saving * DEFAULT_STEPS / own, 2),
             "images and previews decoded and scored, of all": round(one.decodes, 2),
@@ -278,14 +278,14 @@ def _steered(one: Steered) -> dict[str, Any]:
     return {
         STEERING: {
             "gain of the pick, %": percent(one.gain),
-            "worth of the pick to the judge, % of the pick of all": percent(one.worth),
+            "worth of the pick to the judge, % of the pick of all": percent(one.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / one.evaluations, 2),
             "prompts": STEERED,
         }
     }
 
 
-def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
+def draw(found: dict[str, PlanEstimate], other: Steered, recordings: Sequence[Recording]) -> bytes:
     """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
@@ -293,8 +293,8 @@ def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recordi
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
     axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
     axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
-    points = [(name, evaluations[-1] / one.saving, one.gain, one.worth) for name, one in found.items()]
-    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
+    points = [(name, evaluations[-1] / one.saving, one.gain, one.gold) for name, one in found.items()]
+    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.gold))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
         axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
