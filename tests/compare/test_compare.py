@@ -4,7 +4,6 @@ import io
 import json
 import math
 import shutil
-import time
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,6 @@ from PIL import Image, ImageOps
 from support.runs import row_of, run_config
 from typer.testing import CliRunner
 
-from sp_rerank import load_scorer, mini
 from sp_rerank.cli.compare import compare as command
 from sp_rerank.compare import tables as report
 from sp_rerank.compare.compare import compare
@@ -32,7 +30,6 @@ from sp_rerank.scorers.calibration import ScorerCalibration
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.storage import images, perturbation
 
-MINI = Path(mini.__file__).parent
 APP = typer.Typer()
 APP.command("compare")(command)
 
@@ -451,31 +448,6 @@ def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
     result = run_command(config.parent, good.path, "--scorer", "brightness")
     assert "brightness would have chosen candidate 4" in result.stdout
     assert "brightness" in (good.path / "index.html").read_text(encoding="utf-8")
-
-
-def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_path, clock):
-    """The measurement: pytest -s prints it."""
-    import sp_rerank.scorers.clip  # noqa: F401  # importing torch and open_clip is not what is measured
-
-    rng = np.random.default_rng(0)
-    with RunWriter.start(tmp_path / "run", run_config(100, seed=0, scorers=())) as run:
-        batch = []
-        for i in range(100):
-            file = io.BytesIO()
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
-            row = row_of(file.getvalue(), i, seed=i, scores={}, nfe=1, batch_size=1)
-            batch.append((row, file.getvalue()))
-        run.commit(batch)
-    shutil.copytree(MINI / "clip", tmp_path / "other")
-    config = (tmp_path / "other" / "config.json").read_text()
-    (tmp_path / "other" / "config.json").write_text(config.replace('"clip-mini"', '"other"'))
-    began, wall = clock(), time.monotonic()
-    rankers = [load_scorer(spec) for spec in ("clip-mini", "brightness", f"sp@{tmp_path / 'other'}")]
-    found = compare([RunDir.read(tmp_path / "run")], rankers)
-    seconds = clock() - began
-    print(f"compare 100 candidates, three mini scorers: {seconds:.2f} s of work, {time.monotonic() - wall:.2f} s")
-    assert len(found.runs[0].pairs) == 3
-    assert seconds < 5
 
 
 def test_names_in_a_plot_are_text_and_no_mathematics(tmp_path):
