@@ -369,6 +369,16 @@ def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypa
     assert "b would have chosen candidate 0 (seed 40); no calibration: ties unknown" in text
 
 
+@pytest.mark.parametrize(
+    ("last", "others"), [(0.1, "apart from all others:"), (math.nan, "apart from all others that it has a score for:")]
+)
+def test_a_pick_is_told_apart_from_all_others_only_where_all_are_scored(tmp_path, monkeypatch, last, others):
+    known = ScorerCalibration("a@1", 0.1, "test", 10, 0.1, True)
+    monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    found = compare([make(tmp_path / "run", {"a@1": [0.9, 0.5, last], "b@1": [1.0, 2.0, 3.0]})])
+    assert f"it is told {others}" in report.markdown(found)
+
+
 def run_command(*words):
     result = CliRunner().invoke(APP, list(map(str, words)))
     if result.exception and not isinstance(result.exception, SystemExit):

@@ -217,7 +217,10 @@
       if (!one.groups) return "";
       const group = one.groups[rank - 1];
       const mates = one.order.filter((other, place) => one.groups[place] === group && other !== index);
-      if (!mates.length) return `${one.label} tells it apart from all others.`;
+      if (!mates.length) {
+        const others = one.ranked === Object.keys(candidates).length ? "all others" : "all others that it scored";
+        return `${one.label} tells it apart from ${others}.`;
+      }
       const named = mates.slice(0, 6).map((other) => candidates[other].seed).join(", ");
       const rest = mates.length > 6 ? ` and ${mates.length - 6} more` : "";
       return `${one.label} does not reliably tell it apart from seed ${named}${rest} (tie group ${group}).`;
