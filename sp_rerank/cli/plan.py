@@ -12,12 +12,14 @@ from sp_rerank.cli.console import Json, print_json, say, tell
 
 def plan(
     recordings: Annotated[list[Path], typer.Argument(help="run folders made with generate --record")],
-    gain: Annotated[float, typer.Option(help="of the pick: the share that must be kept of the way to the best")] = 0.99,
-    top_gain: Annotated[float, typer.Option(help="the same share for the mean of the best k")] = 0.97,
+    gain: Annotated[float, typer.Option(help="share of the gain that the pick must keep")] = 0.99,
+    top_gain: Annotated[float, typer.Option(help="share of the gain that the best k must keep")] = 0.97,
     strategy: Annotated[list[str], typer.Option(help="screening or halving  [default: whichever is cheaper]")] = [],  # noqa: B006
-    scorer: Annotated[str | None, typer.Option(help="of the recordings; see --also  [default: the selecting]")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="a scorer of the recordings; see --also  [default: the selecting]")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="how many images are wanted", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="of the halves: one chooses, the other reports", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the halves: one chooses, the other reports", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="the schedule, for generate --search")] = Path("plan.toml"),
     as_json: Json = False,
 ) -> None:

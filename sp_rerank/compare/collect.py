@@ -38,10 +38,10 @@ class ScoredRun:
 
     Attributes:
         run: the folder.
-        indices: of the candidates.
-        scores: by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
+        indices: Indices of the candidates.
+        scores: Scores by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
         new_scores: Those that are not in the folder yet, by scorer, then by index.
-        perturbed: by scorer and ratio, then by index.
+        perturbed: Scores of perturbed images by scorer and ratio, then by index.
         problems: a line each.
     """
 
@@ -77,8 +77,9 @@ def score_run(
 
     Args:
         run: the folder; candidates that are flagged, dropped or not finite are left out.
-        scorers: with different names.
-        ratios: of HP&CC, at which these scorers see every image again; see `sp_rerank.storage.perturbation`.
+        scorers: Scorers with different names.
+        ratios: Crop ratios of HP&CC at which the scorers score every image again; see
+            `sp_rerank.storage.perturbation`.
         progress: Called with how many candidates are done since the last call.
 
     Raises:

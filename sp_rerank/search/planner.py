@@ -40,12 +40,12 @@ class Recording:
     """Every candidate of one prompt at every stage.
 
     Attributes:
-        prompt: of the run.
+        prompt: Prompt of the run.
         made_with: n, steps, model and scorer of the run.
         finished: (n,) scores of the finished candidates, by the scorer that selects; NaN where one is not usable.
-        evaluations: of the denoiser, for one candidate from noise to finish.
-        drafts: by their steps, (n,) scores and the evaluations of one draft.
-        previews: by the share of the steps, (n,) scores and the evaluations of one candidate so far.
+        evaluations: Denoiser evaluations of one candidate from noise to finish.
+        drafts: By the number of steps, (n,) scores and the evaluations of one draft.
+        previews: By the share of the steps, (n,) scores and the evaluations of one candidate so far.
         gold: (n,) scores of the finished candidates by the held-out truth, a scorer that did not select; `finished`
             where no such scorer is named.
     """
@@ -79,15 +79,15 @@ class PlanEstimate:
     """What a schedule keeps and spares, over prompts that it was not chosen by.
 
     Attributes:
-        gain: of the pick, (its score - mean) / (best of all - mean); a mean over prompts, like the others.
+        gain: Gain of the pick, (its score - mean) / (best of all - mean); a mean over prompts, like the others.
         top_gain: The same for the mean of the best k that are left, against the best k of all.
         same_pick: share of prompts whose pick is the best of all.
-        overlap: of the best k that are left with the best k of all.
+        overlap: Share of the best k of all that are among the best k that are left.
         gold: Gold score of the pick above the mean candidate, over that of the pick of an exhaustive search; both are
             summed over prompts first, for a single denominator may be 0.
         saving: evaluations of an exhaustive search over those of this one.
         decodes: images and previews that are decoded and scored, over those of an exhaustive search.
-        prompts: that these are means over.
+        prompts: Number of prompts that these are means over.
     """
 
     gain: Estimate
@@ -104,8 +104,8 @@ def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None =
     """The scores of a recorded run.
 
     Args:
-        run: made with `record`.
-        scorer: whose; one of the run's by its name or full name, None for the one that selected.
+        run: A run made with `record`.
+        scorer: Name or full name of the run's scorer whose scores are read, None for the one that selected.
         gold: Full name of a scorer whose scores the run holds and that did not select: the held-out truth.
 
     Raises:
@@ -283,12 +283,12 @@ def plan(
     """The cheapest schedule on one half of the prompts, and what it does to the other half.
 
     Args:
-        recordings: of different prompts, made alike.
+        recordings: Recordings of different prompts, made alike.
         top_k: how many images are wanted.
-        gain: of the pick, in (0, 1]: what must be kept on the half that chooses.
+        gain: Gain of the pick in (0, 1] that must be kept on the half that chooses.
         top_gain: The same for the mean of the best `top_k`.
-        strategies: of `sp_rerank.search.schedule.WHEN`, to choose among.
-        seed: of the halves.
+        strategies: Strategies to choose among, out of `sp_rerank.search.schedule.WHEN`.
+        seed: Seed by which the prompts are halved.
 
     Raises:
         UsageError: if there are fewer than FEWEST recordings, or they were not made alike, or no schedule will do.

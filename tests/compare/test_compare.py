@@ -81,8 +81,8 @@ def test_one_run_by_hand(tmp_path):
     found = compare([make(tmp_path / "run", {"a@1": A, "b@1": B, "c@1": C})])
     (run,) = found.runs
     a, b, c = run.views
-    assert [one.order for one in run.views] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
-    assert [one.order[0] for one in run.views] == [1, 0, 2]
+    assert [view.order for view in run.views] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
+    assert [view.order[0] for view in run.views] == [1, 0, 2]
     assert a.rank_by == {"a@1": 1, "b@1": 5, "c@1": 3}
     assert b.rank_by == {"a@1": 4, "b@1": 1, "c@1": 2}
     assert run.ensemble[0] == 2  # second, second and first
@@ -100,15 +100,15 @@ def test_one_run_by_hand(tmp_path):
     assert pair.overlap == {1: 0.0, 4: 0.75}  # there are no ten
     assert run.problems == ()
     assert (found.pairs, found.robustness, found.prompts) == ((), (), 1)
-    assert all(one.tie_groups is None and one.tied_first is None for one in run.views)
+    assert all(view.tie_groups is None and view.tied_first is None for view in run.views)
 
 
 def test_scales_do_not_matter(tmp_path):
     plain = compare([make(tmp_path / "one", {"a@1": A, "b@1": B})]).runs[0]
     scaled = compare([make(tmp_path / "two", {"a@1": [1000 * s - 7 for s in A], "b@1": B})]).runs[0]
-    for one, other in zip(plain.views, scaled.views, strict=True):
-        assert (one.order, one.rank_by, one.n_for_gain) == (other.order, other.rank_by, other.n_for_gain)
-        assert one.normalized_gain == pytest.approx(other.normalized_gain)
+    for view, other in zip(plain.views, scaled.views, strict=True):
+        assert (view.order, view.rank_by, view.n_for_gain) == (other.order, other.rank_by, other.n_for_gain)
+        assert view.normalized_gain == pytest.approx(other.normalized_gain)
     assert plain.pairs == scaled.pairs
     assert plain.ensemble == scaled.ensemble
 
@@ -128,8 +128,8 @@ def test_averages_are_of_prompts_and_never_pooled(tmp_path):
     assert mean.overlap[1].value == 0.5
     assert mean.overlap[4].value == 1
     assert math.isnan(mean.overlap[10].value)
-    assert [one.value for one in mean.rank_by] == [2.5, 2.5]
-    assert [one.value for one in mean.normalized_gain] == [0, 0]
+    assert [estimate.value for estimate in mean.rank_by] == [2.5, 2.5]
+    assert [estimate.value for estimate in mean.normalized_gain] == [0, 0]
     assert compare([runs[0], runs[2]]).pairs[0].kendall == mean.kendall
 
 
@@ -211,7 +211,7 @@ def test_a_scorer_that_fails_on_some_images(tmp_path):
 def test_a_scorer_that_fails_on_all_images_is_left_out(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=tuple(range(256)))]).runs[0]
-    assert [one.scorer for one in found.views] == ["a"]
+    assert [view.scorer for view in found.views] == ["a"]
     assert "scorer corner has no score for any candidate, and is left out" in found.problems
     bare = make(tmp_path / "bare", {}, levels=[1, 2])
     with pytest.raises(NothingUsableError, match=r"no candidate can be compared: .*too dark for me"):
@@ -282,7 +282,7 @@ def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
     rounds = {"strategy": "screening", "rounds": [[4, 3]]}
     run = make(tmp_path / "run", {"a": A, "b": B}, statuses=[(0, "dropped"), (4, "dropped")], search=rounds)
     found = compare([run])
-    assert [(one.best_of_n, one.normalized_gain, one.n_for_gain) for one in found.runs[0].views] == [
+    assert [(view.best_of_n, view.normalized_gain, view.n_for_gain) for view in found.runs[0].views] == [
         (None, None, None)
     ] * 2
     assert found.runs[0].views[0].rank_by == {"a": 1, "b": 3}
@@ -294,7 +294,7 @@ def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
     assert report.plot(found).startswith(b"<?xml")
     whole = make(tmp_path / "whole", {"a": A, "b": B}, prompt="a cat")
     mean = compare([run, whole]).pairs[0]
-    assert [one.n for one in (mean.kendall, *mean.normalized_gain)] == [2, 1, 1]
+    assert [estimate.n for estimate in (mean.kendall, *mean.normalized_gain)] == [2, 1, 1]
     other = make(tmp_path / "other", {"a": A, "b": B}, statuses=[(1, "dropped")])
     assert math.isnan(compare([run, other]).pairs[0].normalized_gain[0].value)
 
@@ -353,7 +353,7 @@ def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
     row = compare([dark], [upside], steady=True).runs[0].views[0].robustness[0]
     assert (row.pick, row.came_from, row.went_to) == (1, 3, 3)
     averages = compare([dark, run], [upside], steady=True).robustness
-    assert [(one.scorer, one.ratio, one.went_to.n) for one in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
+    assert [(row.scorer, row.ratio, row.went_to.n) for row in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
 
 
 def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypatch):

@@ -110,12 +110,12 @@ def test_the_figures_say_what_the_statistics_say(run):
 
 def test_two_scorers_of_one_short_name_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run", {"sp@aaa": [0.1, 0.2], "sp@bbb": [0.2, 0.1], "clip@ccc": [1.0, 2.0]})
-    assert [one.label for one in orderings_of(run)] == ["sp@aaa", "sp@bbb", "clip"]
+    assert [ordering.label for ordering in orderings_of(run)] == ["sp@aaa", "sp@bbb", "clip"]
 
 
 def test_scores_that_were_added_are_shown(run):
     page = page_of(add_scores(run.path, {"c@3f": {0: 1.0, 1: float("nan"), 2: 3.0}}))
-    assert [one["label"] for one in page.data["scorers"]] == ["a", "b", "c"]
+    assert [scorer["label"] for scorer in page.data["scorers"]] == ["a", "b", "c"]
     assert page.data["scorers"][2]["order"] == [2, 0, 1, 3]
     assert page.data["scorers"][2]["ranked"] == 2
     assert [page.data["candidates"][i]["scores"][2] for i in "0123"] == [1.0, None, 3.0, None]
@@ -125,7 +125,7 @@ def test_tie_groups_come_from_a_calibration(run, monkeypatch):
     known = calibration.ScorerCalibration("a@1f", 0.15 / 0.6931471805599453, "test", 10, 0.1, True)
     monkeypatch.setattr(orderings, "calibration_of", lambda name: known if name == "a@1f" else None)
     page = page_of(run)
-    assert [one["groups"] for one in page.data["scorers"]] == [[1, 1, 2, 2], None]
+    assert [scorer["groups"] for scorer in page.data["scorers"]] == [[1, 1, 2, 2], None]
     assert "not told apart from 1 other by a" in page.says
 
 
@@ -242,7 +242,7 @@ def test_a_run_without_scores_is_shown_as_it_was_made(tmp_path):
 def test_a_scorer_without_a_usable_score_is_named(tmp_path):
     page = page_of(make_run(tmp_path / "run", {"a": [0.1, 0.2], "b": [None, None]}))
     assert "b: no usable candidate has a score by it." in page.says
-    assert [one["name"] for one in page.data["scorers"]] == ["a"]
+    assert [scorer["name"] for scorer in page.data["scorers"]] == ["a"]
 
 
 def test_a_run_that_is_not_complete_is_shown_as_far_as_it_is(tmp_path):
