@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.metadata import version
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from support.doubles import SeededPipe
+from support.runs import files_of
 
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, TryAgainError, UsageError
@@ -25,14 +25,6 @@ SCORER = BrightnessScorer()
 def run(pipe, folder=None, **arguments):
     arguments = {"n": 100, "batch_size": 8, "guidance_scale": 1.0, **arguments}
     return generate("a lemon", pipe=pipe, scorer=SCORER, out=folder, **arguments)
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def test_the_best_of_a_hundred_are_the_brightest(tmp_path):
@@ -121,7 +113,7 @@ def test_the_accelerator_is_lost_at_batch_seven(tmp_path):
     run(resumed, tmp_path / "cut", resume=True)
     assert len(resumed.made) == 7  # of 13 batches, 6 were done
     run(SeededPipe(), tmp_path / "whole")
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_a_batch_that_was_cut_in_the_middle_is_made_whole(tmp_path):
@@ -132,7 +124,7 @@ def test_a_batch_that_was_cut_in_the_middle_is_made_whole(tmp_path):
     pipe = SeededPipe()
     run(pipe, tmp_path / "cut", n=24, resume=True)
     assert pipe.made == [list(range(8, 16)), list(range(16, 24))]
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
 def test_stop_keeps_what_is_done(tmp_path):
@@ -153,10 +145,10 @@ def test_a_finished_run_makes_nothing_again(tmp_path):
 
 def test_another_run_in_the_folder_is_refused(tmp_path):
     run(SeededPipe(), tmp_path / "run", n=10)
-    before = files(tmp_path / "run")
+    before = files_of(tmp_path / "run")
     with pytest.raises(UsageError, match="seed"):
         run(SeededPipe(), tmp_path / "run", n=10, seed=5)
-    assert files(tmp_path / "run") == before
+    assert files_of(tmp_path / "run") == before
 
 
 @pytest.mark.parametrize(

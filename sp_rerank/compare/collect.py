@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, UsageError
 from sp_rerank.rank import FILES_AT_ONCE
-from sp_rerank.run.folder import RunDir
+from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage import images
@@ -123,7 +123,7 @@ def _decoder(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
     try:
         png = run.image_bytes(row.index)
     except StorageError as error:
-        why = str(error).removeprefix(f"{run.path}{os.sep}").removesuffix("; --resume makes it again")
+        why = str(error).removeprefix(f"{run.path}{os.sep}").removesuffix(REMEDY)
         problems.append(f"{why}; left out")
         return None
     decoded: list[Image.Image] = []

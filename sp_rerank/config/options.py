@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from sp_rerank.config.rules import (
     CONFIDENCE,
     COUNT,
+    ETA,
     FLAG,
     GUIDANCE,
     MAPPING,
@@ -30,9 +31,17 @@ from sp_rerank.config.search_plan import EXHAUSTIVE, SEARCHES, StopRules
 from sp_rerank.errors import OptionError
 
 
-def _option(default: Any, rule: Rule, help: str, group: str = "Run") -> Any:
-    """A field of `GenerationOptions`: its default, what it must be, and its help text."""
-    return field(default=default, metadata={"rule": rule, "help": help, "group": group})
+def _option(default: Any, rule: Rule, help: str, group: str = "Run", *, to_pipeline: bool = False) -> Any:
+    """A field of `GenerationOptions`.
+
+    Args:
+        default: None takes what suits the model.
+        rule: What a value must be.
+        help: The help text.
+        group: Heading in the command line's help.
+        to_pipeline: Hand a value that is set to the pipeline's call, under the option's name.
+    """
+    return field(default=default, metadata={"rule": rule, "help": help, "group": group, "to_pipeline": to_pipeline})
 
 
 _SEARCH = Rule(f"{', '.join(SEARCHES)}, or a schedule file", lambda v: isinstance(v, str | Path))
@@ -64,8 +73,11 @@ class GenerationOptions:
     batch_size: int | None = _option(
         None, or_none(COUNT), "Number of images made at once. [default: what suits model and device]", "Image"
     )
+    eta: float | None = _option(
+        None, or_none(ETA), "Share of new noise in each step of DDIM, 0 to 1. [default: 0]", "Image", to_pipeline=True
+    )
     pipe_kwargs: Mapping[str, Any] | None = _option(
-        None, or_none(MAPPING), "Another argument of the pipeline, such as eta=0.5; repeatable.", "Image"
+        None, or_none(MAPPING), "Another argument of the pipeline, such as true_cfg_scale=4; repeatable.", "Image"
     )
     search: str | Path = _option(
         EXHAUSTIVE,
@@ -100,13 +112,19 @@ class GenerationOptions:
         if self.stop and (self.record or self.search != EXHAUSTIVE):
             rule_name = next(part.name for part in fields(StopRules) if getattr(self, part.name) is not None)
             raise OptionError(
-                rule_name, getattr(self, rule_name), f"no such rule but in an {EXHAUSTIVE} search without a recording"
+                rule_name, getattr(self, rule_name), f"none: only an {EXHAUSTIVE} search without a recording ends early"
             )
 
     @property
     def kept(self) -> int:
         """How many of the best are kept."""
         return min(4, self.n) if self.top_k is None else self.top_k
+
+    @property
+    def pipeline_arguments(self) -> dict[str, Any]:
+        """Further arguments of the pipeline's call: `pipe_kwargs`, and the options that are handed on as they are."""
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.metadata["to_pipeline"]}
+        return {**{name: value for name, value in named.items() if value is not None}, **(self.pipe_kwargs or {})}
 
     @property
     def stop(self) -> StopRules:
@@ -128,6 +146,7 @@ class GenerationKeywords(TypedDict, total=False):
     height: int | None
     width: int | None
     batch_size: int | None
+    eta: float | None
     pipe_kwargs: Mapping[str, Any] | None
     search: str | Path
     record: bool

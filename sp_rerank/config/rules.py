@@ -74,6 +74,7 @@ SIDE = Rule(
     f"a multiple of 8 pixels from 8 to {MAX_SIDE}", lambda v: type(v) is int and 8 <= v <= MAX_SIDE and v % 8 == 0
 )
 GUIDANCE = number(0)
+ETA = Rule("a number from 0 to 1", lambda v: GUIDANCE.holds(v) and float(str(v)) <= 1)
 CONFIDENCE = Rule("a probability between 0 and 1", lambda v: isinstance(v, float) and 0 < v < 1)  # NaN compares false
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _BEFORE_CONFIG = {LOCK, CONFIG + atomic.TEMPORARY_SUFFIX}
 """What a start that was cut short can leave in a folder that has no run.json yet."""
 
+REMEDY = "; resuming the run makes it again"
+"""What helps against an image file that is missing or changed."""
+
 
 class RunDir(RunState):
     """A run folder.
@@ -100,11 +103,11 @@ class RunDir(RunState):
         """
         path = self.image(index)
         if not path.is_file():
-            raise StorageError(f"{path}: missing; --resume makes it again")
+            raise StorageError(f"{path}: missing{REMEDY}")
         with atomic.storage_errors(path):
             png = path.read_bytes()
         if atomic.sha256_of(png) != self.rows[index].sha256:
-            raise StorageError(f"{path}: changed since it was committed (sha256 differs); --resume makes it again")
+            raise StorageError(f"{path}: changed since it was committed (sha256 differs){REMEDY}")
         return png
 
     def read_image(self, index: int) -> Image.Image:
@@ -142,7 +145,7 @@ class RunDir(RunState):
         try:
             self.image_bytes(index)
         except StorageError as error:
-            return self._short(str(error)).removesuffix("; --resume makes it again")
+            return self._short(str(error)).removesuffix(REMEDY)
         return None
 
     def uncommitted(self) -> list[Path]:

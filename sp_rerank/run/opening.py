@@ -24,9 +24,7 @@ def check_same_run(path: Path, asked: RunConfig) -> int | None:
     different = held.differences(asked)
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise UsageError(
-            f"{path} holds another run: {'; '.join(different[:3])}{more}; choose another folder with --out"
-        )
+        raise UsageError(f"{path} holds another run: {'; '.join(different[:3])}{more}; choose another folder")
     return schema
 
 
@@ -41,7 +39,7 @@ def check_space(path: Path, needed: int) -> None:
     if free < needed:
         raise StorageError(
             f"{path}: the images need about {_megabytes(needed)}, {_megabytes(free)} are free; "
-            "free some space there, or choose another folder with --out"
+            "free some space there, or choose another folder"
         )
 
 

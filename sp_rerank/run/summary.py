@@ -102,7 +102,7 @@ def parse_summary(text: bytes, name: str) -> RunSummary:
         values["ended"] = Ended(reason.get("by", ""), reason.get("detail", ""))  # type: ignore[arg-type]
         return RunSummary(**values)
     except ValueError as error:
-        raise StorageError(f"{name} is damaged: {error}; --resume writes it again") from error
+        raise StorageError(f"{name} is damaged: {error}; resuming the run writes it again") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

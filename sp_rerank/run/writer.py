@@ -84,7 +84,7 @@ class RunWriter(RunDir):
 
     @classmethod
     def _open(cls, path: Path, config: RunConfig, resume: bool, image_bytes: int) -> RunWriter:
-        schema = check_same_run(path, config)  # again, now that nobody else can change it
+        schema = check_same_run(path, config)  # again, now that no other process can change it
         rows, end = read_rows(path)
         run = cls(path, config, rows)
         run._end = end
@@ -93,8 +93,7 @@ class RunWriter(RunDir):
         run._read_stages(resume)
         if (run.rows or run.stages) and run.missing and not resume:
             raise UsageError(
-                f"{path} holds {len(rows)} of {run.n} candidates of this run; "
-                "add --resume to go on, or choose another folder with --out"
+                f"{path} holds {len(rows)} of {run.n} candidates of this run; resume it, or choose another folder"
             )
         check_space(path, image_bytes * len(run.missing))
         run._prepare(schema)

@@ -89,7 +89,7 @@ def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
         if found is not None and not isinstance(scorer, str):
             log.warning(
                 "%s is of %s, not of %s, and is not used; fit it anew with sp-rerank evaluate --keep-calibration",
-                folder / FILE, found.scorer, name,
+                folder / FILE, ascii(found.scorer), name,
             )  # fmt: skip
     return None
 

@@ -69,6 +69,6 @@ def resolve(
         batch_size=min(options.n, options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,
-        pipe_kwargs=dict(options.pipe_kwargs or {}),
+        pipe_kwargs=options.pipeline_arguments,
         versions={name: version(name) for name in ("sp-rerank", "torch", "diffusers", "transformers")},
     )

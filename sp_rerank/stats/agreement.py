@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as scipy_stats  # pyright: ignore[reportMissingTypeStubs]
 
 from sp_rerank.stats import ranking
-
-stats: Any = scipy_stats  # scipy ships no types
+from sp_rerank.stats.lazy_scipy import scipy
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -48,7 +46,7 @@ def kendall(scores: ArrayLike, others: ArrayLike) -> float:
     a, b = finite_pairs(scores, others)
     if not (_varies(a) and _varies(b)):
         return math.nan
-    result: Any = stats.kendalltau(a, b)
+    result: Any = scipy("stats").kendalltau(a, b)
     return float(result.statistic)
 
 
@@ -111,7 +109,7 @@ def spearman(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
     first, second = finite_pairs(a, b)
 
     def statistic(x: Array, y: Array, axis: int = -1) -> Array:
-        return _pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis)
+        return _pearson(scipy("stats").rankdata(x, axis=axis), scipy("stats").rankdata(y, axis=axis), axis)
 
     return _estimate(statistic, first, second, n=len(first), seed=seed)
 
@@ -119,7 +117,7 @@ def spearman(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Estimate:
 def _pearson(x: Array, y: Array, axis: int = -1) -> Array:
     if x.shape[axis] < 2:
         return np.full((), math.nan)
-    result: Any = stats.pearsonr(x, y, axis=axis)
+    result: Any = scipy("stats").pearsonr(x, y, axis=axis)
     return np.asarray(result.statistic)
 
 
@@ -127,11 +125,11 @@ def _estimate(statistic: Callable[..., Array], a: Array, b: Array, *, n: int, se
     """The statistic of paired samples with its percentile interval; undefined resamples are left out."""
     if not len(a):
         return Estimate(math.nan, math.nan, math.nan, n)
-    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):
+    with warnings.catch_warnings(action="ignore", category=scipy("stats").DegenerateDataWarning):
         value = float(statistic(a, b))
         if len(a) < 2 or math.isnan(value):
             return Estimate(value, math.nan, math.nan, n)
-        drawn = stats.bootstrap(
+        drawn = scipy("stats").bootstrap(
             (a, b), statistic, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
             batch=max(1, 2_000_000 // len(a)), rng=np.random.default_rng(seed),
         ).bootstrap_distribution  # fmt: skip

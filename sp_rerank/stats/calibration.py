@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize as scipy_optimize  # pyright: ignore[reportMissingTypeStubs]
-from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from sp_rerank.stats.agreement import Array, finite_pairs
-
-optimize: Any = scipy_optimize  # scipy ships no types
+from sp_rerank.stats.lazy_scipy import scipy
 
 BINS = 10
 STEEPEST = 1e12  # of the largest gap over the temperature; above it the temperature counts as 0
@@ -97,17 +93,17 @@ def _temperature(gap: Array, right: Array) -> float:
     unit = gap / scale
 
     def slope(steepness: float) -> float:
-        return float(np.sum(unit * (right - special.expit(steepness * unit))))
+        return float(np.sum(unit * (right - scipy("special").expit(steepness * unit))))
 
     if slope(0) <= 0:
         return math.inf
     if slope(STEEPEST) >= 0:
         return 0.0
-    steepness = float(optimize.brentq(slope, 0, STEEPEST, maxiter=1000))
+    steepness = float(scipy("optimize").brentq(slope, 0, STEEPEST, maxiter=1000))
     return scale / steepness if steepness > 0 else math.inf  # a slope that is 0 but for rounding
 
 
 def _probabilities(gap: Array, temperature: float) -> Array:
     if temperature == 0:
         return np.where(gap > 0, 1.0, 0.5)
-    return np.full(len(gap), 0.5) if math.isnan(temperature) else special.expit(gap / temperature)
+    return np.full(len(gap), 0.5) if math.isnan(temperature) else scipy("special").expit(gap / temperature)

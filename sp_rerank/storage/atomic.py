@@ -40,7 +40,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         remedy = (
-            "free some space there, then run the same command with --resume"
+            "free some space there, then run the same again and resume"
             if error.errno in _FULL
             else "check the path and its permissions, or choose another folder"
         )

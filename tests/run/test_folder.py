@@ -146,7 +146,7 @@ def test_a_wrong_value_is_not_committed(tmp_path, changes):
 
 def test_a_part_of_the_run_asks_for_resume(tmp_path):
     folder = make(tmp_path / "run", [0, 1])
-    with pytest.raises(UsageError, match="holds 2 of 5 candidates of this run; add --resume"):
+    with pytest.raises(UsageError, match="holds 2 of 5 candidates of this run; resume it"):
         make(folder)
 
 

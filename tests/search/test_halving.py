@@ -123,12 +123,12 @@ def test_a_score_that_is_not_finite_is_the_worst(pipe):
 
     found = scores_by_stage(list(search(halving(((1 / 3, 2),)), sampler_of(pipe), score=spoiled)))
     assert set(found[None]) == {2, 5}  # the third of each whole batch of three; the last batch has but two
-    everybody = scores_by_stage(
+    every = scores_by_stage(
         list(
             search(halving(((1 / 3, 3),)), sampler_of(pipe), score=lambda images: torch.full((len(images),), math.nan))
         )
     )
-    assert set(everybody[None]) == {0, 1, 2}
+    assert set(every[None]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(

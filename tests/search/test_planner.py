@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from search.test_screening import BlurredPipe, run
+from support.blurred import BlurredPipe, run
 from typer.testing import CliRunner
 
 from sp_rerank.cli import app

@@ -9,8 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.blurred import SETTINGS, BlurredPipe, run
 from support.doubles import SeededPipe
-from test_generate import files
+from support.runs import files_of
 
 from sp_rerank.config import Round, SearchPlan
 from sp_rerank.diffusion.sampler import Sampler
@@ -25,33 +26,11 @@ from sp_rerank.search.screening import screening
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
 
-SETTINGS = {"n": 40, "batch_size": 8, "guidance_scale": 1.0, "steps": 5}
-
-
-class BlurredPipe(SeededPipe):
-    """A draft of few steps is the finished image with a brightness that is off by noise of its own."""
-
-    def __call__(self, prompt, num_inference_steps=5, guidance_scale=1.0, generator=None, **others):
-        output = super().__call__(prompt, num_inference_steps, guidance_scale, generator=generator, **others)
-        for image, one, flagged in zip(output.images, generator, output.nsfw_content_detected, strict=True):
-            if flagged:
-                continue
-            noise = torch.Generator().manual_seed(one.initial_seed() * 100 + num_inference_steps)
-            off = 0.02 * (5 - num_inference_steps) * torch.randn(1, generator=noise)
-            image.copy_((image * 0.5 + 0.25 + off).clamp(0, 1))
-        return output
-
-
 @pytest.fixture
 def schedule(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text(SCHEDULE)
     return path
-
-
-def run(pipe, folder=None, prompt="a lemon", **arguments):
-    arguments = {**SETTINGS, **arguments}
-    return generate(prompt, pipe=pipe, scorer=BrightnessScorer(), out=folder, **arguments)
 
 
 def test_the_finalists_are_those_of_the_drafts_and_made_as_ever(tmp_path, schedule):
@@ -100,22 +79,22 @@ def test_stopped_between_stages_and_resumed(tmp_path, schedule, after):
     at_once, scored[:] = sum(scored), []
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "run", stop=stop)
-    with pytest.raises(UsageError, match="add --resume"):
+    with pytest.raises(UsageError, match="resume it"):
         go(tmp_path / "run")
     go(tmp_path / "run", resume=True)
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
     assert sum(scored) == at_once == 40 + 16 + 6, "nothing is scored twice"
 
 
 def test_a_complete_run_is_left_alone_and_a_lost_image_is_made_again(tmp_path, schedule):
     run(BlurredPipe(), tmp_path / "run", search=schedule)
-    before = files(tmp_path / "run")
+    before = files_of(tmp_path / "run")
     pipe = BlurredPipe()
     run(pipe, tmp_path / "run", search=schedule)
-    assert not pipe.made and files(tmp_path / "run") == before
+    assert not pipe.made and files_of(tmp_path / "run") == before
     (tmp_path / "run" / "images" / "00000.png").unlink()
     run(pipe, tmp_path / "run", search=schedule, resume=True)
-    assert pipe.made and files(tmp_path / "run") == before
+    assert pipe.made and files_of(tmp_path / "run") == before
 
 
 def test_a_broken_draft_is_dropped(schedule):
@@ -169,7 +148,7 @@ def test_a_damaged_draft_is_made_again(tmp_path, schedule):
     drafts[0].unlink()
     drafts[7].write_bytes(b"rubbish")
     run(BlurredPipe(), tmp_path / "run", search=schedule, resume=True)
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
 
 
 def test_a_scorer_that_fails_is_named_and_nothing_is_lost(tmp_path, schedule):
@@ -182,11 +161,11 @@ def test_a_scorer_that_fails_is_named_and_nothing_is_lost(tmp_path, schedule):
                 raise KeyError("a plug-in's own mistake")
             return super().score(prompt, images)
 
-    with pytest.raises(SpRerankError, match=r"brightness failed: KeyError.*--resume"):
+    with pytest.raises(SpRerankError, match=r"brightness failed: KeyError"):
         generate("a lemon", pipe=BlurredPipe(), scorer=Failing(), search=schedule, out=tmp_path / "run", **SETTINGS)
     run(BlurredPipe(), tmp_path / "whole", search=schedule)
     run(BlurredPipe(), tmp_path / "run", search=schedule, resume=True)
-    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert files_of(tmp_path / "run") == files_of(tmp_path / "whole")
 
 
 def test_the_sheet_shows_the_chosen_ones(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_a_copy_takes_the_reward_of_its_ancestor_along(pipe, monkeypatch):
     sampler = sampler_of(pipe, 4)
     search = steering()(sampler, lambda images: torch.tensor(next(answers)), seeds_of(4), top_k=2, prior={})
     with open_trajectories(sampler, seeds_of(4), (2, 4)) as (trajectory,):
-        trajectory.resample(0, [3, 3, 3, 3])  # and never again: nobody has gained since
+        trajectory.resample(0, [3, 3, 3, 3])  # and never again: none has gained since
         assert torch.equal(finished(list(search)), trajectory.finish().images)
 
 

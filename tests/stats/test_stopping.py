@@ -86,7 +86,7 @@ def test_wrong_rules_are_refused():
             run(confidence=probability)
     with pytest.raises(UsageError, match="expected a number above 0"):
         run(max_seconds=0.0)
-    with pytest.raises(UsageError, match="no such rule but in an exhaustive search"):
+    with pytest.raises(UsageError, match="only an exhaustive search without a recording ends early"):
         run(confidence=0.9, search="fast")
 
 
