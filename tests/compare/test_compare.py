@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,7 @@ from sp_rerank.scorers.calibration import ScorerCalibration
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.storage import images, perturbation
 
+COMPARE = sys.modules[compare.__module__]  # `sp_rerank.compare` is the function: dotted names do not lead there
 APP = typer.Typer()
 APP.command("compare")(command)
 
@@ -164,7 +166,7 @@ def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
     def full(path, scores):
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("sp_rerank.compare.collect.add_scores", full)
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "add_scores", full)
     found = compare([run], [Corner()]).runs[0]
     assert found.problems == ("the new scores are not kept: the disk is full",)
     assert len(found.views) == 2
@@ -332,7 +334,7 @@ def test_one_candidate_and_constant_scores_have_figures_where_there_are_any(tmp_
 
 
 def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_rerank.compare.compare.RATIOS", (1.0, 0.5))
+    monkeypatch.setattr(COMPARE, "RATIOS", (1.0, 0.5))
     run = make(tmp_path / "run", {}, levels=[200, 60, 50, 0])
     assert perturbation.RATIOS[0] == 1
     view = ImageOps.mirror(images.open_image(run.image(0)))
@@ -359,7 +361,7 @@ def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
 def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypatch):
     run = make(tmp_path / "run", {"a@1": A, "b@1": B})
     known = ScorerCalibration("a@1", 0.15, "d", 4, 0.0, True)  # margin .104
-    monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    monkeypatch.setattr(COMPARE, "calibration_of", lambda scorer: known if scorer == "a@1" else None)
     found = compare([run])
     a, b = found.runs[0].views
     assert (a.tie_groups, a.tied_first) == ((1, 1, 2, 2, 3), (1, 2))
@@ -374,7 +376,7 @@ def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypa
 )
 def test_a_pick_is_told_apart_from_all_others_only_where_all_are_scored(tmp_path, monkeypatch, last, others):
     known = ScorerCalibration("a@1", 0.1, "test", 10, 0.1, True)
-    monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    monkeypatch.setattr(COMPARE, "calibration_of", lambda scorer: known if scorer == "a@1" else None)
     found = compare([make(tmp_path / "run", {"a@1": [0.9, 0.5, last], "b@1": [1.0, 2.0, 3.0]})])
     assert f"it is told {others}" in report.markdown(found)
 
