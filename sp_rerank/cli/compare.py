@@ -28,7 +28,7 @@ def compare(
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="SVG file to draw the agreement into")] = None,
     keep: Annotated[bool, typer.Option(help="write new scores into the run folders")] = True,
-    seed: Annotated[int, typer.Option(help="of the bootstrap", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the bootstrap", min=0)] = 0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

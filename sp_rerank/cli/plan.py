@@ -12,12 +12,14 @@ from sp_rerank.cli.console import Json, print_json, say, tell
 
 def plan(
     recordings: Annotated[list[Path], typer.Argument(help="run folders made with generate --record")],
-    gain: Annotated[float, typer.Option(help="of the pick: the share that must be kept of the way to the best")] = 0.99,
-    top_gain: Annotated[float, typer.Option(help="of the best k, likewise")] = 0.97,
+    gain: Annotated[float, typer.Option(help="share of the gain that the pick must keep")] = 0.99,
+    top_gain: Annotated[float, typer.Option(help="share of the gain that the best k must keep")] = 0.97,
     strategy: Annotated[list[str], typer.Option(help="screening or halving  [default: whichever is cheaper]")] = [],  # noqa: B006
-    scorer: Annotated[str | None, typer.Option(help="of the recordings; see --also  [default: the selecting]")] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="a scorer of the recordings; see --also  [default: the selecting]")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="how many images are wanted", min=1)] = 4,
-    seed: Annotated[int, typer.Option(help="of the halves: one chooses, the other reports", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the halves: one chooses, the other reports", min=0)] = 0,
     out: Annotated[Path, typer.Option(help="the schedule, for generate --search")] = Path("plan.toml"),
     as_json: Json = False,
 ) -> None:
@@ -37,7 +39,7 @@ def plan(
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
     read = [planner.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
     chosen: list[Drops] = [name for name in get_args(Drops) if not strategy or name in strategy]
-    schedule, promise = planner.plan(
+    schedule, estimate = planner.plan(
         read,
         top_k=top_k,
         gain=gain,
@@ -46,19 +48,19 @@ def plan(
         seed=seed,
     )
     lines = [
-        f"gain of the pick            {percent(promise.gain)} %",
-        f"gain of the best {top_k:<3}        {percent(promise.top_gain)} %",
-        f"the same pick               {percent(promise.same_pick)} %",
-        f"overlap of the best {top_k:<3}     {percent(promise.overlap)} %",
-        f"evaluations                 {promise.saving:.2f}x fewer",
+        f"gain of the pick            {percent(estimate.gain)} %",
+        f"gain of the best {top_k:<3}        {percent(estimate.top_gain)} %",
+        f"the same pick               {percent(estimate.same_pick)} %",
+        f"overlap of the best {top_k:<3}     {percent(estimate.overlap)} %",
+        f"evaluations                 {estimate.saving:.2f}x fewer",
     ]
-    remarks = [f"On {promise.prompts} prompts that did not choose it [95 % interval over prompts]:", *lines]
+    remarks = [f"On {estimate.prompts} prompts that did not choose it [95 % interval over prompts]:", *lines]
     atomic.write(out, to_toml(schedule, remarks).encode())
     if as_json:
-        print_json({"file": str(out), "schedule": to_json(schedule), "promise": to_json(promise)})
+        print_json({"file": str(out), "schedule": to_json(schedule), "estimate": to_json(estimate)})
         return
     rounds = ", ".join(f"{keep:g} after {when:g}" for when, keep in schedule.rounds)
     tell(f"{schedule.strategy}: {rounds}")
     for line in lines:
         tell(line)
-    say(f"on {promise.prompts} prompts that did not choose it; written: {out}, for generate --search {out}")
+    say(f"on {estimate.prompts} prompts that did not choose it; written: {out}, for generate --search {out}")

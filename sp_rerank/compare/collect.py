@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sp_rerank.errors import FolderBusyError, StorageError, UsageError
+from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, UsageError
 from sp_rerank.rank import FILES_AT_ONCE
 from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
+from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage import images
 from sp_rerank.storage.perturbation import flip_and_crop
 
@@ -37,10 +38,10 @@ class ScoredRun:
 
     Attributes:
         run: the folder.
-        indices: of the candidates.
-        scores: by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
+        indices: Indices of the candidates.
+        scores: Scores by scorer, then by index; NaN where one is not finite, nothing where the scorer fails.
         new_scores: Those that are not in the folder yet, by scorer, then by index.
-        perturbed: by scorer and ratio, then by index.
+        perturbed: Scores of perturbed images by scorer and ratio, then by index.
         problems: a line each.
     """
 
@@ -76,8 +77,9 @@ def score_run(
 
     Args:
         run: the folder; candidates that are flagged, dropped or not finite are left out.
-        scorers: with different names.
-        ratios: of HP&CC, at which these scorers see every image again; see `sp_rerank.storage.perturbation`.
+        scorers: Scorers with different names.
+        ratios: Crop ratios of HP&CC at which the scorers score every image again; see
+            `sp_rerank.storage.perturbation`.
         progress: Called with how many candidates are done since the last call.
 
     Raises:
@@ -161,30 +163,30 @@ def _view(picture: _Picture, ratio: float) -> Image.Image:
 def _scores_of(
     scorer: Scorer, prompt: str, pictures: Mapping[int, _Picture]
 ) -> tuple[dict[int, float], list[tuple[int, str]]]:
-    """Scores by index, NaN for one that is not finite, and for each image that the scorer fails on, why."""
+    """Scores by index, NaN where not finite, and for each image that the scorer fails on, why.
+
+    Out of memory and a lost device are not the image's fault: they end the comparison, see `score_images`.
+    """
     if not pictures:
         return {}, []
     try:
-        scores = [float(score) for score in scorer.score(prompt, [picture() for picture in pictures.values()])]
-        if len(scores) != len(pictures):
-            raise UsageError(f"expected a score for each of {len(pictures)} images, got {len(scores)}")
-    except Exception as error:  # whatever a scorer trips over: the images beside it can still be scored
+        scores = score_images(scorer, prompt, [picture() for picture in pictures.values()])
+    except SpRerankError as error:
         if len(pictures) == 1:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            return {}, [(index, why) for index in pictures]
-        one_by_one = [_scores_of(scorer, prompt, {index: picture}) for index, picture in pictures.items()]
-        return (
-            {index: score for scores, _ in one_by_one for index, score in scores.items()},
-            [failure for _, failures in one_by_one for failure in failures],
-        )
-    finite = (score if math.isfinite(score) else math.nan for score in scores)
-    return dict(zip(pictures, finite, strict=True)), []
+            return {}, [(index, str(error)) for index in pictures]
+    else:
+        return dict(zip(pictures, scores, strict=True)), []
+    one_by_one = [_scores_of(scorer, prompt, {index: picture}) for index, picture in pictures.items()]
+    return (
+        {index: score for scores, _ in one_by_one for index, score in scores.items()},
+        [failure for _, failures in one_by_one for failure in failures],
+    )
 
 
 def _failure_lines(name: str, failed: Sequence[tuple[int, str]]) -> Iterator[str]:
     """A line for each reason, with the candidates."""
     for why in dict.fromkeys(why for _, why in failed):
-        yield f"scorer {name} fails on {named([index for index, reason in failed if reason == why])}: {why}"
+        yield f"{named([index for index, reason in failed if reason == why])}: {why}"
 
 
 def named(indices: Sequence[int]) -> str:

@@ -57,9 +57,9 @@ def compare(
         scorers: scored with where a run does not hold their scores.
         steady: rank the images again under HP&CC by each of `scorers`.
         keep: write the new scores into the run folders; where that fails it is one of the problems.
-        seed: of the bootstrap.
-        progress: called with how many candidates are done.
-        failed: called with the reason for every run that cannot be compared, and the others are compared; where
+        seed: Seed of the bootstrap.
+        progress: Called with how many candidates are done.
+        failed: Called with the reason for every run that cannot be compared, and the others are compared; where
             there is no other the result has no runs. None raises the first such error.
 
     Raises:

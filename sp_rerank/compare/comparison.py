@@ -92,14 +92,14 @@ class RunComparison:
 
     Attributes:
         run: path of the folder.
-        prompt: of the run.
+        prompt: Prompt of the run.
         n: candidates that the run is to have.
         chance_sample: Whether the compared candidates are independent draws; False for a search's finalists and for
             steered ones.
-        seeds: by the index of each candidate that is compared.
-        scores: by scorer, then by index; None where there is no finite one.
+        seeds: Seed by the index of each candidate that is compared.
+        scores: Scores by scorer, then by index; None where there is no finite one.
         views: One a scorer.
-        pairs: of any two scorers.
+        pairs: Agreement of each two scorers.
         ensemble: indices by the mean of their ranks, the best first; those that every scorer has a score for.
         problems: what was left out and why, a line each.
     """
@@ -126,9 +126,9 @@ class MeanAgreement:
 
     Attributes:
         scorers: their full names.
-        kendall: with its interval over prompts, like all here; n is the prompts.
+        kendall: Mean of Kendall's tau with its interval over prompts, as all here; n is the number of prompts.
         spearman: Spearman's rank correlation, with its interval as well.
-        overlap: by k.
+        overlap: Mean overlap of the best k, by k.
         rank_by: The rank of the first one's pick by the second, and the other way round.
         normalized_gain: Of the first one's pick by the second, and the other way round; see `ScorerView`.
     """

@@ -58,7 +58,7 @@ def contact_sheet(run: RunDir, order: Sequence[int], best: Sequence[int], scorer
     draw = ImageDraw.Draw(sheet)
     for line, words in enumerate(title):
         draw.text((MARGIN, MARGIN - 6 + 34 * line), words, INK, _font(28))
-    draw.text((MARGIN, head - 32), _subtitle(run, scorer), FAINT, _font(16))
+    draw.text((MARGIN, head - 32), subtitle(run, scorer), FAINT, _font(16))
     for place, index in enumerate(best):
         x = MARGIN + place % per_row * (large + 2 * GAP)
         y = head + place // per_row * (large + CAPTION + 2 * GAP)
@@ -82,15 +82,19 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _subtitle(run: RunDir, scorer: str) -> str:
-    config = run.config
-    name = scorer.split("@")[0]
-    made = len(run.rows)
-    shown = f"the best {MOST} of " if made > MOST else ""
-    return (
-        f"{shown}{made} candidates by {config.model}, {config.steps} steps of "
-        f"{config.scheduler.removesuffix('Scheduler')}, guidance {config.guidance_scale:g}, ranked by {name}"
-    )
+def subtitle(run: RunDir, scorer: str) -> str:
+    """The line below the title: how many candidates, how they were made as far as the run holds it, and the scorer."""
+    config, made = run.config, len(run.rows)
+    parts = [f"the best {MOST} of {made} candidates" if made > MOST else f"{made} candidates"]
+    # An older run.json does not hold every value.
+    if config.model is not None:
+        parts[0] += f" by {config.model}"
+    if config.steps is not None:
+        scheduler = f" of {config.scheduler.removesuffix('Scheduler')}" if config.scheduler is not None else ""
+        parts.append(f"{config.steps} steps{scheduler}")
+    if config.guidance_scale is not None:
+        parts.append(f"guidance {config.guidance_scale:g}")
+    return ", ".join([*parts, f"ranked by {scorer.split('@')[0]}"])
 
 
 def _label(run: RunDir, index: int, scorer: str, *, short: bool = False) -> str:

@@ -80,9 +80,11 @@ def gallery(run: RunDir) -> bytes:
         ordinal=ranking.ordinal,
         shortened=shortened,
         median=statistics.median,
-        histograms=[charts.histogram(list(one.scores.values())) for one in orderings],
+        histograms=[charts.histogram(list(ordering.scores.values())) for ordering in orderings],
         pairs=pairs_of(orderings),
-        curves=[curve for one in orderings if (curve := curve_of(one, orderings))] if is_chance_sample(run) else [],
+        curves=[curve for ordering in orderings if (curve := curve_of(ordering, orderings))]
+        if is_chance_sample(run)
+        else [],
         frame=charts,
         steered=run.config.search.strategy == STEERING,
         budget=budget_of(run),
@@ -145,11 +147,11 @@ def _notes(run: RunDir, pictures: Mapping[int, Picture], orderings: Sequence[Ord
         notes.append("Steered: the images descend from others of their batch, and no seed alone makes one again.")
     if run.rows and not orderings:
         notes.append("No candidate has a score: they are shown in the order in which they were made.")
-    shown = {one.name for one in orderings}
+    shown = {ordering.name for ordering in orderings}
     notes += [f"{name}: no usable candidate has a score by it." for name in run.config.scorers if name not in shown]
     statuses = Counter(row.status for row in run.rows.values())
     notes += [f"{statuses[status]} {meaning}." for status, meaning in _STATUS.items() if statuses[status]]
-    problems = Counter(one.problem for one in pictures.values() if one.problem)
+    problems = Counter(picture.problem for picture in pictures.values() if picture.problem)
     for problem, meaning in PROBLEMS.items():
         if problems[problem]:
             notes.append(f"{problems[problem]} {'image' if problems[problem] == 1 else 'images'}: {meaning}.")
@@ -166,14 +168,14 @@ def _data(
         "negative": run.config.negative_prompt,
         "scorers": [
             {
-                "name": one.name,
-                "label": one.label,
-                "digits": one.digits,
-                "order": one.order,
-                "ranked": len(one.scores),
-                "groups": one.groups,
+                "name": ordering.name,
+                "label": ordering.label,
+                "digits": ordering.digits,
+                "order": ordering.order,
+                "ranked": len(ordering.scores),
+                "groups": ordering.groups,
             }
-            for one in orderings
+            for ordering in orderings
         ],
         "order": first,
         "candidates": {
@@ -181,7 +183,7 @@ def _data(
                 "seed": str(row.seed),  # as text: JavaScript has no whole numbers above 2^53
                 "status": row.status,
                 "why": _why(row, pictures[index]),
-                "scores": [row.scores.get(one.name) for one in orderings],
+                "scores": [row.scores.get(ordering.name) for ordering in orderings],
                 "stages": [[seen.stage.label, seen.score, seen.nfe] for seen in row.stages],
                 "evaluations": row.nfe,
                 "file": pictures[index].file,

@@ -30,7 +30,7 @@ class Pick:
     """A scorer's best candidate of a run.
 
     Attributes:
-        index: of the candidate.
+        index: Index of the candidate.
         seed: its seed.
         score: as text.
         picture: its file, by its path from the run folder.
@@ -50,11 +50,11 @@ class Entry:
 
     Attributes:
         link: from the page to the run folder: escaped for a URL, ending in a slash.
-        prompt: of the run.
+        prompt: Prompt of the run.
         made: how many candidates it has.
         n: how many it is to have.
         ended: whether a rule ended it with those that it has.
-        picks: by the full name of a scorer.
+        picks: The best candidate by the full name of each scorer.
     """
 
     link: str
@@ -94,11 +94,11 @@ def overview(runs: Mapping[str, RunDir], errors: Mapping[str, str]) -> bytes:
     """The page in UTF-8.
 
     Args:
-        runs: by the name of their folder, which lies beside the page.
+        runs: Runs by the name of their folder, which lies beside the page.
         errors: what is wrong with a run, by the name of its folder.
     """
     orderings = {name: orderings_of(run) for name, run in runs.items()}
-    runs_of = Counter(one.name for several in orderings.values() for one in several)
+    runs_of = Counter(ordering.name for several in orderings.values() for ordering in several)
     labels = ranking.short_names(name for name, _ in runs_of.most_common())
     entries = [_entry(name, run, orderings[name]) for name, run in runs.items()]
     sizes = {entry.made if entry.ended else entry.n for entry in entries}
@@ -141,14 +141,14 @@ def _without(folder: Path, error: SpRerankError) -> str:
 
 def _entry(name: str, run: RunDir, orderings: Sequence[Ordering]) -> Entry:
     picks = {}
-    for one in orderings:
-        index = one.order[0]
-        picks[one.name] = Pick(
+    for ordering in orderings:
+        index = ordering.order[0]
+        picks[ordering.name] = Pick(
             index,
             run.rows[index].seed,
-            one.text(one.scores[index]),
+            ordering.text(ordering.scores[index]),
             picture_of(run, run.rows[index]),
-            tuple((rank, other.label) for other in orderings if other is not one and (rank := other.rank(index))),
+            tuple((rank, other.label) for other in orderings if other is not ordering and (rank := other.rank(index))),
         )
     # "./" first: a folder may be called "javascript:x"
     ended = gallery.ended_by_rule(run)

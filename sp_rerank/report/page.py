@@ -44,7 +44,7 @@ def _inline(text: str) -> Any:
 
 
 def _policy(style: str, script: str) -> str:
-    """Only our own style and script, told by their hashes, and images of this folder or disk, run or are shown.
+    """Only our own style and script, identified by their hashes, and images of this folder or disk, run or are shown.
 
     What 'self' means on a page from the disk is not settled (w3c/webappsec-csp, issue 459): `file:` stands beside it.
     """

@@ -1,7 +1,7 @@
 """Chooses a schedule from recordings: the cheapest that keeps the gain, found on some prompts and reported on others.
 
 A recording is a run whose every candidate was scored at every draft and preview and finished all the same
-(`sp-rerank generate --record`), so any schedule over its stages can be acted out on its scores. Knows run folders and
+(`sp-rerank generate --record`), so any schedule over its stages can be simulated on its scores. Knows run folders and
 schedules. Makes no image.
 """
 
@@ -40,13 +40,14 @@ class Recording:
     """Every candidate of one prompt at every stage.
 
     Attributes:
-        prompt: of the run.
+        prompt: Prompt of the run.
         made_with: n, steps, model and scorer of the run.
         finished: (n,) scores of the finished candidates, by the scorer that selects; NaN where one is not usable.
-        evaluations: of the denoiser, for one candidate from noise to finish.
-        drafts: by their steps, (n,) scores and the evaluations of one draft.
-        previews: by the share of the steps, (n,) scores and the evaluations of one candidate so far.
-        worth: (n,) of the finished candidates, to a scorer that did not select; the same as `finished` by default.
+        evaluations: Denoiser evaluations of one candidate from noise to finish.
+        drafts: By the number of steps, (n,) scores and the evaluations of one draft.
+        previews: By the share of the steps, (n,) scores and the evaluations of one candidate so far.
+        gold: (n,) scores of the finished candidates by the held-out truth, a scorer that did not select; `finished`
+            where no such scorer is named.
     """
 
     prompt: str
@@ -55,7 +56,7 @@ class Recording:
     evaluations: int
     drafts: Mapping[int, tuple[Array, int]]
     previews: Mapping[float, tuple[Array, int]]
-    worth: Array
+    gold: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,38 +75,38 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class PlanEstimate:
     """What a schedule keeps and spares, over prompts that it was not chosen by.
 
     Attributes:
-        gain: of the pick, (its score - mean) / (best of all - mean); a mean over prompts, like the others.
-        top_gain: likewise of the best k that are left against the best k of all.
+        gain: Gain of the pick, (its score - mean) / (best of all - mean); a mean over prompts, like the others.
+        top_gain: The same for the mean of the best k that are left, against the best k of all.
         same_pick: share of prompts whose pick is the best of all.
-        overlap: of the best k that are left with the best k of all.
-        worth: of the pick to the scorer that did not select, above the mean candidate, over what the pick of all is
-            worth to it; both summed over prompts, for the pick of all may be worth nothing.
+        overlap: Share of the best k of all that are among the best k that are left.
+        gold: Gold score of the pick above the mean candidate, over that of the pick of an exhaustive search; both are
+            summed over prompts first, for a single denominator may be 0.
         saving: evaluations of an exhaustive search over those of this one.
         decodes: images and previews that are decoded and scored, over those of an exhaustive search.
-        prompts: that these are means over.
+        prompts: Number of prompts that these are means over.
     """
 
     gain: Estimate
     top_gain: Estimate
     same_pick: Estimate
     overlap: Estimate
-    worth: Estimate
+    gold: Estimate
     saving: float
     decodes: float
     prompts: int
 
 
-def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None = None) -> Recording:
+def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None = None) -> Recording:
     """The scores of a recorded run.
 
     Args:
-        run: made with `record`.
-        scorer: whose; one of the run's by its name or full name, None for the one that selected.
-        worth: full name of another scorer whose scores the run holds; what picks are worth to it.
+        run: A run made with `record`.
+        scorer: Name or full name of the run's scorer whose scores are read, None for the one that selected.
+        gold: Full name of a scorer whose scores the run holds and that did not select: the held-out truth.
 
     Raises:
         UsageError: if the run was not recorded, is not complete, or does not hold these scorers.
@@ -118,8 +119,8 @@ def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None 
     rows = [run.rows[index] for index in range(run.n)]
     selecting = run.config.scorers[0]
     name = _named(run, scorer) if scorer else selecting
-    if worth and any(worth not in row.scores for row in rows):
-        raise UsageError(f"{run.path} holds no scores of {worth}; add them with `sp-rerank compare RUN --scorer ..`")
+    if gold and any(gold not in row.scores for row in rows):
+        raise UsageError(f"{run.path} holds no scores of {gold}; add them with `sp-rerank compare RUN --scorer ..`")
     drafts: dict[int, tuple[Array, int]] = {}
     previews: dict[float, tuple[Array, int]] = {}
     spent = 0
@@ -140,7 +141,7 @@ def read_recording(run: RunDir, worth: str | None = None, *, scorer: str | None 
     made_with: dict[str, str | int] = {
         "n": run.n, "steps": run.config.steps, "model": run.config.model, "scorer": name,
     }  # fmt: skip
-    other = _array(row.scores[worth] for row in rows) if worth else finished
+    other = _array(row.scores[gold] for row in rows) if gold else finished
     return Recording(run.config.prompt, made_with, finished, rows[0].own_nfe, drafts, previews, other)
 
 
@@ -163,7 +164,7 @@ def _array(values: Iterator[float | None] | Sequence[float | None]) -> Array:
     return np.array([math.nan if value is None else value for value in values], float)
 
 
-def act_out(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
+def simulate(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
     """What a schedule would have done to a recorded prompt.
 
     Raises:
@@ -184,30 +185,30 @@ def act_out(schedule: Schedule, recording: Recording, top_k: int) -> Outcome:
     return Outcome(tuple(left), evaluations + len(left) * (recording.evaluations - gone), decodes + len(left))
 
 
-def gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[float, float, float, float]:
-    """Gain of the pick and of the best k, whether the pick is the same, overlap of the best k: `Promise`, one prompt.
+def normalized_gains(recording: Recording, finalists: Sequence[int], top_k: int) -> tuple[float, float, float, float]:
+    """Gain of the pick and of the best k, whether the pick is the same, overlap of the best k; see `PlanEstimate`.
 
     The gains are NaN where all candidates score the same.
     """
     scores = recording.finished
-    everybody, left = _picks(recording, range(len(scores))), _picks(recording, finalists)
+    every, left = _picks(recording, range(len(scores))), _picks(recording, finalists)
     if not left:
         return 0.0, 0.0, 0.0, 0.0
     mean = float(np.nanmean(scores))
 
     def share(k: int) -> float:
-        most = float(np.mean(scores[everybody[:k]])) - mean
+        most = float(np.mean(scores[every[:k]])) - mean
         return (float(np.mean(scores[left[:k]])) - mean) / most if most > 0 else math.nan
 
-    overlap = len(set(everybody[:top_k]) & set(left[:top_k])) / top_k
-    return share(1), share(top_k), float(everybody[0] == left[0]), overlap
+    overlap = len(set(every[:top_k]) & set(left[:top_k])) / top_k
+    return share(1), share(top_k), float(every[0] == left[0]), overlap
 
 
-def _worth(recording: Recording, finalists: Sequence[int]) -> tuple[float, float]:
-    """What the pick of the finalists, and the pick of all, are worth above the mean candidate."""
-    worth, mean = recording.worth, float(np.nanmean(recording.worth))
-    kept, everybody = _picks(recording, finalists), _picks(recording, range(len(worth)))
-    return float(worth[kept[0]]) - mean if kept else 0.0, float(worth[everybody[0]]) - mean
+def _gold(recording: Recording, finalists: Sequence[int]) -> tuple[float, float]:
+    """Gold score above the mean candidate, of the pick of the finalists and of the pick of all."""
+    gold, mean = recording.gold, float(np.nanmean(recording.gold))
+    kept, every = _picks(recording, finalists), _picks(recording, range(len(gold)))
+    return float(gold[kept[0]]) - mean if kept else 0.0, float(gold[every[0]]) - mean
 
 
 def _picks(recording: Recording, indices: Sequence[int]) -> list[int]:
@@ -215,22 +216,22 @@ def _picks(recording: Recording, indices: Sequence[int]) -> list[int]:
     return [indices[place] for place in ranking.top(scores, len(scores))]
 
 
-def promise(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> Promise:
+def estimate(schedule: Schedule, recordings: Sequence[Recording], top_k: int) -> PlanEstimate:
     """What a schedule keeps and spares on recorded prompts, with intervals from resampling the prompts."""
-    outcomes = [act_out(schedule, recording, top_k) for recording in recordings]
+    outcomes = [simulate(schedule, recording, top_k) for recording in recordings]
     pairs = list(zip(recordings, outcomes, strict=True))
-    table = [gains(one, outcome.finalists, top_k) for one, outcome in pairs]
+    table = [normalized_gains(recording, outcome.finalists, top_k) for recording, outcome in pairs]
     columns = [[value for value in column if math.isfinite(value)] for column in zip(*table, strict=True)]
     gain, top_gain, same_pick, overlap = (agreement.ratio(column, [1] * len(column)) for column in columns)
-    worth = agreement.ratio(*zip(*(_worth(one, outcome.finalists) for one, outcome in pairs), strict=True))
-    exhaustive = sum(len(one.finished) * one.evaluations for one in recordings)
+    gold = agreement.ratio(*zip(*(_gold(recording, outcome.finalists) for recording, outcome in pairs), strict=True))
+    exhaustive = sum(len(recording.finished) * recording.evaluations for recording in recordings)
     spent = sum(outcome.evaluations for outcome in outcomes)
-    decodes = sum(outcome.decodes for outcome in outcomes) / sum(len(one.finished) for one in recordings)
-    return Promise(gain, top_gain, same_pick, overlap, worth, exhaustive / spent, decodes, len(recordings))
+    decodes = sum(outcome.decodes for outcome in outcomes) / sum(len(recording.finished) for recording in recordings)
+    return PlanEstimate(gain, top_gain, same_pick, overlap, gold, exhaustive / spent, decodes, len(recordings))
 
 
 def schedules(recordings: Sequence[Recording], strategies: Sequence[Drops] = tuple(WHEN)) -> Iterator[Schedule]:
-    """Every schedule of up to ROUNDS rounds that the recordings can act out."""
+    """Every schedule of up to ROUNDS rounds that can be simulated on the recordings."""
     for strategy in strategies:
         places = sorted(recordings[0].drafts if strategy == "screening" else recordings[0].previews)
         for rounds in range(1, ROUNDS + 1):
@@ -253,11 +254,14 @@ def cheapest(
     """
     best, fewest = None, math.inf
     for schedule in schedules(recordings, strategies):
-        outcomes = [act_out(schedule, one, top_k) for one in recordings]
+        outcomes = [simulate(schedule, recording, top_k) for recording in recordings]
         spent = sum(outcome.evaluations for outcome in outcomes)
         if spent >= fewest:
             continue
-        kept = [gains(one, outcome.finalists, top_k) for one, outcome in zip(recordings, outcomes, strict=True)]
+        kept = [
+            normalized_gains(recording, outcome.finalists, top_k)
+            for recording, outcome in zip(recordings, outcomes, strict=True)
+        ]
         if np.nanmean([row[0] for row in kept]) >= gain and np.nanmean([row[1] for row in kept]) >= top_gain:
             best, fewest = schedule, spent
     if best is None:
@@ -275,21 +279,21 @@ def plan(
     top_gain: float = 0.97,
     strategies: Sequence[Drops] = tuple(WHEN),
     seed: int = 0,
-) -> tuple[Schedule, Promise]:
+) -> tuple[Schedule, PlanEstimate]:
     """The cheapest schedule on one half of the prompts, and what it does to the other half.
 
     Args:
-        recordings: of different prompts, made alike.
+        recordings: Recordings of different prompts, made alike.
         top_k: how many images are wanted.
-        gain: of the pick, in (0, 1]: what must be kept on the half that chooses.
-        top_gain: of the best `top_k`, likewise.
-        strategies: of `sp_rerank.search.schedule.WHEN`, to choose among.
-        seed: of the halves.
+        gain: Gain of the pick in (0, 1] that must be kept on the half that chooses.
+        top_gain: The same for the mean of the best `top_k`.
+        strategies: Strategies to choose among, out of `sp_rerank.search.schedule.WHEN`.
+        seed: Seed by which the prompts are halved.
 
     Raises:
         UsageError: if there are fewer than FEWEST recordings, or they were not made alike, or no schedule will do.
     """
-    prompts = sorted({one.prompt for one in recordings})
+    prompts = sorted({recording.prompt for recording in recordings})
     if len(prompts) < FEWEST:
         raise UsageError(f"expected recordings of at least {FEWEST} different prompts, got {len(prompts)}")
     first = recordings[0]
@@ -302,11 +306,11 @@ def plan(
     random.Random(seed).shuffle(prompts)
     choosing = set(prompts[: len(prompts) // 2])
     chosen = cheapest(
-        [one for one in recordings if one.prompt in choosing],
+        [recording for recording in recordings if recording.prompt in choosing],
         top_k,
         gain=gain,
         top_gain=top_gain,
         strategies=strategies,
     )
     found = Schedule(chosen.strategy, chosen.rounds, dict(first.made_with))
-    return found, promise(found, [one for one in recordings if one.prompt not in choosing], top_k)
+    return found, estimate(found, [recording for recording in recordings if recording.prompt not in choosing], top_k)

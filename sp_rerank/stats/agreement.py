@@ -87,7 +87,7 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, *, seed: int = 0) -> E
     Args:
         numerators: one a unit, such as the pairs in the right order.
         denominators: one a unit, 0 or more, such as the pairs; n is their sum.
-        seed: of the resampling.
+        seed: Seed of the resampling.
     """
     above, below = np.asarray(numerators, float), np.asarray(denominators, float)
 

@@ -19,7 +19,7 @@ def expected_best(scores: ArrayLike, values: ArrayLike | None = None) -> Array:
     no binomial coefficient is ever formed.
 
     Args:
-        scores: of N candidates, by the scorer that picks.
+        scores: Scores of N candidates by the scorer that picks.
         values: of the same candidates, by the scorer (or the held-out truth) that the pick is measured with; `scores`
             by default. Of candidates with equal scores each is as likely to be picked.
 
@@ -42,7 +42,7 @@ def n_for_gain(curve: ArrayLike, share: float = ENOUGH) -> int:
 
     Args:
         curve: of `expected_best`, of the scorer that picks, by its own scores.
-        share: of the gain, in [0, 1]. More candidates than this pay less and less.
+        share: Share of the gain, in [0, 1]. More candidates than this pay less and less.
     """
     best = np.asarray(curve, float)
     if not len(best):

@@ -50,7 +50,7 @@ class Calibration:
         temperature: that makes the labels the most likely, in units of the score; infinite if a higher score says
             nothing or the opposite, 0 if it is always right, NaN where every gap is 0.
         error: expected calibration error, the mean of |predicted - observed| over all pairs, by bin; NaN without pairs.
-        bins: of equal width over .5..1; empty ones are left out.
+        bins: Bins of equal width over 0.5 to 1; empty ones are left out.
     """
 
     temperature: float

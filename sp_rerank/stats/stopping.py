@@ -25,7 +25,7 @@ def confidence(scores: Sequence[float], n: int, margin: float) -> float:
     errs to the low side, for the draws share a mean and a spread that are not known.
 
     Args:
-        scores: of the m candidates that are there; those that are not finite count as made and never win.
+        scores: Scores of the m candidates that are there; those that are not finite count as made and never win.
         n: candidates of the whole run.
         margin: 0 or more, in the scorer's scale; what it cannot tell apart.
     """

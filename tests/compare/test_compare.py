@@ -4,9 +4,11 @@ import io
 import json
 import math
 import shutil
-import time
+import sys
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,7 +19,6 @@ from PIL import Image, ImageOps
 from support.runs import row_of, run_config
 from typer.testing import CliRunner
 
-from sp_rerank import load_scorer, mini
 from sp_rerank.cli.compare import compare as command
 from sp_rerank.compare import tables as report
 from sp_rerank.compare.compare import compare
@@ -30,7 +31,7 @@ from sp_rerank.scorers.calibration import ScorerCalibration
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.storage import images, perturbation
 
-MINI = Path(mini.__file__).parent
+COMPARE = sys.modules[compare.__module__]  # `sp_rerank.compare` is the function: dotted names do not lead there
 APP = typer.Typer()
 APP.command("compare")(command)
 
@@ -82,8 +83,8 @@ def test_one_run_by_hand(tmp_path):
     found = compare([make(tmp_path / "run", {"a@1": A, "b@1": B, "c@1": C})])
     (run,) = found.runs
     a, b, c = run.views
-    assert [one.order for one in run.views] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
-    assert [one.order[0] for one in run.views] == [1, 0, 2]
+    assert [view.order for view in run.views] == [(1, 2, 3, 0, 4), (0, 2, 3, 4, 1), (2, 0, 1, 3, 4)]
+    assert [view.order[0] for view in run.views] == [1, 0, 2]
     assert a.rank_by == {"a@1": 1, "b@1": 5, "c@1": 3}
     assert b.rank_by == {"a@1": 4, "b@1": 1, "c@1": 2}
     assert run.ensemble[0] == 2  # second, second and first
@@ -101,15 +102,15 @@ def test_one_run_by_hand(tmp_path):
     assert pair.overlap == {1: 0.0, 4: 0.75}  # there are no ten
     assert run.problems == ()
     assert (found.pairs, found.robustness, found.prompts) == ((), (), 1)
-    assert all(one.tie_groups is None and one.tied_first is None for one in run.views)
+    assert all(view.tie_groups is None and view.tied_first is None for view in run.views)
 
 
 def test_scales_do_not_matter(tmp_path):
     plain = compare([make(tmp_path / "one", {"a@1": A, "b@1": B})]).runs[0]
     scaled = compare([make(tmp_path / "two", {"a@1": [1000 * s - 7 for s in A], "b@1": B})]).runs[0]
-    for one, other in zip(plain.views, scaled.views, strict=True):
-        assert (one.order, one.rank_by, one.n_for_gain) == (other.order, other.rank_by, other.n_for_gain)
-        assert one.normalized_gain == pytest.approx(other.normalized_gain)
+    for view, other in zip(plain.views, scaled.views, strict=True):
+        assert (view.order, view.rank_by, view.n_for_gain) == (other.order, other.rank_by, other.n_for_gain)
+        assert view.normalized_gain == pytest.approx(other.normalized_gain)
     assert plain.pairs == scaled.pairs
     assert plain.ensemble == scaled.ensemble
 
@@ -129,8 +130,8 @@ def test_averages_are_of_prompts_and_never_pooled(tmp_path):
     assert mean.overlap[1].value == 0.5
     assert mean.overlap[4].value == 1
     assert math.isnan(mean.overlap[10].value)
-    assert [one.value for one in mean.rank_by] == [2.5, 2.5]
-    assert [one.value for one in mean.normalized_gain] == [0, 0]
+    assert [estimate.value for estimate in mean.rank_by] == [2.5, 2.5]
+    assert [estimate.value for estimate in mean.normalized_gain] == [0, 0]
     assert compare([runs[0], runs[2]]).pairs[0].kendall == mean.kendall
 
 
@@ -165,7 +166,7 @@ def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
     def full(path, scores):
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("sp_rerank.compare.collect.add_scores", full)
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "add_scores", full)
     found = compare([run], [Corner()]).runs[0]
     assert found.problems == ("the new scores are not kept: the disk is full",)
     assert len(found.views) == 2
@@ -198,7 +199,10 @@ def test_missing_changed_and_unusable_candidates_are_named_and_left_out(tmp_path
 def test_a_scorer_that_fails_on_some_images(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=(10, 40))]).runs[0]
-    assert found.problems == ("scorer corner fails on candidates 1, 4: RuntimeError: too dark for me",)
+    (problem,) = found.problems
+    assert problem.startswith(
+        "candidates 1, 4: scorer corner failed: RuntimeError: too dark for me; correct the scorer"
+    )
     assert found.views[1].order == (3, 2, 0)
     assert found.views[0].rank_by == {"a": 1, "corner": None}
     assert found.scores["corner"][1] is None
@@ -209,7 +213,7 @@ def test_a_scorer_that_fails_on_some_images(tmp_path):
 def test_a_scorer_that_fails_on_all_images_is_left_out(tmp_path):
     run = make(tmp_path / "run", {"a": A})
     found = compare([run], [Corner(fails=tuple(range(256)))]).runs[0]
-    assert [one.scorer for one in found.views] == ["a"]
+    assert [view.scorer for view in found.views] == ["a"]
     assert "scorer corner has no score for any candidate, and is left out" in found.problems
     bare = make(tmp_path / "bare", {}, levels=[1, 2])
     with pytest.raises(NothingUsableError, match=r"no candidate can be compared: .*too dark for me"):
@@ -222,7 +226,40 @@ def test_a_scorer_that_answers_wrongly_is_named(tmp_path, answer):
     odd = Corner()
     odd.score = lambda prompt, pictures: torch.tensor(answer[: len(pictures)] if len(answer) > 1 else [0.5, 0.5])
     problems = "\n".join(compare([run], [odd]).runs[0].problems)
-    assert ("expected a score for each of 1 images, got 2" if len(answer) == 1 else "is not finite") in problems
+    assert ("a tensor of shape (1,), got shape (2,)" if len(answer) == 1 else "is not finite") in problems
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (lambda n: None, "got None"),
+        (lambda n: [0.5] * n, "got a list"),
+        (lambda n: torch.zeros(n, 1), "got shape (1, 1)"),
+        (lambda n: torch.tensor(0.5), "got shape ()"),
+    ],
+)
+def test_what_is_no_vector_of_scores_is_named(tmp_path, answer, got):
+    odd = Corner()
+    odd.score = lambda prompt, pictures: answer(len(pictures))
+    problems = compare([make(tmp_path / "run", {"a": A})], [odd]).runs[0].problems
+    assert problems[0].startswith("candidates 0, 1, 2, 3, 4: scorer corner: expected a score for each of 1 images")
+    assert got in problems[0]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: device-side assert triggered")])
+def test_memory_and_a_lost_device_are_no_fault_of_an_image(tmp_path, error):
+    asked = []
+
+    def score(prompt, pictures):
+        asked.append(len(pictures))
+        raise error
+
+    odd = Corner()
+    odd.score = score
+    with pytest.raises(type(error)) as raised:
+        compare([make(tmp_path / "run", {"a": A})], [odd])
+    assert raised.value is error
+    assert asked == [5]  # and not image by image again
 
 
 def test_runs_that_cannot_be_compared(tmp_path):
@@ -247,7 +284,7 @@ def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
     rounds = {"strategy": "screening", "rounds": [[4, 3]]}
     run = make(tmp_path / "run", {"a": A, "b": B}, statuses=[(0, "dropped"), (4, "dropped")], search=rounds)
     found = compare([run])
-    assert [(one.best_of_n, one.normalized_gain, one.n_for_gain) for one in found.runs[0].views] == [
+    assert [(view.best_of_n, view.normalized_gain, view.n_for_gain) for view in found.runs[0].views] == [
         (None, None, None)
     ] * 2
     assert found.runs[0].views[0].rank_by == {"a": 1, "b": 3}
@@ -259,7 +296,7 @@ def test_a_search_has_no_figures_that_take_a_chance_sample(tmp_path):
     assert report.plot(found).startswith(b"<?xml")
     whole = make(tmp_path / "whole", {"a": A, "b": B}, prompt="a cat")
     mean = compare([run, whole]).pairs[0]
-    assert [one.n for one in (mean.kendall, *mean.normalized_gain)] == [2, 1, 1]
+    assert [estimate.n for estimate in (mean.kendall, *mean.normalized_gain)] == [2, 1, 1]
     other = make(tmp_path / "other", {"a": A, "b": B}, statuses=[(1, "dropped")])
     assert math.isnan(compare([run, other]).pairs[0].normalized_gain[0].value)
 
@@ -297,7 +334,7 @@ def test_one_candidate_and_constant_scores_have_figures_where_there_are_any(tmp_
 
 
 def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
-    monkeypatch.setattr("sp_rerank.compare.compare.RATIOS", (1.0, 0.5))
+    monkeypatch.setattr(COMPARE, "RATIOS", (1.0, 0.5))
     run = make(tmp_path / "run", {}, levels=[200, 60, 50, 0])
     assert perturbation.RATIOS[0] == 1
     view = ImageOps.mirror(images.open_image(run.image(0)))
@@ -318,13 +355,13 @@ def test_the_steadiness_of_a_pick(tmp_path, monkeypatch):
     row = compare([dark], [upside], steady=True).runs[0].views[0].robustness[0]
     assert (row.pick, row.came_from, row.went_to) == (1, 3, 3)
     averages = compare([dark, run], [upside], steady=True).robustness
-    assert [(one.scorer, one.ratio, one.went_to.n) for one in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
+    assert [(row.scorer, row.ratio, row.went_to.n) for row in averages] == [("corner", 1.0, 1), ("corner", 0.5, 1)]
 
 
 def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypatch):
     run = make(tmp_path / "run", {"a@1": A, "b@1": B})
     known = ScorerCalibration("a@1", 0.15, "d", 4, 0.0, True)  # margin .104
-    monkeypatch.setattr("sp_rerank.compare.compare.calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    monkeypatch.setattr(COMPARE, "calibration_of", lambda scorer: known if scorer == "a@1" else None)
     found = compare([run])
     a, b = found.runs[0].views
     assert (a.tie_groups, a.tied_first) == ((1, 1, 2, 2, 3), (1, 2))
@@ -332,6 +369,16 @@ def test_ties_come_from_the_calibration_and_are_told_in_words(tmp_path, monkeypa
     text = report.markdown(found)
     assert "a would have chosen candidate 1 (seed 41); the first 2 are not told apart (1, 2): 66% of simulated" in text
     assert "b would have chosen candidate 0 (seed 40); no calibration: ties unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("last", "others"), [(0.1, "apart from all others:"), (math.nan, "apart from all others that it has a score for:")]
+)
+def test_a_pick_is_told_apart_from_all_others_only_where_all_are_scored(tmp_path, monkeypatch, last, others):
+    known = ScorerCalibration("a@1", 0.1, "test", 10, 0.1, True)
+    monkeypatch.setattr(COMPARE, "calibration_of", lambda scorer: known if scorer == "a@1" else None)
+    found = compare([make(tmp_path / "run", {"a@1": [0.9, 0.5, last], "b@1": [1.0, 2.0, 3.0]})])
+    assert f"it is told {others}" in report.markdown(found)
 
 
 def run_command(*words):
@@ -388,6 +435,23 @@ def test_the_first_error_ends_the_command_where_no_run_is_left(tmp_path, capsys)
         command([tmp_path / "none"], scorer=["no such scorer"])
 
 
+def _no_weights(device, dtype):
+    raise OSError("no weights\nin the cache")
+
+
+def test_a_builder_that_raises_ends_the_command_in_one_line(tmp_path, monkeypatch):
+    point = SimpleNamespace(name="broken", dist=None, module="their.package", load=lambda: _no_weights)
+    real = metadata.entry_points
+    ours = {"sp_rerank.scorers": [point]}
+    monkeypatch.setattr(metadata, "entry_points", lambda **which: ours.get(which.get("group")) or real(**which))
+    make(tmp_path / "run", {"a": A})
+    with pytest.raises(UsageError) as raised:
+        run_command(tmp_path / "run", "--scorer", "broken")
+    assert str(raised.value).startswith("scorer 'broken' of the package their.package cannot be built: ")
+    assert "no weights in the cache" in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
 def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
     good = make(tmp_path / "good", {"a": A})
     make(tmp_path / "v99", {"a": A})
@@ -396,31 +460,6 @@ def test_new_scores_are_shown_where_the_run_can_be_read(tmp_path):
     result = run_command(config.parent, good.path, "--scorer", "brightness")
     assert "brightness would have chosen candidate 4" in result.stdout
     assert "brightness" in (good.path / "index.html").read_text(encoding="utf-8")
-
-
-def test_a_hundred_candidates_and_three_mini_scorers_take_no_five_seconds(tmp_path, clock):
-    """The measurement: pytest -s prints it."""
-    import sp_rerank.scorers.clip  # noqa: F401  # importing torch and open_clip is not what is measured
-
-    rng = np.random.default_rng(0)
-    with RunWriter.start(tmp_path / "run", run_config(100, seed=0, scorers=())) as run:
-        batch = []
-        for i in range(100):
-            file = io.BytesIO()
-            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file, "PNG")
-            row = row_of(file.getvalue(), i, seed=i, scores={}, nfe=1, batch_size=1)
-            batch.append((row, file.getvalue()))
-        run.commit(batch)
-    shutil.copytree(MINI / "clip", tmp_path / "other")
-    config = (tmp_path / "other" / "config.json").read_text()
-    (tmp_path / "other" / "config.json").write_text(config.replace('"clip-mini"', '"other"'))
-    began, wall = clock(), time.monotonic()
-    rankers = [load_scorer(spec) for spec in ("clip-mini", "brightness", f"sp@{tmp_path / 'other'}")]
-    found = compare([RunDir.read(tmp_path / "run")], rankers)
-    seconds = clock() - began
-    print(f"compare 100 candidates, three mini scorers: {seconds:.2f} s of work, {time.monotonic() - wall:.2f} s")
-    assert len(found.runs[0].pairs) == 3
-    assert seconds < 5
 
 
 def test_names_in_a_plot_are_text_and_no_mathematics(tmp_path):

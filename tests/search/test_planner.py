@@ -14,7 +14,7 @@ from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.search.planner import Recording, act_out, cheapest, gains, plan, promise, read_recording
+from sp_rerank.search.planner import Recording, cheapest, estimate, normalized_gains, plan, read_recording, simulate
 from sp_rerank.search.schedule import Schedule, read_schedule
 
 MADE_WITH = {"n": 100, "steps": 20, "model": "mini", "scorer": "s@1"}
@@ -43,20 +43,20 @@ def recording(seed: int, rho: float = 0.95) -> Recording:
 
 def test_evaluations_are_counted_as_they_are_spent():
     one = recording(0)
-    drafts = act_out(Schedule("screening", ((6, 0.3), (8, 10))), one, 4)
+    drafts = simulate(Schedule("screening", ((6, 0.3), (8, 10))), one, 4)
     assert (drafts.evaluations, drafts.decodes, len(drafts.finalists)) == (600 + 30 * 8 + 10 * 20, 140, 10)
-    previews = act_out(Schedule("halving", ((0.4, 0.5), (0.7, 0.2))), one, 4)
+    previews = simulate(Schedule("halving", ((0.4, 0.5), (0.7, 0.2))), one, 4)
     assert (previews.evaluations, len(previews.finalists)) == (100 * 8 + 50 * 6 + 20 * 6, 20)
-    assert len(act_out(Schedule("screening", ((6, 0.01),)), one, 4).finalists) == 4
+    assert len(simulate(Schedule("screening", ((6, 0.01),)), one, 4).finalists) == 4
     with pytest.raises(UsageError, match="holds no stage 5"):
-        act_out(Schedule("screening", ((5, 0.3),)), one, 4)
+        simulate(Schedule("screening", ((5, 0.3),)), one, 4)
 
 
 def test_gain_is_the_share_of_the_way_to_the_best():
     one = recording(1)
     order = np.argsort(-one.finished)
-    assert gains(one, range(100), 4) == (1.0, 1.0, 1.0, 1.0)
-    gain, top_gain, same, overlap = gains(one, [int(i) for i in order[1:5]], 4)
+    assert normalized_gains(one, range(100), 4) == (1.0, 1.0, 1.0, 1.0)
+    gain, top_gain, same, overlap = normalized_gains(one, [int(i) for i in order[1:5]], 4)
     way = one.finished[order[0]] - one.finished.mean()
     assert gain == pytest.approx((one.finished[order[1]] - one.finished.mean()) / way)
     best, kept = one.finished[order[:4]].mean(), one.finished[order[1:5]].mean()
@@ -67,9 +67,9 @@ def test_gain_is_the_share_of_the_way_to_the_best():
 def test_the_cheapest_schedule_keeps_the_gain_and_no_cheaper_one_does():
     recordings = [recording(seed) for seed in range(6)]
     found = cheapest(recordings, 4, gain=0.99, top_gain=0.97)
-    kept = promise(found, recordings, 4)
+    kept = estimate(found, recordings, 4)
     assert kept.gain.value >= 0.99 and kept.top_gain.value >= 0.97
-    dearer = promise(cheapest(recordings, 4, gain=0.999, top_gain=0.99), recordings, 4)
+    dearer = estimate(cheapest(recordings, 4, gain=0.999, top_gain=0.99), recordings, 4)
     assert dearer.saving <= kept.saving
     print(f"{found.strategy} {found.rounds}: {kept.saving:.2f}x fewer at {kept.gain.value:.3f}")
 
@@ -108,7 +108,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     command = ["plan", *map(str, folders), "--scorer", "hps", "--out", str(tmp_path / "none.toml")]
     refused = CliRunner().invoke(app, command)
     assert isinstance(refused.exception, UsageError) and "record anew with --also hps" in str(refused.exception)
-    acted = act_out(schedule, read_recording(RunDir.read(folders[0])), 4)
+    acted = simulate(schedule, read_recording(RunDir.read(folders[0])), 4)
     run(BlurredPipe(), tmp_path / "followed", search=tmp_path / "plan.toml", prompt="a lemon 0")
     followed = RunDir.read(tmp_path / "followed").rows
     assert sorted(i for i, row in followed.items() if row.status == "ok") == sorted(acted.finalists)
@@ -130,8 +130,8 @@ def _cannot(sampler):
 def test_finalists_that_are_not_usable_gain_nothing():
     one = recording(3)
     one.finished[:10] = np.nan
-    assert gains(one, range(10), 4) == (0.0, 0.0, 0.0, 0.0)
-    assert promise(Schedule("screening", ((6, 0.1),)), [one], 4).prompts == 1
+    assert normalized_gains(one, range(10), 4) == (0.0, 0.0, 0.0, 0.0)
+    assert estimate(Schedule("screening", ((6, 0.1),)), [one], 4).prompts == 1
 
 
 def test_what_is_no_recording_is_refused(tmp_path):

@@ -13,7 +13,7 @@
 
   // What the data say
 
-  const places = scorers.map((one) => new Map(one.order.map((index, place) => [index, place])));
+  const places = scorers.map((scorer) => new Map(scorer.order.map((index, place) => [index, place])));
   const order = () => (scorers.length ? scorers[state.scorer].order : data.order);
   const rankOf = (s, index) => {
     const place = places[s].get(index);
@@ -88,9 +88,9 @@
   };
 
   const readFilter = () => {
-    const one = scorers[state.scorer];
-    const best = candidates[one.order[0]].scores[state.scorer];
-    const worst = candidates[one.order[one.ranked - 1]].scores[state.scorer];
+    const scorer = scorers[state.scorer];
+    const best = candidates[scorer.order[0]].scores[state.scorer];
+    const worst = candidates[scorer.order[scorer.ranked - 1]].scores[state.scorer];
     const share = Number(least.value) / 1000;
     state.least = share === 0 ? -Infinity : share === 1 ? best : worst + share * (best - worst);
   };
@@ -112,13 +112,13 @@
     columns.append(document.createElementNS("http://www.w3.org/2000/svg", "svg"));
     columns.firstChild.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
     columns.firstChild.setAttribute("aria-hidden", "true");
-    scorers.forEach((one, s) => {
+    scorers.forEach((scorer, s) => {
       const column = make("div", undefined, "column");
-      const head = make("h3", one.label);
+      const head = make("h3", scorer.label);
       head.append(make("small"));
       const list = make("ol");
-      list.setAttribute("aria-label", `By ${one.label}`);
-      for (const index of one.order) {
+      list.setAttribute("aria-label", `By ${scorer.label}`);
+      for (const index of scorer.order) {
         const item = make("li", undefined, candidates[index].status);
         item.dataset.index = index;
         const anchor = make("a");
@@ -211,18 +211,21 @@
   };
 
   const ties = (index) => {
-    const said = scorers.map((one, s) => {
+    const said = scorers.map((scorer, s) => {
       const rank = rankOf(s, index);
       if (rank === null) return "";
-      if (!one.groups) return "";
-      const group = one.groups[rank - 1];
-      const mates = one.order.filter((other, place) => one.groups[place] === group && other !== index);
-      if (!mates.length) return `${one.label} tells it apart from all others.`;
+      if (!scorer.groups) return "";
+      const group = scorer.groups[rank - 1];
+      const mates = scorer.order.filter((other, place) => scorer.groups[place] === group && other !== index);
+      if (!mates.length) {
+        const others = scorer.ranked === Object.keys(candidates).length ? "all others" : "all others that it scored";
+        return `${scorer.label} tells it apart from ${others}.`;
+      }
       const named = mates.slice(0, 6).map((other) => candidates[other].seed).join(", ");
       const rest = mates.length > 6 ? ` and ${mates.length - 6} more` : "";
-      return `${one.label} does not reliably tell it apart from seed ${named}${rest} (tie group ${group}).`;
+      return `${scorer.label} does not reliably tell it apart from seed ${named}${rest} (tie group ${group}).`;
     });
-    const silent = scorers.filter((one, s) => !one.groups && rankOf(s, index) !== null).map((one) => one.label);
+    const silent = scorers.filter((scorer, s) => !scorer.groups && rankOf(s, index) !== null).map((scorer) => scorer.label);
     if (silent.length) said.push(`No calibration of ${silent.join(", ")}: ties unknown.`);
     return said.filter(Boolean).join(" ");
   };
@@ -239,28 +242,28 @@
   };
 
   const fillZoom = (index) => {
-    const one = candidates[index];
+    const candidate = candidates[index];
     state.open = index;
     const rank = scorers.length ? rankOf(state.scorer, index) : null;
     find("place").textContent = rank
       ? `${ordinal(rank)} of ${scorers[state.scorer].ranked}${scorers.length > 1 ? ` by ${scorers[state.scorer].label}` : ""}`
       : "Not ranked";
-    find("why").textContent = one.why;
+    find("why").textContent = candidate.why;
     const image = picture(index);
     image.loading = "eager";
     image.alt = data.prompt;
     find("picture").replaceChildren(image);
     fill(find("scores"), scorers.map((scorer, s) => {
       const place = rankOf(s, index);
-      return [scorer.label, shown(s, one.scores[s]), place ? `${place} of ${scorer.ranked}` : "–"];
+      return [scorer.label, shown(s, candidate.scores[s]), place ? `${place} of ${scorer.ranked}` : "–"];
     }));
     find("ties").textContent = ties(index);
-    fill(find("stages"), one.stages.map(([name, score, spent]) => [name, shown(0, score), spent]));
-    find("seed").textContent = one.seed;
+    fill(find("stages"), candidate.stages.map(([name, score, spent]) => [name, shown(0, score), spent]));
+    find("seed").textContent = candidate.seed;
     find("index").textContent = `${index} of 0–${data.last}`;
-    find("evaluations").textContent = one.evaluations;
-    find("file").textContent = one.file ?? "none";
-    if (one.file) find("file").href = one.file;
+    find("evaluations").textContent = candidate.evaluations;
+    find("file").textContent = candidate.file ?? "none";
+    if (candidate.file) find("file").href = candidate.file;
     else find("file").removeAttribute("href");
     if (!find("replay")) return; // a steered image: no command makes it again
     find("replay").textContent = command(index);

@@ -35,7 +35,7 @@ from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search import planner
-from sp_rerank.search.planner import Promise, Recording
+from sp_rerank.search.planner import PlanEstimate, Recording
 from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
@@ -141,7 +141,7 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     for recording in recordings:
         best = best_of_n.expected_best(recording.finished)
         own.append((best - best[0]) / (best[-1] - best[0]))
-        worth = best_of_n.expected_best(recording.finished, recording.worth)
+        worth = best_of_n.expected_best(recording.finished, recording.gold)
         others.append(worth - worth[0])
         most.append(worth[-1] - worth[0])
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
@@ -150,13 +150,13 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
 def judges_gain(recordings: Sequence[Recording]) -> Estimate:
     """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
     return agreement.ratio(
-        _worths_of_picks(recordings), [recording.worth.max() - recording.worth.mean() for recording in recordings]
+        _worths_of_picks(recordings), [recording.gold.max() - recording.gold.mean() for recording in recordings]
     )
 
 
 def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
     """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
-    return [recording.worth[int(np.nanargmax(recording.finished))] - recording.worth.mean() for recording in recordings]
+    return [recording.gold[int(np.nanargmax(recording.finished))] - recording.gold.mean() for recording in recordings]
 
 
 def _pipeline(scheduler: str) -> Any:
@@ -199,12 +199,12 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        worth: The same by the judge's score, summed over prompts first, over that of the pick of all.
+        gold: The same by the judge's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
     """
 
     gain: Estimate
-    worth: Estimate
+    gold: Estimate
     evaluations: int
 
 
@@ -224,7 +224,7 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
             picks.append(best.score)
             worths.append(float(judge.score(recording.prompt, [best.candidate.image])[0]))
     finished, judged = (
-        np.array([getattr(recording, name) for recording in recordings]) for name in ("finished", "worth")
+        np.array([getattr(recording, name) for recording in recordings]) for name in ("finished", "gold")
     )
     mean = finished.mean(axis=1)
     own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
@@ -244,7 +244,7 @@ def compare_search(
         scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
     found = {
-        name: planner.promise(schedule, recordings[scorer], TOP_K) for name, (schedule, scorer) in measured().items()
+        name: planner.estimate(schedule, recordings[scorer], TOP_K) for name, (schedule, scorer) in measured().items()
     }
     progress("steering")
     other = steered(recordings[SELECTING][:STEERED], judge)
@@ -256,7 +256,7 @@ def compare_search(
 
 
 def _figures(
-    found: dict[str, Promise], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
+    found: dict[str, PlanEstimate], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
         f"the pick of all to the judge, % of the way to its own, {scorer}": percent(judges_gain(some))
@@ -270,7 +270,7 @@ def _figures(
             "gain of the best four, %": percent(promise.top_gain),
             "the same pick, %": percent(promise.same_pick),
             "overlap of the best four, %": percent(promise.overlap),
-            "worth of the pick to the judge, % of the pick of all": percent(promise.worth),
+            "worth of the pick to the judge, % of the pick of all": percent(promise.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(promise.saving, 2),
             f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(promise.saving * DEFAULT_STEPS / own, 2),
             "images and previews decoded and scored, of all": round(promise.decodes, 2),
@@ -285,14 +285,14 @@ def _steered(steered_run: Steered) -> dict[str, Any]:
     return {
         STEERING: {
             "gain of the pick, %": percent(steered_run.gain),
-            "worth of the pick to the judge, % of the pick of all": percent(steered_run.worth),
+            "worth of the pick to the judge, % of the pick of all": percent(steered_run.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / steered_run.evaluations, 2),
             "prompts": STEERED,
         }
     }
 
 
-def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recording]) -> bytes:
+def draw(found: dict[str, PlanEstimate], other: Steered, recordings: Sequence[Recording]) -> bytes:
     """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
@@ -300,8 +300,8 @@ def draw(found: dict[str, Promise], other: Steered, recordings: Sequence[Recordi
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
     axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
     axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
-    points = [(name, evaluations[-1] / promise.saving, promise.gain, promise.worth) for name, promise in found.items()]
-    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.worth))
+    points = [(name, evaluations[-1] / promise.saving, promise.gain, promise.gold) for name, promise in found.items()]
+    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.gold))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
         axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
