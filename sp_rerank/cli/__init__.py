@@ -5,13 +5,14 @@ No logic, and nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
 
 from sp_rerank.cli import compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
-from sp_rerank.cli.console import say
-from sp_rerank.errors import OptionError, SpRerankError, TryAgainError, is_out_of_memory
+from sp_rerank.cli.console import Terminated, close_output, discard_output, forgive_streams, say
+from sp_rerank.errors import OptionError, SpRerankError, StorageError, TryAgainError, is_out_of_memory
 
 RENAMED = {"--until": '--confidence 0.9 for "p>0.9"'}
 """Options of earlier versions, for the error that names them."""
@@ -59,8 +60,10 @@ app.add_typer(bench_app, name="bench")
 
 def main() -> None:
     """Run the command line; the process ends with an exit code of docs/reference/exit-codes.md."""
+    forgive_streams()
     try:
         code = app(standalone_mode=False)
+        close_output()
     except OptionError as error:
         say(f"error: {error.spelled(generate.flag_of(error.name))}")
         code = error.exit_code
@@ -69,6 +72,13 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
+    except (BrokenPipeError, SystemExit) as error:  # rich and typer end with 1 where `| head -1` has read enough
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
+        discard_output()
+        code = 141
+    except OSError as error:
+        code = _disk_full(error)
     except typer.Exit as stop:
         code = stop.exit_code
     except Exception as error:
@@ -76,13 +86,22 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+def _disk_full(error: OSError) -> int:
+    """The code of an error of standard output; any other is a bug."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        raise error
+    discard_output()
+    say(f"error: the output cannot be written: {error.strerror}; free some space, or write it elsewhere")
+    return StorageError.exit_code
+
+
 def _exit_code(error: Exception) -> int:
     """The code of an error that is not ours; one that nobody foresaw is a bug, and shows its traceback."""
     if is_out_of_memory(error):
         say(f"error: out of memory: {error}; try --dtype float16, a smaller --batch-size or --device cpu")
         return TryAgainError.exit_code
-    if type(error).__name__ == "Abort":
-        return 130
+    if type(error).__name__ == "Abort":  # typer's, of a KeyboardInterrupt
+        return 143 if isinstance(error.__cause__, Terminated) else 130
     show = getattr(error, "format_message", None)
     if show is None:
         raise error
