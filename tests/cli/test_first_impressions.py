@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_is_not_called_ended(run: Run, monkeypatch: pytest.Mo
     assert RunDir.read("run").result is None
     assert run("gallery", "run")[0] == 0
     page = Path("run/index.html").read_text()
-    assert f"{made} of 12 so far" in page
+    assert f"{made} of 12 candidates so far" in page
     assert "rule ended" not in page
 
 
