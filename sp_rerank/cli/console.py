@@ -102,7 +102,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(received)
     except KeyboardInterrupt as stop:
         if received == signal.SIGTERM:
-            raise Terminated from stop
+            raise typer.Exit(143) from stop  # typer itself makes 130 of a KeyboardInterrupt
         raise
     finally:
         for number, handler in before.items():
