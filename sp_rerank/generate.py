@@ -10,7 +10,8 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -100,10 +101,21 @@ def generate(
     """
     from sp_rerank.search.resolve import resolve
 
+    _check_names(options)
     asked = GenerationOptions(**options)
     config = resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also)
     job = Job(config, asked, pipe, scorer, also)
     return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
+
+
+def _check_names(options: Mapping[str, object]) -> None:
+    """Raise Python's TypeError for a keyword that is no option, in the name of the function that was called."""
+    known = [entry.name for entry in fields(GenerationOptions)]
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"generate() got an unexpected keyword argument {name!r}{hint}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,20 +84,59 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C once lets the batch in hand be finished, twice stops at once."""
-    asked = False
+    """Ctrl-C or SIGTERM once lets the batch in hand be finished, twice stops at once.
 
-    def ask(*_: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        say("finishing the batch in hand; Ctrl-C again stops at once")
+    Raises:
+        KeyboardInterrupt: As the body raised it; after SIGTERM it is `Terminated`.
+    """
+    received = 0
 
-    before = signal.signal(signal.SIGINT, ask)
+    def ask(number: int, _: Any) -> None:
+        nonlocal received
+        received = number
+        signal.signal(number, signal.default_int_handler)
+        say(f"finishing the batch in hand; {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'} again stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: bool(received)
+    except KeyboardInterrupt as stop:
+        if received == signal.SIGTERM:
+            raise typer.Exit(143) from stop  # typer itself makes 130 of a KeyboardInterrupt
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ended the command, as Ctrl-C does."""
+
+
+def forgive_streams() -> None:
+    """Let standard output and error take every character: what their encoding has not is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def close_output() -> None:
+    """Write out what was printed; what cannot be written is not tried again as the interpreter ends.
+
+    Raises:
+        OSError: If it cannot be written, such as on a full disk or into a pipe that nothing reads.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard_output()
+        raise
+
+
+def discard_output() -> None:
+    """Let standard output lead nowhere."""
+    with suppress(OSError, ValueError):  # a stream that is no file has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sp_rerank.cli.console import load_pipeline, quiet, tell
+from sp_rerank.errors import OptionError
 
 
 def replay(
@@ -22,6 +23,8 @@ def replay(
     from sp_rerank.run.folder import RunDir
     from sp_rerank.run.layout import inside
 
+    if out and out.suffix.lower() != ".png":
+        raise OptionError("out", str(out), "a name that ends in .png, the format that holds every pixel")
     folder = RunDir.read(run)
     config = folder.config
     config.require("prompt", "steps", "guidance_scale", "batch_size", "model")

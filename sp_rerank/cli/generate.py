@@ -29,7 +29,7 @@ from sp_rerank.cli.console import (
     tell,
 )  # fmt: skip
 from sp_rerank.config import GenerationOptions
-from sp_rerank.errors import OptionError
+from sp_rerank.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
     from sp_rerank.run.summary import RunResult
@@ -98,6 +98,7 @@ def generate(
     from sp_rerank.generate import Job, run_search
     from sp_rerank.run.layout import run_folder_name
 
+    prompt = _read_prompt(prompt)
     asked = GenerationOptions(**{**options, "pipe_kwargs": _assignments(options["pipe_kwargs"])})
     _check_before_loading(prompt, asked)
     began = time.monotonic()
@@ -150,6 +151,30 @@ def _assignments(pairs: list[str]) -> Mapping[str, Any] | None:
         except (ValueError, RecursionError):
             found[name] = value
     return found or None
+
+
+def _read_prompt(given: str) -> str:
+    """The prompt that was given; "-" takes the one line of standard input.
+
+    Raises:
+        UsageError: If standard input holds not exactly one line, or the prompt is the name of a file.
+    """
+    if given == "-":
+        lines = [line for line in sys.stdin.read().splitlines() if line.strip()]
+        if len(lines) != 1:
+            raise UsageError(f"standard input holds {len(lines)} lines; expected one, the prompt; run once for each")
+        return lines[0]
+    if _is_file(given):
+        word = shlex.quote(given)
+        raise UsageError(f'the prompt {given!r} is the name of a file; for the text in it give "$(cat {word})"')
+    return given
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with characters that no name has
+        return False
 
 
 def _check_before_loading(prompt: str, asked: GenerationOptions) -> None:

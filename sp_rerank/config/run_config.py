@@ -127,7 +127,7 @@ class RunConfig:
             UsageError: Naming the first that is not.
         """
         for name in names:
-            if getattr(self, name) is None:
+            if getattr(self, name) in (None, ()):
                 raise UsageError(f"run.json does not hold {name!r}, which this needs; it may be of another tool")
 
     def differences(self, other: RunConfig) -> list[str]:

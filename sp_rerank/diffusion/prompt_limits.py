@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from sp_rerank.types import Scorer, TextToImagePipeline
 
 
+SHOWN = 80
+"""Number of characters of a lost tail that are shown: from its beginning and its end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Truncation:
     """A prompt that a model cuts.
@@ -28,7 +32,8 @@ class Truncation:
     tail: str
 
     def __str__(self) -> str:
-        return f"{self.reader} reads {self.limit} of the prompt's {self.tokens} tokens; lost: {self.tail!r}"
+        tail = self.tail if len(self.tail) <= SHOWN else f"{self.tail[: SHOWN // 2]} ... {self.tail[-SHOWN // 2 :]}"
+        return f"{self.reader} reads {self.limit} of the prompt's {self.tokens} tokens; lost: {tail!r}"
 
 
 def truncations(pipe: TextToImagePipeline, scorer: Scorer, prompt: str) -> list[Truncation]:

@@ -117,6 +117,7 @@ def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None =
     if run.missing:
         raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")
     rows = [run.rows[index] for index in range(run.n)]
+    run.config.require("scorers")
     selecting = run.config.scorers[0]
     name = _named(run, scorer) if scorer else selecting
     if gold and any(gold not in row.scores for row in rows):

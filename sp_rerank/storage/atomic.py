@@ -26,7 +26,16 @@ LOCK = ".lock"
 """The lock file of a folder; it stays there, empty, while no process holds it."""
 
 _OLD_SUFFIX = ".old"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, then run the same command with --resume"
+    ),
+    errno.EMFILE: "this process reached its limit of open files; raise it (ulimit -n)",
+    errno.ENFILE: "this machine reached its limit of open files; end other programs, or raise it (fs.file-max)",
+    errno.ENOLCK: "the file system has no locks left, or gives none; choose a folder on another one",
+    errno.ENAMETOOLONG: "the name is longer than the file system allows; choose a shorter one",
+    errno.EROFS: "the file system is read-only; choose a folder on another one",
+}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
@@ -39,11 +48,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        remedy = (
-            "free some space there, then run the same again and resume"
-            if error.errno in _FULL
-            else "check the path and its permissions, or choose another folder"
-        )
+        remedy = _REMEDIES.get(error.errno or 0, "check the path and its permissions, or choose another folder")
         raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error
 
 

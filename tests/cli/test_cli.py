@@ -286,10 +286,34 @@ def test_a_prompt_is_only_text(sp_rerank, tmp_path, payload):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_prompt_is_only_text_to_the_terminal(sp_rerank, monkeypatch, payload):
+    """The command to go on with is where a prompt is printed: nothing in it is obeyed by the terminal."""
+
+    def interrupt(seeds, images):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: SeededPipe(interrupt))
+    code, out, err = sp_rerank("generate", *QUICK, "--scorer", "brightness", "--", payload)
+    assert code == 130, err
+    assert out == ""
+    assert "Go on with: sp-rerank generate" in err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", err)
+
+
+def test_a_file_name_is_only_text_to_the_terminal(sp_rerank, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a\x1b[2J\u202e.png")
+    code, out, err = sp_rerank("rank", ".", "--prompt", "x", "--scorer", "brightness")
+    assert code == 0, err
+    assert "a [2J .png" in out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", out + err)
+
+
 def test_a_prompt_that_is_too_long(sp_rerank, tmp_path):
     long = "a lemon on the beach " * 20 + "and a hidden tail"
     code, out, err = sp_rerank("generate", long, *QUICK, "--json")
     assert code == 0
+    assert max(map(len, err.splitlines())) < 200
     assert err.count("and a hidden tail") == 2  # one line for the image model, one for the scorer
     stored = json.loads((tmp_path / json.loads(out)["run"] / "run.json").read_text())["truncated"]
     assert len(stored) == 2
