@@ -28,7 +28,7 @@ LOCK = ".lock"
 _OLD_SUFFIX = ".old"
 _REMEDIES = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, then run the same command with --resume"
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space there, then run the same again and resume"
     ),
     errno.EMFILE: "this process reached its limit of open files; raise it (ulimit -n)",
     errno.ENFILE: "this machine reached its limit of open files; end other programs, or raise it (fs.file-max)",
