@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from sp_rerank.cli import compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
-from sp_rerank.cli.console import Terminated, close_output, discard_output, forgive_streams, say, tell
+from sp_rerank.cli.console import close_output, discard_output, forgive_streams, say, tell
 from sp_rerank.errors import OptionError, SpRerankError, StorageError, TryAgainError, is_out_of_memory
 
 RENAMED = {"--until": '--confidence 0.9 for "p>0.9"'}
@@ -92,8 +92,8 @@ def main() -> None:
     except SpRerankError as error:
         say(f"error: {error}")
         code = error.exit_code
-    except KeyboardInterrupt as stop:
-        code = _interrupted(stop)
+    except KeyboardInterrupt:
+        code = 130
     except (BrokenPipeError, SystemExit) as error:  # rich and typer end with 1 where `| head -1` has read enough
         if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
@@ -108,10 +108,6 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def _interrupted(cause: BaseException | None) -> int:
-    return 143 if isinstance(cause, Terminated) else 130
-
-
 def _disk_full(error: OSError) -> int:
     """The code of an error of standard output; any other is a bug."""
     if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
@@ -122,7 +118,7 @@ def _disk_full(error: OSError) -> int:
 
 
 def _exit_code(error: Exception) -> int:
-    """The code of an error that is not ours; one that nobody foresaw is a bug, and shows its traceback."""
+    """The code of an error that is not ours; one that was not foreseen is a bug, and shows its traceback."""
     if type(error).__name__ == "NoArgsIsHelpError":  # typer's, of a group without a command
         app([*sys.argv[1:], "--help"], standalone_mode=False)
         return 0
@@ -130,7 +126,7 @@ def _exit_code(error: Exception) -> int:
         say(f"error: out of memory: {error}; try --dtype float16, a smaller --batch-size or --device cpu")
         return TryAgainError.exit_code
     if type(error).__name__ == "Abort":  # typer's, of a KeyboardInterrupt
-        return _interrupted(error.__cause__)
+        return 130
     show = getattr(error, "format_message", None)
     if show is None:
         raise error

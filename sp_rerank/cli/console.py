@@ -87,7 +87,8 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM once lets the batch in hand be finished, twice stops at once.
 
     Raises:
-        KeyboardInterrupt: As the body raised it; after SIGTERM it is `Terminated`.
+        KeyboardInterrupt: As the body raised it, after Ctrl-C.
+        typer.Exit: With code 143, after SIGTERM.
     """
     received = 0
 
@@ -107,10 +108,6 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM ended the command, as Ctrl-C does."""
 
 
 def forgive_streams() -> None:

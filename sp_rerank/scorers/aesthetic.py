@@ -141,7 +141,7 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         if not len(images):
             return torch.empty(0, device=self.device)
         scores = torch.cat([self.encode_image(images[part]) for part in passes(len(images))])
-        # In float32 whatever the weights are in: around 5 two neighbours in bfloat16 are .03 apart.
+        # In float32 whatever the weights are in: around 5 two neighbors in bfloat16 are .03 apart.
         layers: Any = self.head
         for layer in layers:
             scores = F.linear(scores, layer.weight.float(), layer.bias.float())

@@ -37,7 +37,7 @@ APP.command("compare")(command)
 
 
 def png(level, side=8):
-    """Grey, with a light corner at the left: mirroring and cropping change it."""
+    """Gray, with a light corner at the left: mirroring and cropping change it."""
     pixels = np.full((side, side, 3), level, np.uint8)
     pixels[0, 0] = 255
     file = io.BytesIO()

@@ -55,7 +55,7 @@ def black_png(side):
 
 
 def grey16():
-    """16-bit grey from black to white, each pixel 257 times its 8-bit value."""
+    """16-bit gray from black to white, each pixel 257 times its 8-bit value."""
     image = Image.new("I;16", (256, 1))
     for value in range(256):
         image.putpixel((value, 0), 257 * value)
@@ -166,7 +166,7 @@ def test_a_photograph_is_turned_upright(tmp_path):
 
 
 def test_only_the_first_frame_is_read(tmp_path):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert read(tmp_path, data).getpixel((0, 0)) == (255, 0, 0)
 

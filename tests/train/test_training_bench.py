@@ -1,4 +1,4 @@
-"""The plain loop of the bench does the same maths, and a counted step costs what arithmetic says."""
+"""The plain loop of the bench does the same math, and a counted step costs what arithmetic says."""
 
 from __future__ import annotations
 
