@@ -118,7 +118,7 @@ def _parsed(record: dict[str, Any]) -> Schedule:
         raise ValueError(f"unknown key {unknown[0]!r}")
     strategy: Any = record.get("strategy")
     made_for: Any = record.get("made_for", {})
-    if strategy not in WHEN:
+    if not isinstance(strategy, str) or strategy not in WHEN:
         raise ValueError(f"strategy is {strategy!r}, expected one of {', '.join(WHEN)}")
     if not isinstance(made_for, dict):
         raise ValueError("made_for is no table")
