@@ -64,7 +64,7 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     if not file.exists():
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
         if (out.exists() and not out.is_dir()) or set(found) - {atomic.LOCK, file.name + atomic.TEMPORARY_SUFFIX}:
-            raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another --out")
+            raise UsageError(f"{out}: expected a new or empty folder, or one of a training run; choose another one")
         return
     stored = read_schema(file)
     recipe = stored.get("recipe")
@@ -73,9 +73,11 @@ def check_folder(out: Path, identity: dict[str, Any], resume: bool) -> None:
     differing = [f"recipe.{key}" for key, value in identity["recipe"].items() if recipe.get(key) != value]
     differing += [key for key in ("base", "data", "validation") if stored.get(key) != identity[key]]
     if differing:
-        raise UsageError(f"{out} holds a run that differs in {', '.join(differing)}; choose another --out for this one")
+        raise UsageError(
+            f"{out} holds a run that differs in {', '.join(differing)}; choose another folder for this one"
+        )
     if not resume:
-        raise UsageError(f"{out} holds this run already; --resume goes on with it, another --out begins anew")
+        raise UsageError(f"{out} holds this run already; resume it, or begin anew in another folder")
 
 
 def begin(out: Path, identity: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def score_run(
     rows = [row for _, row in sorted(run.rows.items()) if row.status == "ok"]
     held = dict.fromkeys(name for row in rows for name in row.scores)
     if not held and not scorers:
-        raise UsageError(f"{run.path} holds no scores; name a scorer with --scorer")
+        raise UsageError(f"{run.path} holds no scores; name a scorer")
     names = list(dict.fromkeys([*held, *(scorer.name for scorer in scorers)]))
     scored = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
     failures: dict[str, list[tuple[int, str]]] = {}

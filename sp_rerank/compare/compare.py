@@ -109,7 +109,7 @@ def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> N
     if not runs:
         raise UsageError("expected one run folder or more, got none")
     if steady and not scorers:
-        raise UsageError("mirrored and cropped images take a scorer to rank them again; name one with --scorer")
+        raise UsageError("mirrored and cropped images take a scorer to rank them again; name one")
 
 
 # One run

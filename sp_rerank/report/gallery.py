@@ -142,7 +142,7 @@ def _notes(run: RunDir, pictures: Mapping[int, Picture], orderings: Sequence[Ord
     if ended_by_rule(run):
         notes.append(f"A rule ended the run after {len(run.rows)} of {run.n} candidates.")
     elif run.missing:
-        notes.append(f"{len(run.rows)} of {run.n} candidates so far; --resume goes on with the run.")
+        notes.append(f"{len(run.rows)} of {run.n} candidates so far; resume the run to go on.")
     if run.config.search.strategy == STEERING:
         notes.append("Steered: the images descend from others of their batch, and no seed alone makes one again.")
     if run.rows and not orderings:

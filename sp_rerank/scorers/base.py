@@ -198,8 +198,8 @@ def check_tensors(
     """Compare names and shapes of tensors.
 
     Args:
-        found: shapes by name.
-        expected: likewise.
+        found: Shapes by name, as they are.
+        expected: Shapes by name, as they should be.
         where: what was read, for the message.
         what: whose tensors they should be, for the message.
 

@@ -119,7 +119,7 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
         return "clip-mini", f"scorer: clip-mini, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
     return "hps-v2.1", (
         f"scorer: hps-v2.1, for no Stable Preference checkpoint belongs to {for_model or 'images of unknown origin'}; "
-        f"{CHECKPOINT_VARIABLE} names one, --scorer chooses another"
+        f"{CHECKPOINT_VARIABLE} names one, another scorer can be named"
     )
 
 

@@ -115,7 +115,7 @@ def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None =
     if not search.records:
         raise UsageError(f"{run.path} is no recording; make one with `sp-rerank generate PROMPT --record`")
     if run.missing:
-        raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; finish it with --resume")
+        raise UsageError(f"{run.path} holds {len(run.rows)} of {run.n} candidates; resume it first")
     rows = [run.rows[index] for index in range(run.n)]
     run.config.require("scorers")
     selecting = run.config.scorers[0]
@@ -152,7 +152,7 @@ def _named(run: RunDir, scorer: str) -> str:
     for name in known:
         if scorer in (name, name.split("@")[0]):
             return name
-    raise UsageError(f"{run.path} was recorded with {', '.join(known)}, not {scorer}; record anew with --also {scorer}")
+    raise UsageError(f"{run.path} was recorded with {', '.join(known)}, not {scorer}; record anew with that scorer too")
 
 
 def _stage_scores(rows: Sequence[Row], place: int, other: str | None) -> Array:
@@ -267,7 +267,7 @@ def cheapest(
             best, fewest = schedule, spent
     if best is None:
         raise UsageError(
-            f"no schedule reaches a gain of {gain:g} and {top_gain:g}; lower --gain, or record more stages"
+            f"no schedule reaches a gain of {gain:g} and {top_gain:g}; ask for less, or record more stages"
         )
     return best
 

@@ -39,7 +39,7 @@ def test_the_command_trains_and_resumes(tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["steps"] == 4
     assert load_scorer(found["scorer"]).name.startswith("own@")
-    with pytest.raises(SpRerankError, match="--resume goes on"):
+    with pytest.raises(SpRerankError, match="resume it, or begin anew"):
         commands.train(**words)
     commands.train(**words, resume=True)
     assert json.loads(capsys.readouterr().out) == found

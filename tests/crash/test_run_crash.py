@@ -109,7 +109,7 @@ def test_full_disk(tmp_path, whole, limit, filled):
     full = write(folder, "--file-limit", limit)
     assert full.returncode == 74
     assert filled in full.stderr
-    assert "--resume" in full.stderr
+    assert "resume" in full.stderr
     assert len(full.stderr.splitlines()) == 1
 
     run = RunDir.read(folder)

@@ -253,7 +253,7 @@ def test_a_run_that_is_not_complete_is_shown_as_far_as_it_is(tmp_path):
 
 def test_a_run_that_a_rule_ended_is_complete(tmp_path):
     run = make_run(tmp_path / "run", {"a": [0.1, 0.3, 0.2]}, n=40, stop=StopRules(confidence=0.9))
-    assert "3 of 40 candidates so far; --resume goes on" in page_of(run).says  # cut short: nothing is chosen yet
+    assert "3 of 40 candidates so far; resume the run" in page_of(run).says  # cut short: nothing is chosen yet
     (run.path / "top").mkdir()
     assert "so far" in page_of(run).says  # the best of a run that goes on again may still be there
     (run.path / "result.json").write_bytes(encode_summary(summary_of(1, n=40, by="confidence", detail="sure")))

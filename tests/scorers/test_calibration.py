@@ -51,7 +51,7 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
     keep(Weights(tmp_path), FITTED, data="d")
     with caplog.at_level(logging.WARNING):
         assert calibration_of(Weights(tmp_path, "weights@2")) is None
-    assert "is of weights@1, not of weights@2" in caplog.text
+    assert "is of 'weights@1', not of weights@2" in caplog.text
     assert "--keep-calibration" in caplog.text
 
 

@@ -107,7 +107,7 @@ def test_a_recorded_run_is_planned_from_and_followed(tmp_path, monkeypatch):
     assert all(np.allclose(other.drafts[steps][0], -mine.drafts[steps][0]) for steps in (2, 3))
     command = ["plan", *map(str, folders), "--scorer", "hps", "--out", str(tmp_path / "none.toml")]
     refused = CliRunner().invoke(app, command)
-    assert isinstance(refused.exception, UsageError) and "record anew with --also hps" in str(refused.exception)
+    assert isinstance(refused.exception, UsageError) and "record anew with that scorer too" in str(refused.exception)
     acted = simulate(schedule, read_recording(RunDir.read(folders[0])), 4)
     run(BlurredPipe(), tmp_path / "followed", search=tmp_path / "plan.toml", prompt="a lemon 0")
     followed = RunDir.read(tmp_path / "followed").rows

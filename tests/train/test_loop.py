@@ -170,7 +170,7 @@ def test_a_run_with_something_else_is_refused_and_nothing_is_overwritten(
     refused(r"differs in recipe.seed, recipe.temperature;", recipe=make_recipe(seed=1, temperature=1.0), resume=True)
     refused("differs in data;", learned=groups[1:], resume=True)
     refused("differs in base;", scorer=make_encoder(dropout=0.0, name="other"), resume=True)
-    refused("--resume goes on with it")
+    refused("resume it, or begin anew")
     assert tree(out) == before
     (tmp_path / "thesis.txt").write_text("mine")
     refused("expected a new or empty folder", folder=tmp_path)
