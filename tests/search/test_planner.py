@@ -44,9 +44,12 @@ def recording(seed: int, rho: float = 0.95) -> Recording:
 def test_evaluations_are_counted_as_they_are_spent():
     one = recording(0)
     drafts = simulate(Schedule("screening", ((6, 0.3), (8, 10))), one, 4)
-    assert (drafts.evaluations, drafts.decodes, len(drafts.finalists)) == (600 + 30 * 8 + 10 * 20, 140, 10)
+    assert drafts.evaluations == 600 + 30 * 8 + 10 * 20
+    assert drafts.decodes == 140
+    assert len(drafts.finalists) == 10
     previews = simulate(Schedule("halving", ((0.4, 0.5), (0.7, 0.2))), one, 4)
-    assert (previews.evaluations, len(previews.finalists)) == (100 * 8 + 50 * 6 + 20 * 6, 20)
+    assert previews.evaluations == 100 * 8 + 50 * 6 + 20 * 6
+    assert len(previews.finalists) == 20
     assert len(simulate(Schedule("screening", ((6, 0.01),)), one, 4).finalists) == 4
     with pytest.raises(UsageError, match="holds no stage 5"):
         simulate(Schedule("screening", ((5, 0.3),)), one, 4)

@@ -72,7 +72,8 @@ def test_the_command_says_json_and_names_skipped_images(tmp_path):
     (data / "3" / "0.png").write_text("no image")
     result = run("evaluate", "--scorer", "brightness", "--data", data, "--json")
     (evaluation,) = json.loads(result.stdout)
-    assert (evaluation["images"], list(evaluation["skipped"])) == (39, [str(data / "3" / "0.png")])
+    assert evaluation["images"] == 39
+    assert list(evaluation["skipped"]) == [str(data / "3" / "0.png")]
     assert "skipped 1 of 40 images" in result.stderr
     assert result.stderr.count("cannot be read as an image") == 1
 

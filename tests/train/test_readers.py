@@ -44,7 +44,8 @@ def test_the_real_image_reward_file_has_its_counts(tmp_path):
             (tmp_path / name).touch()
     groups = list(read_preferences(REAL, tmp_path))
     ties = Counter(pair.label == 0.5 for group in groups for pair in group.pairs)
-    assert (len(groups), len({group.prompt for group in groups})) == (466, 463)
+    assert len(groups) == 466
+    assert len({group.prompt for group in groups}) == 463
     assert len({image for group in groups for image in group.images}) == 2720
     assert (ties[False], ties[True]) == (6399, 831)
     assert {len(group.images) for group in groups} == set(range(4, 10))
@@ -66,7 +67,8 @@ def test_image_reward_db_from_its_zips(tmp_path, prefix):
     ]
     put_table(tmp_path / "metadata-train.parquet", [{**row, "classification": "People"} for row in rows])
     first, second = read_preferences(tmp_path)
-    assert (first.prompt, labels(first)) == ("prompt x", {(0, 1): 0})
+    assert first.prompt == "prompt x"
+    assert labels(first) == {(0, 1): 0}
     assert [image.open().getpixel((0, 0))[0] for image in (*first.images, *second.images)] == [10, 30, 20, 10]
     assert first.images[0] == second.images[1]
 
