@@ -69,7 +69,7 @@ def write_images() -> list[str]:
         "smaller": draw(23, 17, 4),
         "rgba": alpha,
         "palette": draw(97, 41, 7).quantize(16),
-        "gray": draw(64, 101, 9).convert("L"),
+        "grey": draw(64, 101, 9).convert("L"),
         "exif": turned,
         "strip": draw(1000, 1, 10),
         "exact_edge": draw(64, 40, 11),
@@ -121,9 +121,9 @@ def score_all(names: list[str], checkpoint: Path) -> tuple[dict[str, list[float]
             scores[name] = [float(original.score(str(file), p, str(checkpoint))[0]) for p in PROMPTS.values()]
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    # It takes RGBA for an image with a mask; the copy says what it makes of the colors.
-    colors = Image.open(IMAGES / "hps_rgba.png").convert("RGB")
-    scores["rgba"] = [float(original.score(colors, p, str(checkpoint))[0]) for p in PROMPTS.values()]
+    # It takes RGBA for an image with a mask; the copy says what it makes of the colours.
+    colours = Image.open(IMAGES / "hps_rgba.png").convert("RGB")
+    scores["rgba"] = [float(original.score(colours, p, str(checkpoint))[0]) for p in PROMPTS.values()]
     return scores, failed
 
 

@@ -78,7 +78,7 @@ def images() -> dict[str, Image.Image]:
         "224x224": Image.fromarray(noise(224, 224)),
         "301x217": Image.fromarray(noise(301, 217)),
         "63x65": Image.fromarray(noise(63, 65)),
-        "gray": Image.fromarray(noise(99, 80, 1)[..., 0]),
+        "grey": Image.fromarray(noise(99, 80, 1)[..., 0]),
         "1x1": Image.fromarray(noise(1, 1)),
         "1x1000": Image.fromarray(noise(1, 1000)),
         "1000x1": Image.fromarray(noise(1000, 1)),
