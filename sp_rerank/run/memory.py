@@ -36,7 +36,7 @@ class MemoryRun:
             pixels = made.candidate.image.tobytes()
             self.state.rows[made.candidate.index] = Row.of(pixels, made, self.state.stages)
             self._candidates[made.candidate.index] = made.candidate
-        best = self.state.best(self._keep)
+        best = set(self.state.best(self._keep))
         self._candidates = {index: candidate for index, candidate in self._candidates.items() if index in best}
 
     def add_stages(self, batch: Sequence[tuple[Candidate, StageScore]]) -> None:

@@ -269,10 +269,10 @@ class RunWriter(RunDir):
         """
         if list(self.rows) != sorted(self.rows):
             self._replace_rows(dict(sorted(self.rows.items())))
+        images_of_best = [self.image_bytes(index) for index in best]
         copies = {
-            f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(self.image_bytes(index), rank)
-            for rank, index in enumerate(best, start=1)
-            if self.image(index)
+            f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(png, rank)
+            for rank, (index, png) in enumerate(zip(best, images_of_best, strict=True), start=1)
         }
         top = inside(self.path, TOP)
         with atomic.storage_errors(top):
