@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sp_rerank.diffusion.sampler import MemoryLimit
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
 
@@ -126,7 +127,7 @@ def generate(
     results: list[RunResult] = []
     for config in configs:
         job, folder = Job(config, asked, pipe, scorer, also), out and Path(out) / run_folder_name(config)
-        opening = _opened(job, folder, resume)
+        opening = store_for(job, folder, resume)
         result, state = search_into(opening, job, progress=progress, stop=stop, out=folder)
         try:
             check_usable(state, result.summary)
@@ -156,6 +157,7 @@ class Job:
         pipe: Makes the images.
         scorer: Ranks them.
         also: Other scorers whose scores are kept.
+        memory_limit: What earlier runs of the pipeline found to fit into memory.
     """
 
     config: RunConfig
@@ -163,6 +165,7 @@ class Job:
     pipe: Any
     scorer: Scorer
     also: Sequence[Scorer] = ()
+    memory_limit: MemoryLimit | None = None
 
 
 def run_search(
@@ -174,7 +177,7 @@ def run_search(
     stop: Callable[[], bool] | None = None,
 ) -> RunResult:
     """Carry out a run; arguments, result and errors as in `generate`."""
-    result, state = search_into(_opened(job, out, resume), job, progress=progress, stop=stop, out=out)
+    result, state = search_into(store_for(job, out, resume), job, progress=progress, stop=stop, out=out)
     check_usable(state, result.summary)
     return result
 
@@ -204,7 +207,7 @@ def search_into(
     config = job.config
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
-    sampler, strategy = sampler_of(config, job.pipe), strategy_of(config.search)
+    sampler, strategy = sampler_of(config, job.pipe, memory_limit=job.memory_limit), strategy_of(config.search)
     margin = margin_of(job.scorer)
     with opening as store:
         state, began, made = store.state, time.monotonic(), 0
@@ -233,7 +236,7 @@ def search_into(
         return _concluded(store, job, ended or Ended(), embed, margin, out), state
 
 
-def _opened(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
+def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
     """Where the candidates are kept: a folder, or memory."""
     if out is None:
         return nullcontext(MemoryRun(job.config, job.config.n if job.options.diverse else job.options.kept))

@@ -106,7 +106,7 @@ def read_prompts(*places: str | Path) -> Iterator[PromptRow]:
         UsageError: Naming file and row, if a row cannot be used, two have the same id, or there is no row.
         StorageError: If a file cannot be read.
     """
-    seen: dict[str, str] = {}
+    seen: dict[str, int] = {}
     for place in places:
         name = Path(place).stem if len(places) > 1 else ""
         for number, found in enumerate(_read(str(place))):
@@ -117,7 +117,7 @@ def read_prompts(*places: str | Path) -> Iterator[PromptRow]:
                 raise UsageError(
                     f"{found.place}: the id {brief(row.id)} stands at {seen[row.id]} too; give each its own"
                 )
-            seen[row.id] = found.place
+            seen[row.id] = len(seen)
             yield row
     if not seen:
         raise UsageError(f"{', '.join(map(str, places)) or 'the list'} holds no prompt; expected one or more")

@@ -142,7 +142,7 @@ def test_prompts_in_memory():
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', r"2: the id '1' stands at .*line 1 too"),
+        ("p.jsonl", '{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "line 2: the id '1' is that of row 0 too"),
         ("p.txt", "a\n" * 5000 + "\n" + "b\n" * 4999, "line 5001: prompt is ''"),
         ("p.txt", "a\ncaf\xe9\n".encode("latin-1"), "line 2 is not UTF-8: byte 0xe9 at 5"),
         ("p.csv", "prompt,n\na,0\n", "line 2: n is 0; expected a whole number from 1"),
