@@ -181,6 +181,15 @@ class Ledger:
         data = self.store.read(BATCH)
         return None if data is None else BatchConfig.from_bytes(data, f"{self.place}/{BATCH}")
 
+    def check(self) -> None:
+        """Check that there is a batch.
+
+        Raises:
+            UsageError: If there is none.
+        """
+        if next(self.store.list(f"{PROMPTS}/"), None) is None:
+            raise UsageError(f"{self.place} holds no batch; expected the folder or URL of one")
+
     def join(self, config: BatchConfig) -> None:
         """Begin the batch with this configuration, or find that it is that of the batch.
 
@@ -264,14 +273,23 @@ class Ledger:
 
         Returns:
             Their number.
+
+        Raises:
+            UsageError: If there is no batch.
         """
+        self.check()
         names = self.keys(FAILED)
         for name in names:
             self.store.delete(f"{FAILED}/{name}.json")
         return len(names.keys() - self.keys(UNITS).keys())
 
     def status(self) -> BatchStatus:
-        """How far the batch is; asks no engine."""
+        """How far the batch is; asks no engine.
+
+        Raises:
+            UsageError: If there is no batch.
+        """
+        self.check()
         config, done, failed = self.config, self.keys(UNITS), self.keys(FAILED)
         n, images, left, images_left, sizes = config.config.n if config else 0, 0, 0, 0, {}
         for row in self.rows():
