@@ -17,101 +17,26 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, Literal
+from typing import Literal
 
 from sp_rerank.batch.arrow import arrow
+from sp_rerank.batch.batch_config import BatchConfig, refuse_other
 from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.units import FAILED, SCHEMA, UNITS, ImageFormat, key_of
-from sp_rerank.config import GenerationOptions, RunConfig
+from sp_rerank.batch.units import FAILED, UNITS, key_of
 from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.storage.objects import ObjectStore, open_store
 
 BATCH, PROMPTS = "batch.json", "prompts"
-
-Keep = Literal["top", "all", "none", "run"]
 
 RATED = 200
 """Units that the rate is computed from, the newest."""
 
 ROWS_AT_ONCE = 5_000
 """Rows of a list that are in memory as objects."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchConfig:
-    """What every unit of a batch has in common, resolved once by the first worker and written down.
-
-    Attributes:
-        config: Configuration of a run without its prompt; what decides the pixels, device and versions too.
-        top_k: How many of the best are kept.
-        diverse: Whether they are to differ.
-        strict: Whether a prompt that is too long fails.
-        keep: Whose images are kept: those of the best, of all usable candidates, of none, or whole run folders.
-        image_format: Of the images.
-        threads: Threads of a CPU, which decide the last bit; None on an accelerator.
-    """
-
-    config: RunConfig
-    top_k: int
-    diverse: bool
-    strict: bool
-    keep: Keep
-    image_format: ImageFormat
-    threads: int | None
-
-    def to_bytes(self) -> bytes:
-        """The text of batch.json."""
-        own = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "config"}
-        record = {"schema": SCHEMA, "config": self.config.to_json(), **own}
-        return json.dumps(record, sort_keys=True, indent=2, allow_nan=False).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes, name: str) -> BatchConfig:
-        """What a batch.json says.
-
-        Raises:
-            UsageError: If it is of a newer version.
-            StorageError: If it is damaged.
-        """
-        try:
-            record = json.loads(data)
-            schema = record.pop("schema")
-            if schema > SCHEMA:
-                raise UsageError(f"{name} was made by a newer sp-rerank: schema {schema}; update sp-rerank")
-            return cls(**{**record, "config": RunConfig.from_json(record["config"])})
-        except UsageError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{name} is damaged: {error}; restore it from a copy") from error
-
-    def differences(self, other: BatchConfig) -> list[str]:
-        """A line for each thing in which another one differs."""
-        own = [entry.name for entry in fields(self) if entry.name != "config"]
-        lines = [
-            f"{name} is {getattr(self, name)}, not {getattr(other, name)}"
-            for name in own
-            if getattr(self, name) != getattr(other, name)
-        ]
-        return [*self.config.differences(other.config), *lines]
-
-    def matches(self, options: GenerationOptions) -> list[str]:
-        """A line for each option that was set otherwise when the batch was begun, as far as no model is asked."""
-        config = self.config
-        held: dict[str, Any] = {
-            "n": config.n, "seed": config.seed, "steps": config.steps, "guidance_scale": config.guidance_scale,
-            "negative_prompt": config.negative_prompt, "height": config.height, "width": config.width,
-            "top_k": self.top_k, "diverse": self.diverse, "strict": self.strict,
-        }  # fmt: skip
-        asked = {name: getattr(options, name) for name in held} | {"top_k": options.kept}
-        return [
-            f"{name} is {held[name]}, not {value}"
-            for name, value in asked.items()
-            if value is not None and value != held[name]
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +175,7 @@ class Ledger:
 
     def keys(self, kind: str) -> dict[str, float]:
         """The names of the units that are done (UNITS) or have failed (FAILED), with when they were committed."""
-        return {entry.key.split("/", 1)[1].rpartition(".")[0]: entry.modified for entry in self.store.list(f"{kind}/")}
+        return {entry.key[len(kind) + 1 :].rpartition(".")[0]: entry.modified for entry in self.store.list(f"{kind}/")}
 
     def settled(self) -> Callable[[PromptRow], bool]:
         """Whether a row's unit is done or has failed, as of now."""
@@ -313,17 +238,6 @@ class Ledger:
         )
 
 
-def refuse_other(place: str, different: Sequence[str]) -> None:
-    """Refuse a batch that was begun otherwise.
-
-    Raises:
-        UsageError: Naming up to three differences, if there are any.
-    """
-    if different:
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        raise UsageError(f"{place} holds another batch: {'; '.join(different[:3])}{more}; choose another folder")
-
-
 def _name(row_id: str) -> str:
     return key_of(row_id).split("/", 1)[1].removesuffix(".parquet")
 
@@ -383,8 +297,3 @@ def _decode_rows(data: bytes, name: str) -> Iterator[PromptRow]:
                 yield PromptRow(**record)
     except (pa.ArrowException, TypeError) as error:
         raise StorageError(f"{name} is damaged: {error}; restore it from a copy") from error
-
-
-def without_prompt(config: RunConfig) -> RunConfig:
-    """A configuration as all units share it."""
-    return replace(config, prompt="", truncated=())

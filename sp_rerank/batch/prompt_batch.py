@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from sp_rerank.batch.arrow import arrow
+from sp_rerank.batch.batch_config import Keep, refuse_other
 from sp_rerank.batch.drive import Driver, Pool, Rules
-from sp_rerank.batch.ledger import Keep, Ledger, refuse_other
+from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.local import LocalPool
 from sp_rerank.batch.prompts import PromptRow, rows_of
 from sp_rerank.batch.shards import Shard, accelerators, processors
@@ -91,6 +92,8 @@ class PromptBatch:
         arrow()
         self.options, self.models, self.settings = GenerationOptions(**options), models, settings
         self.ledger = Ledger(out)
+        if settings.max_failed is not None:
+            parse_allowed(settings.max_failed, 0)
         if settings.keep == "run" and "://" in str(out):
             raise OptionError("keep", "run", "top, all or none: run folders need a local folder, which an URL is not")
         held = self.ledger.config

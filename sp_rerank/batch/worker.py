@@ -20,7 +20,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from sp_rerank.batch.ledger import BatchConfig, Keep, Ledger, without_prompt
+from sp_rerank.batch.batch_config import BatchConfig, Keep, without_prompt
+from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import ImageFormat, Unit, encode, encode_image, key_of, name_of
 from sp_rerank.config import GenerationOptions
