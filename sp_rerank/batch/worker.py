@@ -187,7 +187,7 @@ class UnitMaker:
     def __init__(self, order: Order) -> None:
         import torch
 
-        from sp_rerank.diffusion.sampler import MemoryLimit
+        from sp_rerank.diffusion.memory_limit import MemoryLimit
         from sp_rerank.search.resolve import resolve
 
         self._ledger = Ledger(order.place)

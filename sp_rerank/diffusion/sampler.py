@@ -19,6 +19,7 @@ import torch
 from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
+from sp_rerank.diffusion.memory_limit import MemoryLimit
 from sp_rerank.diffusion.schedulers import check_steps
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
@@ -63,17 +64,6 @@ class Batch:
     images: Tensor
     flagged: tuple[bool, ...]
     nfe: int
-
-
-@dataclass(slots=True)
-class MemoryLimit:
-    """How many images are known to fit into memory at once; kept by whoever makes several runs with one pipeline.
-
-    Attributes:
-        images: None before memory ran out.
-    """
-
-    images: int | None = None
 
 
 class Sampler:

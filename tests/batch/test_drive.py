@@ -213,17 +213,17 @@ def test_progress_is_a_sign_of_life(tmp_path):
     class Working(ObedientPool):
         def wait(self, seconds):
             time.sleep(0.02)
-            if len(self.given) == 4 and self.busy and self.told < 10:
-                self.told += 1
+            if len(self.given) == 4 and self.busy and self.signs < 10:
+                self.signs += 1
                 return [Event(next(iter(self.busy)), "progress")]
-            if self.told == 10:
-                self.told = 11
+            if self.signs == 10:
+                self.signs = 11
                 worker, row = self.busy.popitem()
                 return [Event(worker, "outcome", Outcome(row.id, "ok", 4))]
             return super().wait(seconds)
 
     pool = Working(lambda worker, prompt: "silent" if prompt == "slow" else "ok")
-    pool.told = 0
+    pool.signs = 0
     found, error = settle(tmp_path, pool, ["a", "b", "c", "slow"], workers=1, timeout=0.1)
     assert error is None
     assert [o.status for o in found] == ["ok"] * 4  # 10 times .02 seconds, and none of them without a sign
