@@ -26,6 +26,7 @@ def start(folder, prompts, attempts, *options, pause=0.0):
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), ATTEMPTS: str(attempts),
         PAUSE: str(pause), "OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
     }  # fmt: skip
     environment.pop("RAY_ADDRESS", None)
     words = [sys.executable, "-m", "support.batch_driver", str(folder), str(prompts), *map(str, options)]
