@@ -1,4 +1,4 @@
-"""Answers as rows of the layout for one's own preference data, and as files of it. docs/preference-data.md has the layout.
+"""Answers as rows of the layout for one's own preference data, and as files of it; docs/preference-data.md has it.
 
 Knows the store and image files; knows nothing of how rows become training data.
 """
@@ -83,14 +83,9 @@ def write_rows(store: AnswerStore, file: Path, annotator: str | None = None) -> 
     """
     if file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{file}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    found = [
-        {
-            **row,
-            "first": relative_to(file.parent, Path(row["first"])),
-            "second": relative_to(file.parent, Path(row["second"])),
-        }
-        for row in rows(store, annotator=annotator)
-    ]
+    found = [dict(row) for row in rows(store, annotator=annotator)]
+    for row in found:
+        row.update({end: relative_to(file.parent, Path(row[end])) for end in ("first", "second")})
     atomic.write(file, _csv(found) if file.suffix.lower() == ".csv" else _jsonl(found))
     return len(found)
 
