@@ -40,7 +40,7 @@ class Comparison:
     Attributes:
         first: Index of an image.
         second: Index of the other one; None compares with a middling image of the prompt, whose utility is 0.
-        label: 1 if the first is better, 0 if the second, .5 if neither is.
+        label: 1 if the first is better, 0 if the second, .5 if neither is; of several answers their mean.
         weight: How many answers it counts for.
     """
 
@@ -48,6 +48,30 @@ class Comparison:
     second: int | None
     label: float
     weight: float = 1.0
+
+
+class Tally:
+    """Comparisons with those of the same two images together: what they say is the same, whatever their number."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, int | None], list[float]] = {}
+
+    def add(self, comparisons: Sequence[Comparison]) -> None:
+        """Take more comparisons."""
+        for new in comparisons:
+            turned = new.second is not None and new.second < new.first
+            key = (new.second, new.first) if turned and new.second is not None else (new.first, new.second)
+            sums = self._sums.setdefault(key, [0.0, 0.0])
+            sums[0] += new.weight
+            sums[1] += new.weight * (1 - new.label if turned else new.label)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """One a pair of images, whose label is the mean of its labels."""
+        return [
+            Comparison(first, second, labels / weight, weight)
+            for (first, second), (weight, labels) in self._sums.items()
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from sp_rerank.storage import atomic, image_files
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "prompt", "first", "second", "label", "annotator", "both_bad", "answered_ms", "repeat", "shown_at", "chooser",
 )  # fmt: skip
 """The first four are the layout; the others tell how the answer came about."""

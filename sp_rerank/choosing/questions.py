@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from sp_rerank.choosing.belief import Belief, Comparison
+from sp_rerank.choosing.belief import Belief, Comparison, Tally
 from sp_rerank.choosing.contest import Contest
 from sp_rerank.choosing.store import Answer, Mark
 from sp_rerank.stats.bradley_terry import Posterior, posterior
@@ -90,35 +90,56 @@ class Questions:
         rng: np.random.Generator,
         features: Sequence[Array] | None = None,
     ) -> None:
-        self.contests, self.goal = list(contests), goal
+        self.contests = list(contests)
+        self.goal: Goal = goal
         self._rng = rng
         self._features = None if features is None else _reduced(features)
         self._places = [contest.place for contest in contests]
         self._of_prompt = {contest.prompt: i for i, contest in enumerate(contests)}
-        self.see([], [])
+        self.begin([])
 
-    def see(self, answers: Sequence[Answer], marks: Sequence[Mark] = ()) -> None:
-        """Take what the person said so far, in order; answers about other images are not looked at."""
-        self.answers = [answer for answer in answers if self._known(answer)]
-        self._comparisons: list[list[Comparison]] = [[] for _ in self.contests]
-        for answer in self.answers:
-            contest = self._of_prompt[answer.prompt]
-            self._comparisons[contest] += comparisons_of(answer, self._places[contest])
-        for i, contest in enumerate(self.contests):
-            own = [mark for mark in marks if mark.prompt == contest.prompt]
-            self._comparisons[i] += comparisons_of_marks(own, self._places[i])
+    def begin(self, answers: Sequence[Answer], marks: Sequence[Mark] = ()) -> None:
+        """Take what the person said so far, in order, in place of what was known before."""
+        self.answers: list[Answer] = []
+        self._tallies = [Tally() for _ in self.contests]
+        self._asked = Counter[int]()
         self._beliefs: dict[int, Belief] = {}
+        for answer in answers:
+            self.hear(answer)
+        for contest, place, tally in zip(self.contests, self._places, self._tallies, strict=True):
+            own = [mark for mark in marks if mark.prompt == contest.prompt]
+            tally.add(comparisons_of_marks(own, place))
+
+    def hear(self, answer: Answer) -> None:
+        """Take one more answer; one about other images is not looked at."""
+        if not self._known(answer):
+            return
+        contest = self._of_prompt[answer.prompt]
+        self.answers.append(answer)
+        self._asked[contest] += 1
+        self._tallies[contest].add(comparisons_of(answer, self._places[contest]))
+        self._beliefs.pop(contest, None)
         self.__dict__.pop("_head", None)
 
     def _known(self, answer: Answer) -> bool:
         contest = self._of_prompt.get(answer.prompt)
         return contest is not None and {answer.first, answer.second} <= self._places[contest].keys()
 
+    def among(self, contests: Sequence[Contest]) -> Questions:
+        """The same for fewer images, without answers; questions to learn from are drawn at random then."""
+        return Questions(contests, self.goal, self._rng)
+
+    def score(self, prompt: str, sha256: str) -> float | None:
+        """The scorer's score of an image; None where there is no scorer."""
+        contest = self._of_prompt[prompt]
+        scores = self.contests[contest].scores
+        return None if scores is None else scores[self._places[contest][sha256]]
+
     def belief(self, contest: int) -> Belief:
         """What is believed of the images of a contest now."""
         if contest not in self._beliefs:
             whole = self.contests[contest]
-            known = Belief(len(whole.items), self._comparisons[contest], scores=whole.scores)
+            known = Belief(len(whole.items), self._tallies[contest].comparisons, scores=whole.scores)
             self._beliefs[contest] = known
         return self._beliefs[contest]
 
@@ -167,8 +188,7 @@ class Questions:
 
     def _next_contest(self, waiting: Sequence[Question]) -> int:
         """The prompt with the fewest answers, the first of several."""
-        counts = Counter(self._of_prompt[answer.prompt] for answer in self.answers)
-        counts.update(question.contest for question in waiting)
+        counts = self._asked + Counter(question.contest for question in waiting)
         return min(range(len(self.contests)), key=lambda i: (counts[i], i))
 
     def _improving(self, contest: int, taken: set[tuple[int, int, int]]) -> tuple[int, int]:
@@ -218,8 +238,8 @@ class Questions:
         """A linear head on the features, for choosing questions only; `sp-rerank taste` fits the one that is kept."""
         assert self._features is not None
         gaps, labels, weights = [np.zeros((0, self._features[0].shape[1]))], list[float](), list[float]()
-        for features, comparisons in zip(self._features, self._comparisons, strict=True):
-            between = [c for c in comparisons if c.second is not None]
+        for features, tally in zip(self._features, self._tallies, strict=True):
+            between = [c for c in tally.comparisons if c.second is not None]
             if between:
                 gaps.append(features[[c.first for c in between]] - features[[int(c.second or 0) for c in between]])
                 labels += [c.label for c in between]
