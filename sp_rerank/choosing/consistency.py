@@ -111,5 +111,6 @@ def sentences(found: Consistency) -> list[str]:
         side = "left" if found.left.value > 0.5 else "right"
         lines.append(f"the {side} image was chosen more often than chance would: left in {found.left}")
     if found.fast:
-        lines.append(f"{found.fast} answers in less than {FAST_MS / 1000:g} s")
+        answers = "answer" if found.fast == 1 else "answers"
+        lines.append(f"{found.fast} {answers} in less than {FAST_MS / 1000:g} s")
     return lines

@@ -21,6 +21,7 @@ STATIC = {
     "/": ("sp_rerank.label", "static/label.html", "text/html"),
     "/label.js": ("sp_rerank.label", "static/label.js", "text/javascript"),
     "/label.css": ("sp_rerank.label", "static/label.css", "text/css"),
+    "/icon.svg": ("sp_rerank.label", "static/icon.svg", "image/svg+xml"),
     "/page.css": ("sp_rerank.report", "templates/page.css", "text/css"),
 }
 """Files of the page by path: package, name, type. No path of a request is ever one of the disk."""

@@ -1,4 +1,4 @@
-"""Runs the label page: a socket on this machine, a link for each person, until Ctrl-C. Knows uvicorn; knows no question."""
+"""Runs the label page: a socket, a link for each person, until Ctrl-C. Knows uvicorn; knows no question."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async function show() {
     return image;
   });
   await Promise.all(pair.map((image) => image.ready));
-  if (questions[0] !== question) return;
+  if (questions[0]?.id !== question.id) return;
   for (const image of pair) image.classList.toggle("small", image.naturalWidth > 0 && image.naturalWidth * 2 <= image.clientWidth);
   requestAnimationFrame(() => {
     seen = performance.now();
@@ -113,7 +113,7 @@ function tellHowSure(state) {
   const place = byId("sure");
   place.replaceChildren();
   if (state.sure === null) return;
-  place.append(`The first is your best with probability ${state.sure.toFixed(2)}`);
+  place.append(`Your best so far is the best of all with probability ${state.sure.toFixed(2)}`);
   if (state.enough || state.settled) {
     const enough = document.createElement("b");
     enough.textContent = state.enough ? " – that is enough, you can stop." : " – no answer would change the first four, you can stop.";
