@@ -22,6 +22,7 @@ from sp_rerank.cli import (
     plan,
     rank,
     scorers,
+    taste,
     train,
 )
 from sp_rerank.cli.console import close_output, discard_output, forgive_streams, say, tell
@@ -66,6 +67,7 @@ for command in (
     choosing.pick,
     folders.replay,
     folders.verify,
+    taste.taste,
     train.train,
     evaluate.evaluate,
     evaluate.robustness,
