@@ -29,6 +29,7 @@ CORRELATIONS = (0.0, 0.3, 0.6, 0.85)
 LEAST = 0.002  # weight below which a pair of these is left out
 DRAWS = 1000
 RIVALS = 40  # images behind the first places that could move up by one answer
+HALVINGS = 30
 FIRST = 4
 """The first places whose order is settled when no further answer would change which images hold them."""
 
@@ -137,7 +138,7 @@ class Belief:
     def settled(self) -> bool:
         """Whether no answer to any one question would change which images hold the FIRST places.
 
-        An answer moves the expected utilities by one Newton step on the Gaussian with the same mean and covariance.
+        An answer moves the expected utilities as it would move the Gaussian with the same mean and covariance.
         """
         order = self.order()
         if self.n <= FIRST:
@@ -147,10 +148,9 @@ class Belief:
         first, second = np.triu_indices(len(mean), 1)
         moved = covariance[:, first] - covariance[:, second]
         variance = moved[first, np.arange(len(first))] - moved[second, np.arange(len(first))]
-        p = expit(mean[first] - mean[second])
-        length = 1 + p * (1 - p) * variance
         for label in (0.0, 1.0):
-            after = mean[:, None] + moved * ((label - p) / length)
+            surprise = _surprise(mean[first] - mean[second], variance, label)
+            after = mean[:, None] + moved * surprise
             if (after[:FIRST].min(axis=0) < after[FIRST:].max(axis=0)).any():
                 return False
         return True
@@ -183,6 +183,16 @@ def _component(mean: Array, variance: float, compared: NDArray[np.int64], answer
     deviation[compared] = np.sqrt(np.diag(fit.covariance))
     root = np.linalg.cholesky(fit.covariance).astype(float)
     return _Component(fit.log_evidence, means, root, deviation)
+
+
+def _surprise(gap: Array, variance: Array, label: float) -> Array:
+    """label - sigmoid(g) at the most probable gap after an answer, where g = gap + variance (label - sigmoid(g))."""
+    low, high = gap - variance, gap + variance
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        above = middle < gap + variance * (label - expit(middle))
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return label - expit((low + high) / 2)
 
 
 def _standardized(scores: ArrayLike | None, n: int) -> Array:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sp_rerank.choosing.store import AnswerStore, relative_to
+from sp_rerank.choosing.store import Answer, AnswerStore, relative_to
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.storage import atomic, image_files
 
@@ -46,15 +46,15 @@ def rows(store: AnswerStore, *, annotator: str | None = None, images: Path | Non
     find = _Finder(store, images)
     skipped = lost = used = 0
     for answer in answers:
-        first, second = (find(answer.prompt, sha256) for sha256 in (answer.first, answer.second))
+        left, right = (find(answer.prompt, sha256) for sha256 in _sides(answer))
         if answer.label is None:
             skipped += 1
-        elif first is None or second is None:
+        elif left is None or right is None:
             lost += 1
         else:
             used += 1
             yield {
-                "prompt": answer.prompt, "first": str(first), "second": str(second), "label": answer.label,
+                "prompt": answer.prompt, "first": str(left), "second": str(right), "label": answer.label_of_left,
                 "annotator": answer.annotator, "both_bad": int(answer.both_bad), "answered_ms": answer.answered_ms,
                 "repeat": int(answer.repeat_of is not None), "shown_at": answer.shown_at, "chooser": answer.chooser,
             }  # fmt: skip
@@ -125,6 +125,12 @@ class _Finder:
             files = image_files.find_images([self._folder], recursive=True).files
             self._in_folder = {atomic.sha256_of(path): path.absolute() for path in files}
         return self._in_folder.get(sha256)
+
+
+def _sides(answer: Answer) -> tuple[str, str]:
+    """The images on the left and on the right, by SHA-256: which was first was no chance, which was left was."""
+    ends = answer.first, answer.second
+    return ends if answer.first_side == "left" else ends[::-1]
 
 
 def _is(path: Path, sha256: str) -> bool:

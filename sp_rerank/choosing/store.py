@@ -96,6 +96,11 @@ class Answer:
     annotator: str
     chooser: str
 
+    @property
+    def label_of_left(self) -> float | None:
+        """The label, as seen from the image on the left."""
+        return self.label if self.first_side == "left" or self.label is None else 1 - self.label
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:

@@ -2,8 +2,8 @@
 
 How soon a person who answers "which of these two?" comes to the best of a hundred candidates, with the questions that
 the label page asks: the share of the way from the mean candidate to the best one after 0, 10, 20 and 40 answers. The
-person is simulated: the judge's utilities with Bradley and Terry's noise, such that two answers to a pair agree in 76 of
-100. The prior is a made one that correlates .6 with the person, and the embedded scorers as they are.
+person is simulated: the judge's utilities with Bradley and Terry's noise, such that two answers to a pair agree in 76
+of 100. The prior is a made one that correlates .6 with the person, and the embedded scorers as they are.
 
 The candidates are made once, with few steps, and kept: some minutes on two cores. The simulation takes two.
 """
