@@ -130,7 +130,7 @@ class _Finder:
 def _sides(answer: Answer) -> tuple[str, str]:
     """The images on the left and on the right, by SHA-256: which was first was no chance, which was left was."""
     ends = answer.first, answer.second
-    return ends if answer.first_side == "left" else ends[::-1]
+    return ends if answer.first_side == "left" else (answer.second, answer.first)
 
 
 def _is(path: Path, sha256: str) -> bool:
