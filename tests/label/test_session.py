@@ -104,7 +104,7 @@ def test_an_answer_that_cannot_be_kept_waits_on(session, store, monkeypatch):
 
 
 def test_figures(begin, place):
-    session = begin()
+    session = begin(confidence=0.5)
     assert session.state()["sure"] is None
     best = place.rows[11].sha256
     for _ in range(40):
@@ -114,7 +114,7 @@ def test_figures(begin, place):
         session.answer(question["id"], said, 30_000)
     state = session.state()
     assert (state["answered"], state["minutes"]) == (40, 20)
-    assert state["enough"] and state["sure"] > 0.9
+    assert state["enough"] and 0.5 < state["sure"] < 1
     assert state["scorer"].startswith(f"{session.consistency().scorer.count} of ")
     assert session.best()[0].sha256 == best
     assert begin(blind_stats=True).state()["scorer"] is None
