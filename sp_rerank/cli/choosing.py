@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -73,9 +74,11 @@ def label(
             person: _session(person, store, contests, goal, features, confidence, blind_stats)
             for person, store in zip(name, stores, strict=True)
         }
-        _serve(sessions, host, port, browser)
+        ended_by = _serve(sessions, host, port, browser)
         for person, session in sessions.items():
             _summarize(person, session, goal, file, places)
+        if ended_by == signal.SIGTERM:
+            raise typer.Exit(143)
     finally:
         for store in stores:
             store.close()
@@ -227,7 +230,8 @@ def _session(
     return Session(person, store, questions, Rules(confidence, blind_stats))
 
 
-def _serve(sessions: dict[str, Session], host: str, port: int, browser: bool) -> None:
+def _serve(sessions: dict[str, Session], host: str, port: int, browser: bool) -> int:
+    """Serve until a signal ends it, and which one it was."""
     from sp_rerank.label.server import HOST, serve
 
     def ready(links: dict[str, str]) -> None:
@@ -241,10 +245,21 @@ def _serve(sessions: dict[str, Session], host: str, port: int, browser: bool) ->
 
             webbrowser.open(next(iter(links.values())))
 
+    received = signal.SIGINT
+
+    def end(number: int, _: object) -> None:
+        nonlocal received
+        received = signal.Signals(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         serve(sessions, ready=ready, host=host, port=port)
     except KeyboardInterrupt:  # the way to end it
         say("")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return received
 
 
 def _summarize(person: str, session: Session, goal: str, file: Path, places: Sequence[Path]) -> None:

@@ -10,11 +10,12 @@ import sys
 import urllib.error
 import urllib.request
 from http.cookiejar import CookieJar
-from pathlib import Path
 
 import pytest
+from support.answers import answer_of
 from support.painted_runs import make_run
 
+from sp_rerank import cli
 from sp_rerank.choosing.store import AnswerStore
 
 pytest.importorskip("uvicorn", reason="the extra label is not installed")
@@ -50,6 +51,7 @@ class Server:
             with self.browser.open(request, timeout=60) as reply:
                 return reply.status
         except urllib.error.HTTPError as error:
+            error.close()
             return error.code
 
     def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
@@ -139,14 +141,22 @@ def test_a_foreign_host_is_refused_by_the_real_server(begin, host):
     request = urllib.request.Request(server.link, headers={"Host": host})
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(request, timeout=60)
+    error.value.close()
     assert error.value.code == 421
 
 
-def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    words = tuple(map(str, words))
-    return subprocess.run(
-        [sys.executable, "-m", "sp_rerank", *words], capture_output=True, text=True, cwd=cwd, check=False
-    )
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process: its exit code, output and messages."""
+
+    def run_command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["sp-rerank", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run_command
 
 
 @pytest.mark.parametrize(
@@ -160,28 +170,29 @@ def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProc
         (["runs/lemon/images"], "no prompt was given"),
     ],
 )
-def test_what_cannot_begin_is_one_line(run, tmp_path, words, message):
+def test_what_cannot_begin_is_one_line(run, command, words, message):
     if words == ["none"]:
         words = ["none", "--prompt", "a lemon"]
-    done = command("label", *words, "--no-browser", cwd=tmp_path)
-    assert done.returncode in (2, 74)
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, err = command("label", *words, "--no-browser")
+    assert code in (2, 74)
+    assert message in err
+    assert err.count("\n") == 1
 
 
-def test_pick_by_its_command(run, tmp_path):
-    done = command("pick", "runs/lemon", 2, 5, "--not", "1,3", "--not", 4, "--out", "best", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["best/01_seed42.png", "best/02_seed45.png"]
-    assert "2 favorites, 3 rejected" in done.stderr
-    assert command("pick", "runs/lemon", 2, "--not", "x", cwd=tmp_path).returncode == 2
-    assert command("pick", "runs/lemon", cwd=tmp_path).returncode == 2
+def test_pick_by_its_command(run, command):
+    code, out, err = command("pick", "runs/lemon", 2, 5, "--not", "1,3", "--not", 4, "--out", "best")
+    assert code == 0, err
+    assert out.splitlines() == ["best/01_seed42.png", "best/02_seed45.png"]
+    assert "2 favorites, 3 rejected" in err
+    assert command("pick", "runs/lemon", 2, "--not", "x")[0] == 2
+    assert command("pick", "runs/lemon")[0] == 2
 
 
-def test_answers_are_exported_by_the_command(begin, run, tmp_path):
-    server = begin()
-    server.say(server.questions()[0])
-    server.end()
-    done = command("label", "runs/lemon", "--export", "answers.csv", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_answers_are_exported_by_the_command(run, command, tmp_path):
+    with AnswerStore(tmp_path / "runs" / "labels.sqlite") as store:
+        digests = [run.rows[i].sha256 for i in (0, 1)]
+        store.remember("a lemon on the beach", {digests[i]: run.image(i) for i in (0, 1)})
+        store.add(answer_of(*digests))
+    code, out, err = command("label", "runs/lemon", "--export", "answers.csv")
+    assert (code, out) == (0, "answers.csv\n"), err
     assert (tmp_path / "answers.csv").read_text().startswith("prompt,first,second,label,annotator")

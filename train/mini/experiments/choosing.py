@@ -1,40 +1,37 @@
-"""python -m sp_rerank.train.mini.experiments.choosing [--prompts 30] [--work build/mini/choosing]
+"""python -m sp_rerank.train.mini.experiments.choosing [--images build/mini/images/picks] [--prompts 30]
 
 How soon a person who answers "which of these two?" comes to the best of a hundred candidates, with the questions that
 the label page asks: the share of the way from the mean candidate to the best one after 0, 10, 20 and 40 answers. The
 person is simulated: the judge's utilities with Bradley and Terry's noise, such that two answers to a pair agree in 76
 of 100. The prior is a made one that correlates .6 with the person, and the embedded scorers as they are.
 
-The candidates are made once, with few steps, and kept: some minutes on two cores. The simulation takes two.
+IMAGES is a folder of candidates, PROMPT-IMAGE.png beside captions.json. The simulation takes two minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from sp_rerank import load_pipeline, load_scorer
+from sp_rerank import load_scorer
 from sp_rerank.choosing.contest import Contest, Item
 from sp_rerank.choosing.questions import Question, Questions
 from sp_rerank.choosing.store import Answer
-from sp_rerank.diffusion.loading import find_dtype
 from sp_rerank.report.tables import table
-from sp_rerank.train.mini.annotators import WEIGHTS, Shown, draw_captions, noise_for, utilities
-from sp_rerank.train.mini.judge import load_judge, make_images
+from sp_rerank.storage.images import open_image
+from sp_rerank.train.mini.annotators import WEIGHTS, Shown, noise_for, utilities
+from sp_rerank.train.mini.judge import load_judge
 
 Array = NDArray[np.float64]
 
-SEED = 17_000_000  # of the candidates; nothing else uses these
-CANDIDATES, STEPS, GUIDANCE = 100, 8, 2.5
 AGREEMENT = 0.76  # of two answers of one person to a pair
 CORRELATION = 0.6  # of the made prior with the person
 ANSWERS = (0, 10, 20, 40)
@@ -47,46 +44,32 @@ class Candidates:
     """Candidates of some prompts and what is thought of them.
 
     Attributes:
-        captions: The prompts.
-        pixels: (prompts, candidates, 3, 64, 64) uint8.
-        utilities: (prompts, candidates) of the simulated person.
+        shown: The prompts with their images.
+        utilities: (prompts, candidates) of the simulated person, in any scale.
         scores: (prompts, candidates) by scorer.
     """
 
-    captions: list[str]
-    pixels: NDArray[np.uint8]
+    shown: list[Shown]
     utilities: Array
     scores: dict[str, Array]
 
 
-def make_candidates(prompts: int, work: Path) -> Candidates:
-    """The candidates, a file a prompt: what is there is not made again."""
-    captions = draw_captions(random.Random(SEED), prompts, held_out=False, known=set())
-    work.mkdir(parents=True, exist_ok=True)
-    pipe: Any = None
-    for number, caption in enumerate(captions):
-        file = work / f"{number:03d}.npz"
-        if file.exists():
-            continue
-        pipe = pipe or load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler="DPMSolverMultistep")
-        images = make_images(
-            pipe, [caption] * CANDIDATES, SEED + CANDIDATES * number, steps=STEPS, guidance_scale=GUIDANCE
-        )
-        np.savez(file.with_suffix(".part.npz"), pixels=(images * 255).round().byte().numpy())
-        file.with_suffix(".part.npz").replace(file)
-        print(f"{number + 1} of {prompts}: {caption}", flush=True)
-    pixels = np.stack([np.load(work / f"{number:03d}.npz")["pixels"] for number in range(prompts)])
-    shown = [Shown(caption, torch.from_numpy(images) / 255) for caption, images in zip(captions, pixels, strict=True)]
-    scores = {name: np.stack([_scores(name, group) for group in shown]) for name in SCORERS}
-    return Candidates(captions, pixels, utilities(load_judge(), shown, WEIGHTS["mini"]), scores)
+def read_candidates(folder: Path, prompts: int) -> Candidates:
+    """The candidates of the first prompts of a folder, and what the judge and the scorers think of them."""
+    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))[:prompts]
+    shown = [Shown(caption, _images(folder, number)) for number, caption in enumerate(captions)]
+    scorers = {name: load_scorer(name) for name in SCORERS}
+    scores = {
+        name: np.stack([scorer.score(group.caption, group.images).double().numpy() for group in shown])
+        for name, scorer in scorers.items()
+    }
+    return Candidates(shown, utilities(load_judge(), shown, WEIGHTS["mini"]), scores)
 
 
-_LOADED: dict[str, Any] = {}
-
-
-def _scores(name: str, group: Shown) -> Array:
-    scorer = _LOADED.setdefault(name, load_scorer(name))
-    return scorer.score(group.caption, group.images).double().numpy()
+def _images(folder: Path, prompt: int) -> torch.Tensor:
+    files = sorted(folder.glob(f"{prompt:04}-[0-9][0-9].png"))
+    arrays = np.stack([np.asarray(open_image(file)) for file in files])
+    return torch.from_numpy(arrays).movedim(-1, 1) / 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +161,10 @@ def markdown(results: Mapping[str, list[Way]]) -> str:
     return table(head, rows)
 
 
-def main(prompts: int, repetitions: int, work: Path) -> None:
-    """Make what is missing, simulate, print."""
-    found = make_candidates(prompts, work)
+def main(folder: Path, prompts: int, repetitions: int) -> None:
+    """Read, simulate, print."""
+    found = read_candidates(folder, prompts)
+    print(f"{len(found.shown)} prompts of {len(found.shown[0].images)} candidates")
     for name, scores in found.scores.items():
         each = [np.corrcoef(s, u)[0, 1] for s, u in zip(scores, found.utilities, strict=True)]
         print(f"{name} correlates {np.mean(each):.2f} with the person within a prompt")
@@ -189,8 +173,8 @@ def main(prompts: int, repetitions: int, work: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, default=Path("build/mini/images/picks"))
     parser.add_argument("--prompts", type=int, default=30)
     parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path("build/mini/choosing"))
     asked = parser.parse_args()
-    main(asked.prompts, asked.repetitions, asked.work)
+    main(asked.images, asked.prompts, asked.repetitions)
