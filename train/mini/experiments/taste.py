@@ -24,6 +24,7 @@ from sp_rerank.scorers.taste import look
 from sp_rerank.train.mini.annotators import Shown
 from sp_rerank.train.mini.experiments.choosing import Candidates, read_candidates
 from sp_rerank.train.taste import Answers, fit, predict
+from sp_rerank.types import Scorer
 
 Array = NDArray[np.float64]
 
@@ -54,9 +55,9 @@ def _standard(values: Array) -> Array:
     return (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
 
 
-def seen_by_base(group: Shown) -> Array:
+def seen_by(base: Scorer, group: Shown) -> Array:
     """(n, 1 + m) score and features of a prompt's images by the base."""
-    seen = look(load_scorer(BASE), group.caption, group.images)
+    seen = look(base, group.caption, group.images)
     return torch.cat([seen.score[:, None], seen.image, seen.match], dim=1).double().numpy()
 
 
@@ -81,7 +82,8 @@ def flip(answers: Answers, rng: np.random.Generator) -> Answers:
 
 def measure(found: Candidates) -> str:
     """The table: agreement on unseen prompts, by person."""
-    features = [seen_by_base(group) for group in found.shown]
+    base = load_scorer(BASE)
+    features = [seen_by(base, group) for group in found.shown]
     numbers = np.arange(len(features))
     answered, unseen = numbers[: len(numbers) * 2 // 3], numbers[len(numbers) * 2 // 3 :]
     rows: dict[str, list[float]] = {}
