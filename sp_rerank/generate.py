@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
-from sp_rerank.errors import NothingUsableError, TryAgainError, is_device_lost, is_out_of_memory
+from sp_rerank.errors import NothingUsableError, OptionError, TryAgainError, is_device_lost, is_out_of_memory
 from sp_rerank.rank import ranked
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.records import StageScore, Status
@@ -73,6 +73,9 @@ def generate(
     **options: Unpack[GenerationKeywords],
 ) -> RunResult:
     """Make n candidates for a prompt, rank them, and return the best k.
+
+    A run folder that is complete and is asked for a larger `n`, or for some `more`, grows: only the new candidates are
+    made, and all are ranked together.
 
     Args:
         prompt: What the images should show.
@@ -147,20 +150,19 @@ def run_search(
 ) -> RunResult:
     """Carry out a run; arguments, result and errors as in `generate`."""
     from sp_rerank.diffusion.sampler import sampler_of
-    from sp_rerank.search.schedule import strategy_of
+    from sp_rerank.search.parts import search_parts
 
-    config = job.config
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
-    sampler, strategy = sampler_of(config, job.pipe), strategy_of(config.search)
+    sampler_of(job.config, job.pipe)  # so is what the pipeline does not take
     margin = margin_of(job.scorer)
     with _opened(job, out, resume) as store:
         state, began, made = store.state, time.monotonic(), 0
-        score = partial(_score, job.scorer, config.prompt)
+        config = state.config  # of the folder: perhaps a larger run than was asked for, in other parts
         others = {other.name: partial(_score, other, config.prompt) for other in job.also}
-        seeds = {index: config.seed + index for index in range(config.n)}
         ended, stage = _ending(state, margin, began), None
-        search = strategy(sampler, score, seeds, top_k=job.options.kept, prior=state.prior_scores())
+        score = partial(_score, job.scorer, config.prompt)
+        search = search_parts(sampler_of(config, job.pipe), score, state, top_k=job.options.kept)
         with closing(_guarded(iter(()) if ended else search)) as batches:
             for scored in batches:
                 if scored.stage:
@@ -184,9 +186,11 @@ def run_search(
 def _opened(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
     """Where the candidates are kept: a folder, or memory."""
     if out is None:
+        if job.options.more:
+            raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
         return nullcontext(MemoryRun(job.config, job.config.n if job.options.diverse else job.options.kept))
     size = _image_bytes(job.pipe, job.config.height, job.config.width)
-    return RunWriter.start(out, job.config, resume=resume, image_bytes=size)
+    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
 
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:

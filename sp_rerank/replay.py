@@ -72,17 +72,18 @@ def replay_to(run: RunDir, index: int, target: Path, *, pipe: Any, steps: int | 
 
 def _together(run: RunDir, index: int) -> list[int]:
     """The indices that a candidate was made together with, as its search made its batches."""
-    search, batch_size, made_with = run.config.search, run.config.batch_size, run.rows[index].batch_size
+    batch_size, made_with = run.config.batch_size, run.rows[index].batch_size
+    start, stop, search = next(part for part in run.config.parts() if part.start <= index < part.stop)
     if search.strategy == "screening":  # the finalists made batches of their own
-        return batch_of(index, made_with, batch_size, sorted(run.finished))
+        return batch_of(index, made_with, batch_size, sorted(i for i in run.finished if start <= i < stop))
     if not search.replayable:
         raise UsageError(
             f"{run.path} was steered: its images descend from others of their batch, so no seed alone makes one again; "
             "expected a run of another search, or other steps"
         )
     if search.strategy == "halving":  # cut on the way; it began whole
-        made_with = min(batch_size, run.n - index // batch_size * batch_size)
-    return batch_of(index, made_with, batch_size, range(run.n))
+        made_with = min(batch_size, stop - start - (index - start) // batch_size * batch_size)
+    return batch_of(index, made_with, batch_size, range(start, stop))
 
 
 def batch_of(index: int, made_with: int, batch_size: int, finished: Sequence[int]) -> list[int]:

@@ -96,7 +96,7 @@ def generate(
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
     from sp_rerank.generate import Job, run_search
-    from sp_rerank.run.layout import run_folder_name
+    from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
     asked = GenerationOptions(**{**options, "pipe_kwargs": _assignments(options["pipe_kwargs"])})
@@ -109,7 +109,7 @@ def generate(
         pipe = load_pipeline(model, device, dtype, scheduler, safety_checker)
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
-        folder = out or Path("runs") / run_folder_name(config)
+        folder = out or default_folder(Path("runs"), config, asked.more)
         with run_progress(config.n) as progress, stop_on_interrupt() as stop:
             try:
                 job = Job(config, asked, pipe, ranker, others)

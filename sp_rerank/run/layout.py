@@ -41,14 +41,15 @@ TOP_NAME = re.compile(r"[0-9]{2,}_seed-?[0-9]+\.png")
 def run_folder_name(config: RunConfig) -> str:
     """A folder name for a run: what is ASCII of its prompt, and a hash that tells configurations of one prompt apart.
 
-    Nothing of the prompt but a-z, 0-9 and hyphens gets into the name, so it is one path component on every system.
+    The number of candidates is not in it, for a run can grow. Nothing of the prompt but a-z, 0-9 and hyphens gets into
+    the name, so it is one path component on every system.
 
     Returns:
         At most 49 characters, for example "a-lemon-on-the-beach-1f0c33ab".
     """
     ascii_only = unicodedata.normalize("NFKD", config.prompt).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", ascii_only)[:40].strip("-") or "run"
-    return f"{slug}-{sha256(encode_config(config)).hexdigest()[:8]}"
+    return f"{slug}-{sha256(encode_config(config.of_any_size())).hexdigest()[:8]}"
 
 
 def draft_name(index: int) -> str:

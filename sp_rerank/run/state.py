@@ -123,9 +123,13 @@ class RunState:
 
     def reached(self, stage: Stage | None) -> int:
         """Number of candidates that were scored at a stage; finished ones for None."""
+        return len(self.seen_at(stage))
+
+    def seen_at(self, stage: Stage | None) -> list[int]:
+        """Indices of the candidates that were scored at a stage; of the finished ones for None."""
         if stage is None:
-            return len(self.finished)
-        return sum(any(seen.stage == stage for seen in stages) for stages in self.stages.values())
+            return list(self.finished)
+        return [index for index, stages in self.stages.items() if any(seen.stage == stage for seen in stages)]
 
     def note_stages(self, batch: Sequence[tuple[int, StageScore]]) -> None:
         """Add to what was seen of candidates."""

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import PROMPT, GenerationOptions, RunConfig
+from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, prompt_limits
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.search.schedule import RunShape, plan_for
@@ -47,7 +48,7 @@ def resolve(
         log.warning("%s", cut)
     model, revision = loading.origin_of(pipe)
     shape = RunShape(options.n, options.kept, steps, model, scorer.name)
-    affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else options.n
+    affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else MAX_CANDIDATES
     return RunConfig(
         prompt=prompt,
         negative_prompt=options.negative_prompt or "",
@@ -66,7 +67,7 @@ def resolve(
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=pipe.device.type,
-        batch_size=min(options.n, options.batch_size or suited_batch, affordable),
+        batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,
         pipe_kwargs=options.pipeline_arguments,
