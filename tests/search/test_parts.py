@@ -9,7 +9,7 @@ from support.blurred import BlurredPipe, run
 from support.doubles import SeededPipe
 from support.runs import files_of
 
-from sp_rerank.replay import replay_to
+from sp_rerank.replay import Replays
 from sp_rerank.run.folder import RunDir
 
 FAST = 'strategy = "screening"\nrounds = [{steps = 2, keep = 0.4}, {steps = 3, keep = 0.15}]\n'
@@ -67,7 +67,8 @@ def test_every_candidate_of_a_grown_run_is_replayed(tmp_path):
         run(SeededPipe(round_by_batch), tmp_path / "run", n=n)
     folder = RunDir.read(tmp_path / "run")
     assert folder.config.grown == (5, 11)
-    same = [replay_to(folder, i, tmp_path / f"{i}.png", pipe=SeededPipe(round_by_batch)) for i in range(30)]
+    again = Replays(folder, SeededPipe(round_by_batch))
+    same = [again.write(i, tmp_path / f"{i}.png") for i in range(30)]
     assert same == [True] * 30
 
 
@@ -89,7 +90,7 @@ def test_a_search_takes_the_new_candidates_by_themselves(tmp_path):
     assert [(seen.done, seen.total) for seen in progress][-1] == (9, 9)
     assert all(seen.done <= seen.total for seen in progress)
     same = {
-        index: replay_to(RunDir.read(tmp_path / "run"), index, tmp_path / "x.png", pipe=BlurredPipe()) for index in rows
+        index: Replays(RunDir.read(tmp_path / "run"), BlurredPipe()).write(index, tmp_path / "x.png") for index in rows
     }
     assert same == {index: True if row.status == "ok" else None for index, row in rows.items()}
 
