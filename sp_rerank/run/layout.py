@@ -8,6 +8,7 @@ drafts/00057.png    while a search goes on: what it saw of a candidate last
 top/01_seed57.png   copies of the best
 grid.png            the contact sheet
 index.html          the gallery
+thumbs/             small copies of large images, for the gallery
 result.json         how the run ended and what came out; written last: where it is, the run is done
 """
 
@@ -32,6 +33,7 @@ GRID = "grid.png"
 RESULT = "result.json"
 STAGES = "stages.jsonl"
 DRAFTS = "drafts"
+THUMBNAILS = "thumbs"
 LOCK = atomic.LOCK
 
 IMAGE_NAME = re.compile(r"[0-9]{5,}\.png")
@@ -78,7 +80,7 @@ def entries(folder: Path, name: str = ".") -> list[Path]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files of writes that never ended."""
-    paths = [path for name in (".", IMAGES, TOP, DRAFTS) for path in entries(folder, name)]
+    paths = [path for name in (".", IMAGES, TOP, DRAFTS, THUMBNAILS) for path in entries(folder, name)]
     return [path for path in paths if path.name.endswith(atomic.TEMPORARY_SUFFIX)]
 
 
