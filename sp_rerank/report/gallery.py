@@ -130,9 +130,15 @@ def _last(run: RunDir) -> int:
     return max(run.rows) if ended_by_rule(run) else run.n - 1
 
 
+def seeds_of(run: RunDir) -> str:
+    """The seeds of the candidates that a run has, or is to have."""
+    first, last = run.config.seed, _last(run)
+    return f"seeds {first}–{first + last}" if last else f"seed {first}"
+
+
 def _facts(run: RunDir) -> list[str]:
     """How the images were made, as far as run.json tells; an older or edited one may not."""
-    config, last = run.config, _last(run)
+    config = run.config
     count = len(run.rows) if ended_by_rule(run) else run.n
     facts = [f"{count} candidates" if count != 1 else "1 candidate"]
     if config.model is not None:
@@ -142,7 +148,7 @@ def _facts(run: RunDir) -> list[str]:
         facts.append(f"{config.steps} steps{of}")
     if config.guidance_scale is not None:
         facts.append(f"guidance {config.guidance_scale:g}")
-    facts.append(f"seeds {config.seed}–{config.seed + last}" if last else f"seed {config.seed}")
+    facts.append(seeds_of(run))
     if run.config.search.strategy not in ("", EXHAUSTIVE):
         facts.append(f"{run.config.search.strategy} search")
     return facts

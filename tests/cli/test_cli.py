@@ -130,6 +130,22 @@ def test_a_run_grows_and_its_candidates_are_made_larger(sp_rerank):
     code, out, err = sp_rerank("generate", PROMPT, *MINI, "--seed", "10", "--more", "1", "--json")
     assert code == 0, err
     assert (json.loads(out)["run"], json.loads(out)["n"], json.loads(out)["made"]) == (str(run), 4, 4)
+    code, _, err = sp_rerank("compare", str(run), str(run), "--sheet", "both.html")
+    assert code == 2
+    assert "was given twice" in err
+    code, _, err = sp_rerank("generate", PROMPT, *MINI, "--n", "2", "--out", "other", "--steps", "1")
+    assert code == 0, err
+    code, out, err = sp_rerank("compare", str(run), "other", "--sheet", "both.html")
+    assert code == 0, err
+    assert "written: both.html" in err
+    assert "other/images/00001.png" in Path("both.html").read_text()
+    code, _, err = sp_rerank("compare", str(run), "other", "--sheet", "both.pdf")
+    assert (code, err) == (2, "error: --sheet is 'both.pdf'; expected a name that ends in .html\n")
+    code, out, _ = sp_rerank("gallery", str(run), "--one-file", "lemon.html")
+    assert code == 0
+    assert out.startswith("lemon.html, ")
+    assert "data:image/png;base64," in Path("lemon.html").read_text()
+
     code, _, err = sp_rerank("generate", PROMPT, *MINI, "--more", "2")
     assert code == 2
     assert "--more is 2; expected none: there is no run of this kind in runs" in err
