@@ -25,6 +25,7 @@ from sp_rerank.run.state import Finished, RunState, Store
 from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.ensemble import asked_first, with_members
 from sp_rerank.scorers.scoring import embedder, score_images
 from sp_rerank.search.base import Scored, usable_scores
 from sp_rerank.stats import diversity, stopping
@@ -74,8 +75,7 @@ def generate(
 ) -> RunResult:
     """Make n candidates for a prompt, rank them, and return the best k.
 
-    A run folder that is complete and is asked for a larger `n`, or for some `more`, grows: only the new candidates are
-    made, and all are ranked together.
+    A complete run folder that is asked for a larger `n`, or for `more`, grows: only the new candidates are made.
 
     Args:
         prompt: What the images should show.
@@ -105,7 +105,7 @@ def generate(
     from sp_rerank.search.resolve import resolve
 
     _check_names(options)
-    asked = GenerationOptions(**options)
+    asked, also = GenerationOptions(**options), with_members(scorer, also)
     config = resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also)
     job = Job(config, asked, pipe, scorer, also)
     return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
@@ -159,9 +159,10 @@ def run_search(
     with _opened(job, out, resume) as store:
         state, began, made = store.state, time.monotonic(), 0
         config = state.config  # of the folder: perhaps a larger run than was asked for, in other parts
-        others = {other.name: partial(_score, other, config.prompt) for other in job.also}
+        asked = asked_first(job.scorer)
+        others = {other.name: partial(_score, other, config.prompt) for other in job.also if other is not asked}
         ended, stage = _ending(state, margin, began), None
-        score = partial(_score, job.scorer, config.prompt)
+        score = partial(_score, asked, config.prompt)
         search = search_parts(sampler_of(config, job.pipe), score, state, top_k=job.options.kept)
         with closing(_guarded(iter(()) if ended else search)) as batches:
             for scored in batches:
@@ -188,7 +189,8 @@ def _opened(job: Job, out: str | Path | None, resume: bool) -> AbstractContextMa
     if out is None:
         if job.options.more:
             raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
-        return nullcontext(MemoryRun(job.config, job.config.n if job.options.diverse else job.options.kept))
+        anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
+        return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
     size = _image_bytes(job.pipe, job.config.height, job.config.width)
     return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
 
@@ -272,7 +274,7 @@ def _finished(scored: Scored, others: Mapping[str, Callable[[Tensor], Tensor]], 
     """Finished candidates with their scores by every scorer."""
     batch, usable = scored.batch, usable_scores(scored)
     columns = {name: score(batch.images).tolist() for name, score in others.items()}
-    columns = {state.config.scorers[0]: scored.scores.tolist(), **columns}
+    columns = {state.first_scorer: scored.scores.tolist(), **columns}
     finished: list[Finished] = []
     for place, candidate in enumerate(_candidates(scored)):
         finite = math.isfinite(usable[candidate.index])

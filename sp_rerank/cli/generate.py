@@ -104,10 +104,12 @@ def generate(
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
+        from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
         pipe = load_pipeline(model, device, dtype, scheduler, safety_checker)
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
+        others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
         folder = out or default_folder(Path("runs"), config, asked.more)
         with run_progress(config.n) as progress, stop_on_interrupt() as stop:
@@ -240,11 +242,12 @@ def _report(result: RunResult, scorer: Scorer, replayable: bool, seconds: float)
 def _remarks(result: RunResult, scorer: Scorer) -> Iterator[str]:
     """What is worth knowing of the result: ties, what a search spared, why a run ended early."""
     from sp_rerank.scorers.calibration import calibration_of
+    from sp_rerank.stats.ranking import short_names
 
     summary, known = result.summary, calibration_of(scorer)
     tied = sum(entry.tie_group == result[0].tie_group for entry in result)
     if known is None:
-        yield f"{scorer.name.split('@')[0]} has no calibration: how sure this order is, is not known"
+        yield f"{short_names([scorer.name])[scorer.name]} has no calibration: how sure this order is, is not known"
     elif tied > 1:
         simulated = " (calibrated on simulated people)" if known.simulated else ""
         yield f"the first {tied} are not told apart{simulated}"

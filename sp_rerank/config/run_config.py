@@ -142,6 +142,12 @@ class RunConfig:
             raise UsageError(f"grown is {list(values['grown'])}; expected numbers below {values['n']}, the candidates")
         return cls(**values)
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The scorers the mean of whose ranks ranks the candidates; none where one scorer does."""
+        names = tuple(self.scorers[0].split("+")) if self.scorers else ()
+        return names if len(names) > 1 and set(names) <= set(self.scorers[1:]) else ()
+
     def parts(self) -> list[Part]:
         """The run in the parts that are searched one after another, each by itself.
 

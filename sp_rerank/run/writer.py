@@ -59,7 +59,7 @@ class RunWriter(RunDir):
     ) -> Generator[RunWriter]:
         """Open a folder for writing a run, and hold its lock meanwhile. A complete run opens with all its rows.
 
-        A run that is over and is asked for more candidates grows: its configuration then holds their number.
+        A run that is over and is asked for more candidates grows.
 
         What a killed process left (a torn line, temporary files, images without a line) is removed first. With
         `resume`, candidates whose image is gone or changed are missing again, with a log warning each. A folder of an
@@ -83,8 +83,7 @@ class RunWriter(RunDir):
         asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
         open_as(path, asked, more)  # before the lock: another configuration is a mistake, busy or not
         with atomic.locked(path):
-            # again, now that no other process can change it
-            yield cls._open(path, open_as(path, asked, more), resume, image_bytes)
+            yield cls._open(path, open_as(path, asked, more), resume, image_bytes)  # now no other process can change it
 
     @classmethod
     def _open(cls, path: Path, opening: Opening, resume: bool, image_bytes: int) -> RunWriter:
@@ -270,8 +269,9 @@ class RunWriter(RunDir):
             UsageError: If one of `best` is not in the run.
             StorageError: If an image is damaged or a file cannot be written.
         """
-        if list(self.rows) != sorted(self.rows):
-            self._replace_rows(dict(sorted(self.rows.items())))
+        rows = self.ranked_rows()
+        if list(self.rows.items()) != list(rows.items()):
+            self._replace_rows(rows)
         images_of_best = [self.image_bytes(index) for index in best]
         copies = {
             f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(png, rank)
