@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
-from sp_rerank.errors import NothingUsableError
+from sp_rerank.errors import NothingUsableError, OptionError
 from sp_rerank.rank import ranked
 from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.memory import MemoryRun
@@ -26,6 +26,7 @@ from sp_rerank.run.state import RunState, Store
 from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.ensemble import asked_first, with_members
 from sp_rerank.scorers.scoring import embedder
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
@@ -88,6 +89,8 @@ def generate(
 ) -> RunResult | list[RunResult]:
     """Make n candidates for a prompt, or for each of several, rank them, and return the best k.
 
+    A complete run folder that is asked for a larger `n`, or for `more`, grows: only the new candidates are made.
+
     Args:
         prompt: What the images should show. Of several prompts all are checked before the first is begun.
         pipe: A diffusers text-to-image pipeline, from `sp_rerank.load_pipeline` or your own.
@@ -119,7 +122,7 @@ def generate(
     from sp_rerank.search.resolve import resolve
 
     _check_names(options)
-    asked = GenerationOptions(**options)
+    asked, also = GenerationOptions(**options), with_members(scorer, also)
     if isinstance(prompt, str):
         job = Job(resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also), asked, pipe, scorer, also)
         return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
@@ -202,20 +205,21 @@ def search_into(
         out: The folder of the store, for the result.
     """
     from sp_rerank.diffusion.sampler import sampler_of
-    from sp_rerank.search.schedule import strategy_of
+    from sp_rerank.search.parts import search_parts
 
-    config = job.config
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
-    sampler, strategy = sampler_of(config, job.pipe, memory_limit=job.memory_limit), strategy_of(config.search)
+    sampler_of(job.config, job.pipe)  # so is what the pipeline does not take
     margin = margin_of(job.scorer)
     with opening as store:
         state, began, made = store.state, time.monotonic(), 0
-        score = partial(score_batch, job.scorer, config.prompt)
-        others = {other.name: partial(score_batch, other, config.prompt) for other in job.also}
-        seeds = {index: config.seed + index for index in range(config.n)}
+        config = state.config  # of the folder: perhaps a larger run than was asked for, in other parts
+        asked = asked_first(job.scorer)
+        others = {other.name: partial(score_batch, other, config.prompt) for other in job.also if other is not asked}
         ended, stage = _ending(state, margin, began), None
-        search = strategy(sampler, score, seeds, top_k=job.options.kept, prior=state.prior_scores())
+        score = partial(score_batch, asked, config.prompt)
+        sampler = sampler_of(config, job.pipe, memory_limit=job.memory_limit)
+        search = search_parts(sampler, score, state, top_k=job.options.kept)
         with closing(guarded(iter(()) if ended else search)) as batches:
             for scored in batches:
                 if scored.stage:
@@ -239,9 +243,12 @@ def search_into(
 def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
     """Where the candidates are kept: a folder, or memory."""
     if out is None:
-        return nullcontext(MemoryRun(job.config, job.config.n if job.options.diverse else job.options.kept))
+        if job.options.more:
+            raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
+        anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
+        return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
     size = _image_bytes(job.pipe, job.config.height, job.config.width)
-    return RunWriter.start(out, job.config, resume=resume, image_bytes=size)
+    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
 
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:

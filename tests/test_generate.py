@@ -197,7 +197,7 @@ def test_run_json_tells_how_it_was_made(tmp_path):
     assert config["schema"] == 2
     assert config["scorers"] == ["brightness"]
     assert config["versions"]["torch"] == version("torch")
-    assert (config["n"], config["seed"], config["batch_size"], config["dtype"]) == (4, 0, 4, "float32")
+    assert (config["n"], config["seed"], config["batch_size"], config["dtype"]) == (4, 0, 8, "float32")
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 20, 23])

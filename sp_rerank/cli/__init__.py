@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from sp_rerank.cli import batch, compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
+from sp_rerank.cli import (
+    batch,
+    choosing,
+    compare,
+    diagnostics,
+    evaluate,
+    folders,
+    gallery,
+    generate,
+    plan,
+    rank,
+    scorers,
+    taste,
+    train,
+)
 from sp_rerank.cli.console import close_output, discard_output, forgive_streams, say, tell
 from sp_rerank.errors import OptionError, SpRerankError, StorageError, TryAgainError, is_out_of_memory
 
@@ -50,8 +64,11 @@ for command in (
     plan.plan,
     compare.compare,
     gallery.gallery,
+    choosing.label,
+    choosing.pick,
     folders.replay,
     folders.verify,
+    taste.taste,
     train.train,
     evaluate.evaluate,
     evaluate.robustness,

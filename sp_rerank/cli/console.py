@@ -154,9 +154,11 @@ def load_scorer(spec: str, model: str | None, device: str) -> Any:
     """A scorer in float32: half precision would reorder candidates that are close."""
     from sp_rerank import scorers
 
-    if spec == "sp":
-        spec, why = scorers.resolve_sp(model)
+    parts = [part.rpartition("*") for part in spec.split("+")]
+    if any(name == "sp" for *_, name in parts):
+        found, why = scorers.resolve_sp(model)
         say(why)
+        spec = "+".join(f"{weight}{times}{found if name == 'sp' else name}" for weight, times, name in parts)
     return scorers.load_scorer(spec, device=device)
 
 

@@ -110,7 +110,7 @@ def generate(
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
     from sp_rerank.generate import Job, run_search
-    from sp_rerank.run.layout import run_folder_name
+    from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
     asked = GenerationOptions(**{**options, "pipe_kwargs": assignments(options["pipe_kwargs"])})
@@ -118,12 +118,14 @@ def generate(
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
+        from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
         pipe = load_pipeline(model, device, dtype, scheduler, safety_checker)
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
+        others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
-        folder = out or Path("runs") / run_folder_name(config)
+        folder = out or default_folder(Path("runs"), config, asked.more)
         with run_progress(config.n) as progress, stop_on_interrupt() as stop:
             try:
                 job = Job(config, asked, pipe, ranker, others)
@@ -243,11 +245,12 @@ def _report(result: RunResult, scorer: Scorer, replayable: bool, seconds: float)
 def _remarks(result: RunResult, scorer: Scorer) -> Iterator[str]:
     """What is worth knowing of the result: ties, what a search spared, why a run ended early."""
     from sp_rerank.scorers.calibration import calibration_of
+    from sp_rerank.stats.ranking import short_names
 
     summary, known = result.summary, calibration_of(scorer)
     tied = sum(entry.tie_group == result[0].tie_group for entry in result)
     if known is None:
-        yield f"{scorer.name.split('@')[0]} has no calibration: how sure this order is, is not known"
+        yield f"{short_names([scorer.name])[scorer.name]} has no calibration: how sure this order is, is not known"
     elif tied > 1:
         simulated = " (calibrated on simulated people)" if known.simulated else ""
         yield f"the first {tied} are not told apart{simulated}"

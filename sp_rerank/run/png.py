@@ -21,7 +21,7 @@ def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> 
     Args:
         candidate: Whose image it is.
         config: Of its run; complete, as `generate` makes it.
-        more: Goes into our own record beside prompt, model, index and seed.
+        more: Goes into our own record beside prompt, model, index and seed; other tools read its "strength" too.
     """
     parameters = images.a1111_parameters(
         prompt=config.prompt,
@@ -33,6 +33,8 @@ def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> 
         size=candidate.image.size,
         model=config.model,
     )
+    if "strength" in more:  # as AUTOMATIC1111 calls that of an image made from an image
+        parameters += f", Denoising strength: {more['strength']:g}"
     return images.encode(candidate.image, parameters=parameters, record={**_origin(candidate, config), **more})
 
 

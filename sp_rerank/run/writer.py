@@ -34,7 +34,7 @@ from sp_rerank.run.layout import (
     inside,
     leftovers,
 )  # fmt: skip
-from sp_rerank.run.opening import check_same_run, check_space
+from sp_rerank.run.opening import Opening, check_space, open_as
 from sp_rerank.run.png import to_finished_png, to_stage_png
 from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
 from sp_rerank.run.state import Finished, RunState, dropped_row
@@ -70,9 +70,11 @@ class RunWriter(RunDir):
     @classmethod
     @contextmanager
     def start(
-        cls, path: str | Path, config: RunConfig, *, resume: bool = False, image_bytes: int = 0
+        cls, path: str | Path, config: RunConfig, *, resume: bool = False, more: int | None = None, image_bytes: int = 0
     ) -> Generator[RunWriter]:
         """Open a folder for writing a run, and hold its lock meanwhile. A complete run opens with all its rows.
+
+        A run that is over and is asked for more candidates grows.
 
         What a killed process left (a torn line, temporary files, images without a line) is removed first. With
         `resume`, candidates whose image is gone or changed are missing again, with a log warning each. A folder of an
@@ -80,8 +82,9 @@ class RunWriter(RunDir):
 
         Args:
             path: The folder; made where it does not exist.
-            config: Of the run. Two runs are the same run if it is equal.
+            config: Of the run. Two runs are the same run if it is equal up to the number of candidates.
             resume: Go on with a folder that already holds some of the candidates.
+            more: Number of candidates to add to a run that is over; `config.n` then says nothing.
             image_bytes: Expected size of one image file; room for those that are missing is checked first.
 
         Raises:
@@ -93,29 +96,27 @@ class RunWriter(RunDir):
         """
         path = Path(path)
         asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
-        check_same_run(path, asked)  # before the lock: another configuration is a mistake, busy or not
+        open_as(path, asked, more)  # before the lock: another configuration is a mistake, busy or not
         with atomic.locked(path):
-            run = cls._open(path, asked, resume, image_bytes)
+            run = cls._open(path, open_as(path, asked, more), resume, image_bytes)  # now no other process can change it
             try:
                 yield run
             finally:
                 run._close()
 
     @classmethod
-    def _open(cls, path: Path, config: RunConfig, resume: bool, image_bytes: int) -> RunWriter:
-        schema = check_same_run(path, config)  # again, now that no other process can change it
+    def _open(cls, path: Path, opening: Opening, resume: bool, image_bytes: int) -> RunWriter:
         rows, end = read_rows(path)
-        run = cls(path, config, rows)
+        run = cls(path, opening.config, rows)
         run._end = end
         if resume:
             run._give_up_damaged()
         run._read_stages(resume)
-        if (run.rows or run.stages) and run.missing and not resume:
-            raise UsageError(
-                f"{path} holds {len(rows)} of {run.n} candidates of this run; resume it, or choose another folder"
-            )
+        if (run.rows or run.stages) and run.missing and not resume and not opening.grows:
+            held = f"{path} holds {len(rows)} of {opening.held} candidates of this run"
+            raise UsageError(f"{held}; resume it, or choose another folder")
         check_space(path, image_bytes * len(run.missing))
-        run._prepare(schema)
+        run._prepare(opening.schema)
         return run
 
     @property
@@ -134,8 +135,9 @@ class RunWriter(RunDir):
             inside(self.path, RESULT).unlink(missing_ok=True)  # from here on the run goes on
             if schema is None:
                 atomic.sync_folder(self.path.parent)
-            if schema != SCHEMA:
-                atomic.write(self.path / CONFIG, encode_config(self.config))
+            config = encode_config(self.config)
+            if bytes_of(inside(self.path, CONFIG)) != config:  # a new run, a larger one, or of an older schema
+                atomic.write(self.path / CONFIG, config)
             inside(self.path, IMAGES).mkdir(exist_ok=True)
             manifest = inside(self.path, MANIFEST)
             manifest.touch()
@@ -335,8 +337,9 @@ class RunWriter(RunDir):
             StorageError: If an image is damaged or a file cannot be written.
         """
         self._drain()
-        if list(self.rows) != sorted(self.rows):
-            self._replace_rows(dict(sorted(self.rows.items())))
+        rows = self.ranked_rows()
+        if list(self.rows.items()) != list(rows.items()):
+            self._replace_rows(rows)
         images_of_best = [self.image_bytes(index) for index in best]
         copies = {
             f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(png, rank)

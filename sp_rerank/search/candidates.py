@@ -82,7 +82,7 @@ def finished_candidates(
     """Finished candidates with their scores by every scorer."""
     batch, usable = scored.batch, usable_scores(scored)
     columns = {name: listed(score(batch.images)) for name, score in others.items()}
-    columns = {state.config.scorers[0]: listed(scored.scores), **columns}
+    columns = {state.first_scorer: listed(scored.scores), **columns}
     finished: list[Finished] = []
     for place, candidate in enumerate(_candidates(scored)):
         finite = math.isfinite(usable[candidate.index])
