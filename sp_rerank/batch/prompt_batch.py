@@ -92,6 +92,8 @@ class PromptBatch:
         arrow()
         self.options, self.models, self.settings = GenerationOptions(**options), models, settings
         self.ledger = Ledger(out)
+        if self.options.more:
+            raise OptionError("more", self.options.more, "none: a batch grows by rows, not by candidates of a row")
         if settings.max_failed is not None:
             parse_allowed(settings.max_failed, 0)
         if settings.keep == "run" and "://" in str(out):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,6 +59,7 @@ class Unit:
         status: "unusable" where every candidate was flagged, or too many were not finite; the rows are kept.
         config: What made it.
         rows: All candidates, by index.
+        scores: What ranks each of them, by index; NaN where it is not usable.
         summary: What came out.
         images: Image files of the candidates that are kept, by index.
         hardware: What computed it, such as "NVIDIA H100 80GB HBM3", or "cpu".
@@ -67,6 +69,7 @@ class Unit:
     status: Status
     config: RunConfig
     rows: Sequence[Row]
+    scores: Mapping[int, float]
     summary: RunSummary
     images: Mapping[int, bytes]
     hardware: str
@@ -143,7 +146,7 @@ def _dtype(kind: Any) -> str:
 
 
 def _record(unit: Unit, row: Row, rank: int | None) -> dict[str, Any]:
-    first, *others = unit.config.scorers
+    score, others = unit.scores[row.index], unit.config.scorers[1:]
     data = unit.images.get(row.index)
     return {
         "prompt_id": unit.row.id,
@@ -152,7 +155,7 @@ def _record(unit: Unit, row: Row, rank: int | None) -> dict[str, Any]:
         "seed": row.seed,
         "status": row.status,
         "rank": rank,
-        "score": row.scores.get(first),
+        "score": score if math.isfinite(score) else None,
         **{name: row.scores.get(name) for name in others},
         "nfe": row.nfe,
         "batch_size": row.batch_size,

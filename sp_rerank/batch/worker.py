@@ -36,6 +36,7 @@ from sp_rerank.errors import (
 )
 from sp_rerank.generate import Job, Progress, check_usable, search_into, store_for
 from sp_rerank.run.memory import MemoryRun
+from sp_rerank.scorers.ensemble import with_members
 
 if TYPE_CHECKING:
     from sp_rerank.run.state import RunState
@@ -96,8 +97,7 @@ class Models:
                 self.model, device=self.device, dtype=self.dtype, scheduler=self.scheduler,
                 safety_checker=self.safety_checker,
             )  # fmt: skip
-            names = [self.scorer, *self.also]
-            specs = [scorers.resolve_sp(loading.model_of(pipe))[0] if name == "sp" else name for name in names]
+            specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
             ranker, *others = (scorers.load_scorer(spec, device=str(pipe.device)) for spec in specs)
         return pipe, ranker, others
 
@@ -196,9 +196,10 @@ class UnitMaker:
         self._options = GenerationOptions(**options)
         self._keep, self._format = order.keep, order.image_format
         torch.set_num_threads(held.threads if held and held.threads else order.threads)
-        self._models = order.models.load()
+        pipe, scorer, also = order.models.load()
+        also = with_members(scorer, also)
+        self._models = pipe, scorer, also
         self._memory = MemoryLimit()
-        pipe, scorer, also = self._models
         cpu = pipe.device.type == "cpu"
         self._hardware = "cpu" if cpu else _accelerator(pipe.device)
         config = BatchConfig(
@@ -262,7 +263,8 @@ class UnitMaker:
         except NothingUsableError:
             status = "unusable"
         rows = [state.rows[index] for index in sorted(state.rows)]
-        unit = Unit(row, status, job.config, rows, result.summary, images, self._hardware)
+        scores = {index: state.score(index) for index in state.rows}
+        unit = Unit(row, status, job.config, rows, scores, result.summary, images, self._hardware)
         first = self._ledger.store.create(key_of(row.id), encode(unit))
         best = Best(result[0].seed or 0, result[0].score) if len(result) else None
         return Outcome(row.id, status, len(rows), best, first=first)

@@ -154,12 +154,10 @@ def load_scorer(spec: str, model: str | None, device: str) -> Any:
     """A scorer in float32: half precision would reorder candidates that are close."""
     from sp_rerank import scorers
 
-    parts = [part.rpartition("*") for part in spec.split("+")]
-    if any(name == "sp" for *_, name in parts):
-        found, why = scorers.resolve_sp(model)
+    found, why = scorers.resolve_spec(spec, model)
+    if why:
         say(why)
-        spec = "+".join(f"{weight}{times}{found if name == 'sp' else name}" for weight, times, name in parts)
-    return scorers.load_scorer(spec, device=device)
+    return scorers.load_scorer(found, device=device)
 
 
 def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:

@@ -128,6 +128,19 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
     )
 
 
+def resolve_spec(spec: str, for_model: str | None) -> tuple[str, str | None]:
+    """A scorer's spec with "sp" in it, alone or among others ("2*sp+clip-l"), replaced by what it means.
+
+    Returns:
+        The spec to load, and why where the choice was ours.
+    """
+    parts = [part.rpartition("*") for part in spec.split("+")]
+    if all(name != "sp" for *_, name in parts):
+        return spec, None
+    found, why = resolve_sp(for_model)
+    return "+".join(f"{weight}{times}{found if name == 'sp' else name}" for weight, times, name in parts), why
+
+
 def known_folders(name: str) -> list[Path]:
     """Where the table keeps the weights of a scorer, by its name without the hash; none for one that it has not."""
     if name in _FOLDERS:

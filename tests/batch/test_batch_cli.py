@@ -108,6 +108,7 @@ def test_a_batch_with_failures_ends_with_4(sp_rerank, tmp_path):
         (["p.txt", "--shard", "auto"], "--shard is 'auto'; expected I/N"),
         (["p.txt", "--max-failed", "many"], "--max-failed is 'many'"),
         (["p.txt", "--keep", "run", "--out", "memory:///x"], "--keep is 'run'"),
+        (["p.txt", "--more", "3"], "--more is 3; expected none"),
         (["none.txt"], "none.txt: expected a file with prompts, found none"),
         (["latin.txt"], "latin.txt: line 1 is not UTF-8"),
         (["rows.csv"], "row '0': top_k is 4; expected at most 2"),

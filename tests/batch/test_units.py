@@ -10,7 +10,7 @@ import datasets
 import duckdb
 import pyarrow.parquet
 import pytest
-from support.batch_worlds import PoisonedPipe, poisoned
+from support.batch_worlds import Darkness, PoisonedPipe, poisoned, poisoned_by_two
 from support.doubles import SeededPipe
 
 from sp_rerank.batch.ledger import Ledger
@@ -21,6 +21,7 @@ from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.generate import generate
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.storage.images import read_image
 
 OPTIONS = {"n": 10, "top_k": 3, "batch_size": 4, "steps": 2, "guidance_scale": 1.0}
@@ -93,6 +94,16 @@ def test_equal_units_are_equal_bytes_and_the_first_stays(tmp_path):
     again = maker(tmp_path / "a").make(PromptRow("1", "another cat"))
     assert (again.status, again.first) == ("ok", False)
     assert unit_of(tmp_path / "a").row.prompt == "a cat"
+
+
+def test_several_scorers_as_one(tmp_path):
+    made = UnitMaker(Order(str(tmp_path), Models.of(poisoned_by_two), OPTIONS))
+    made.make(PromptRow("1", "a cat"))
+    scorer = MeanRank([BrightnessScorer(), Darkness()])
+    expected = generate("a cat", pipe=SeededPipe(), scorer=scorer, **OPTIONS)
+    unit = unit_of(tmp_path)
+    assert [(c["seed"], c["score"]) for c in unit.kept] == [(r.seed, r.score) for r in expected]
+    assert all(c["brightness"] == pytest.approx(-c["darkness"]) for c in unit.candidates.values())
 
 
 def test_a_unit_without_a_usable_image_is_done(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from sp_rerank.scorers.brightness import BrightnessScorer
+from sp_rerank.scorers.ensemble import MeanRank
 from support.doubles import SeededPipe
 
 ATTEMPTS = "SP_RERANK_TEST_ATTEMPTS"
@@ -53,6 +54,20 @@ def poisoned():
     pipe = PoisonedPipe()
     pipe.dtype = getattr(torch, os.environ.get(DTYPE, "float32"))
     return pipe, BrightnessScorer(), []
+
+
+class Darkness(BrightnessScorer):
+    """The darker, the better."""
+
+    name = "darkness"
+
+    def score(self, prompt, images):
+        return -super().score(prompt, images)
+
+
+def poisoned_by_two():
+    """Ranked by two scorers that never agree."""
+    return PoisonedPipe(), MeanRank([BrightnessScorer(), Darkness()]), []
 
 
 def stillborn():
