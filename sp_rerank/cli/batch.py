@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -165,8 +167,9 @@ def make(
     with _stop_asked() as stop:
         due = sum(1 for _ in batch.due())
         say(f"{batch.total} prompts, {due} to be made here: {place}")
-        with progress_bar(due, "prompts") as progress:
-            made = _counted(batch.run(stop), progress, None if as_json else _tell)
+        results = sys.stdout
+        with redirect_stdout(sys.stderr), progress_bar(due, "prompts") as progress:  # Ray prints to standard output
+            made = _counted(batch.run(stop), progress, None if as_json else partial(_tell, results))
     if as_json:
         print_json({"batch": place, "total": batch.total, **made})
     say(f"{made['ok']} made, {made['unusable']} without a usable image, {made['failed']} failed")
@@ -190,12 +193,13 @@ def _counted(
     return made
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(results: TextIO, outcome: Outcome) -> None:
     """A line of a unit: id, its best seed and score, or what went wrong."""
     if outcome.best:
-        tell(f"{outcome.id}  {outcome.best.score:.4f}  seed {outcome.best.seed}")
+        line = f"{outcome.id}  {outcome.best.score:.4f}  seed {outcome.best.seed}"
     else:
-        tell(f"{outcome.id}  {outcome.status}{f': {outcome.error}' if outcome.error else ''}")
+        line = f"{outcome.id}  {outcome.status}{f': {outcome.error}' if outcome.error else ''}"
+    print(plain(line), file=results, flush=True)
 
 
 @contextmanager
