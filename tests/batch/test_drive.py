@@ -224,7 +224,7 @@ def test_progress_is_a_sign_of_life(tmp_path):
 
     pool = Working(lambda worker, prompt: "silent" if prompt == "slow" else "ok")
     pool.signs = 0
-    found, error = settle(tmp_path, pool, ["a", "b", "c", "slow"], workers=1, timeout=0.1)
+    found, error = settle(tmp_path, pool, ["a", "b", "c", "slow"], workers=1, timeout=0.1, timeout_factor=0.1)
     assert error is None
     assert [o.status for o in found] == ["ok"] * 4  # 10 times .02 seconds, and none of them without a sign
 
