@@ -169,14 +169,12 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, sa
     """The pipeline that the options name, with a line where the choice was ours."""
     from sp_rerank.diffusion import loading
 
-    found = loading.find_device(device)
-    spec, why = loading.find_model(model, found)
+    pipe, why = loading.open_pipeline(
+        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker
+    )
     if why:
         say(why)
-    precision = loading.find_dtype(dtype, spec, found)
-    return loading.load_pipeline(
-        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker
-    )
+    return pipe
 
 
 @contextmanager

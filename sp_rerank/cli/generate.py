@@ -6,7 +6,7 @@ import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,7 @@ from sp_rerank.cli.console import (
     stop_on_interrupt,
     tell,
 )  # fmt: skip
-from sp_rerank.config import GenerationOptions
+from sp_rerank.config import PROMPT, SEARCHES, GenerationOptions
 from sp_rerank.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,20 @@ def _evaluated(kind: Any) -> Any:
     return known[kind] if isinstance(kind, str) else kind
 
 
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `**options` are the table of `GenerationOptions`, for typer to see."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind != inspect.Parameter.VAR_KEYWORD
+    ]
+    signature = inspect.Signature([*own, *map(_parameter, fields(GenerationOptions))])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: entry.annotation for name, entry in signature.parameters.items()}
+    return command
+
+
+@with_options
 def generate(
     prompt: Prompt,
     model: Model = "auto",
@@ -99,7 +113,7 @@ def generate(
     from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
-    asked = GenerationOptions(**{**options, "pipe_kwargs": _assignments(options["pipe_kwargs"])})
+    asked = GenerationOptions(**{**options, "pipe_kwargs": assignments(options["pipe_kwargs"])})
     _check_before_loading(prompt, asked)
     began = time.monotonic()
     with quiet():
@@ -125,21 +139,7 @@ def generate(
         _report(result, ranker, config.search.replayable, time.monotonic() - began)
 
 
-def _signature() -> inspect.Signature:
-    own = [
-        parameter
-        for parameter in inspect.signature(generate, eval_str=True).parameters.values()
-        if parameter.kind != inspect.Parameter.VAR_KEYWORD
-    ]
-    return inspect.Signature([*own, *map(_parameter, fields(GenerationOptions))])
-
-
-_SIGNATURE = _signature()
-generate.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-generate.__annotations__ = {name: entry.annotation for name, entry in _SIGNATURE.parameters.items()}
-
-
-def _assignments(pairs: list[str]) -> Mapping[str, Any] | None:
+def assignments(pairs: list[str]) -> Mapping[str, Any] | None:
     """Arguments of the pipeline from NAME=VALUE, the value as in JSON; a text may go without quotes."""
     import json
 
@@ -181,10 +181,13 @@ def _is_file(text: str) -> bool:
 
 def _check_before_loading(prompt: str, asked: GenerationOptions) -> None:
     """What can be refused without a model: loading one takes seconds, or a download."""
-    from sp_rerank.config import PROMPT, SEARCHES
-
     if not PROMPT.holds(prompt):
         raise OptionError("prompt", prompt, PROMPT.expected)
+    check_search(asked)
+
+
+def check_search(asked: GenerationOptions) -> None:
+    """Refuse a schedule file that cannot be read."""
     if asked.search not in SEARCHES:
         from sp_rerank.search.schedule import read_schedule
 

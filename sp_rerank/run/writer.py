@@ -1,4 +1,7 @@
-"""A run folder that one process writes: lock, commit, resume, conclude. Knows files; knows no model or scorer."""
+"""A run folder that one process writes: lock, commit, resume, conclude. Knows files; knows no model or scorer.
+
+Longer than 350 lines because whatever appends to the two journals shares their committed ends.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sp_rerank.config import RunConfig
 from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.run.commit_queue import CommitQueue
 from sp_rerank.run.folder import RunDir, read_rows
 from sp_rerank.run.layout import (
     CONFIG,
@@ -30,7 +35,7 @@ from sp_rerank.run.layout import (
     leftovers,
 )  # fmt: skip
 from sp_rerank.run.opening import Opening, check_space, open_as
-from sp_rerank.run.png import to_png, to_stage_png
+from sp_rerank.run.png import to_finished_png, to_stage_png
 from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
 from sp_rerank.run.state import Finished, RunState, dropped_row
 from sp_rerank.run.summary import RunSummary, encode_summary
@@ -51,6 +56,16 @@ class RunWriter(RunDir):
 
     _summary: RunSummary | None = None
     """Set while the run is concluded, before result.json is written."""
+
+    _queue: CommitQueue | None = None
+    """Commits what `add` and `add_stages` were given, beside the run."""
+
+    _unwritten: set[int]
+    """Candidates that are in `rows` and still to be committed; the hashes of their files are not known yet."""
+
+    def __init__(self, path: Path, config: RunConfig, rows: dict[int, Row]) -> None:
+        super().__init__(path, config, rows)
+        self._unwritten = set()
 
     @classmethod
     @contextmanager
@@ -83,7 +98,11 @@ class RunWriter(RunDir):
         asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
         open_as(path, asked, more)  # before the lock: another configuration is a mistake, busy or not
         with atomic.locked(path):
-            yield cls._open(path, open_as(path, asked, more), resume, image_bytes)  # now no other process can change it
+            run = cls._open(path, open_as(path, asked, more), resume, image_bytes)  # now no other process can change it
+            try:
+                yield run
+            finally:
+                run._close()
 
     @classmethod
     def _open(cls, path: Path, opening: Opening, resume: bool, image_bytes: int) -> RunWriter:
@@ -167,28 +186,71 @@ class RunWriter(RunDir):
         return lost
 
     def add(self, batch: Sequence[Finished]) -> None:
-        """Commit finished candidates; one that is committed already stays as it is."""
-        rows: list[tuple[Row, bytes]] = []
-        for made in batch:
-            scores = {name: score if math.isfinite(score) else None for name, score in made.scores.items()}
-            png = to_png(made.candidate, self.config, {"scores": scores})
-            rows.append((Row.of(png, made, self.stages), png))
-        self.commit(rows)
+        """Take finished candidates into the run and commit them beside it; one that is committed stays as it is.
+
+        Raises:
+            StorageError: If an earlier batch could not be written.
+        """
+        rows = [Row.of(b"", made, self.stages) for made in batch]
+        new = {row.index: row for row in rows if row.index not in self.rows}
+        self._unwritten.update(new)
+        self.rows |= new
+        encoders = [partial(to_finished_png, made, self.config) for made in batch]
+        self._submit(encoders, lambda files: self.commit(list(map(_with_hash, rows, files))))
 
     def add_stages(self, batch: Sequence[tuple[Candidate, StageScore]]) -> None:
-        """Keep what a search saw of candidates, with the image that it saw."""
-        self.commit_stages([
-            (candidate.index, seen, to_stage_png(candidate, self.config, seen)) for candidate, seen in batch
-        ])
+        """Note what a search saw of candidates, and keep it beside the run with the image that it saw.
+
+        Raises:
+            StorageError: If an earlier batch could not be written.
+        """
+        encoders = [partial(to_stage_png, candidate, self.config, seen) for candidate, seen in batch]
+        seen = [(candidate.index, seen) for candidate, seen in batch]
+        self._submit(
+            encoders,
+            lambda files: self._write_stages([(*entry, file) for entry, file in zip(seen, files, strict=True)]),
+        )
+        self.note_stages(seen)
+
+    def _submit(self, encoders: Sequence[Callable[[], bytes]], commit: Callable[[list[bytes]], None]) -> None:
+        if self._queue is None:
+            self._queue = CommitQueue()
+        with self._giving_up_unwritten():
+            self._queue.submit(encoders, commit)
+
+    def _drain(self) -> None:
+        """Wait until everything that was added is committed."""
+        if self._queue:
+            with self._giving_up_unwritten():
+                self._queue.drain()
+
+    def _close(self) -> None:
+        if self._queue:
+            with self._giving_up_unwritten():
+                self._queue.close()
+            self._queue = None
+
+    @contextmanager
+    def _giving_up_unwritten(self) -> Generator[None]:
+        """Where a commit failed, what is not committed is no part of the run any more."""
+        try:
+            yield
+        except BaseException:
+            for index in self._unwritten:
+                self.rows.pop(index, None)
+            self._unwritten.clear()
+            raise
 
     def add_dropped(self) -> None:
         """Commit the candidates that the search did not finish, with the image that it saw last."""
+        self._drain()
         drafts = {index: self.draft(index) for index in self.unfinished() if index not in self.rows}
         if drafts:
             self.commit([(dropped_row(self, index, atomic.sha256_of(png)), png) for index, png in drafts.items()])
 
     def candidate(self, index: int) -> Candidate:
         """A committed candidate with its image."""
+        self._drain()
         return Candidate(index, self.rows[index].seed, self.read_image(index))
 
     def commit(self, batch: Sequence[tuple[Row, bytes]]) -> None:
@@ -204,12 +266,13 @@ class RunWriter(RunDir):
             StorageError: If it cannot be written; the folder then is as it was before.
             ValueError: If an index is out of its range.
         """
+        committed = {row.index for row, _ in batch if row.index in self.rows and row.index not in self._unwritten}
         for row, _ in batch:
             if row.index >= self.n:
                 raise ValueError(f"candidate {row.index} is outside 0..{self.n - 1}")
-            if row.index in self.rows and self.rows[row.index].sha256 != row.sha256:
+            if row.index in committed and self.rows[row.index].sha256 != row.sha256:
                 log.warning("candidate %d came out different when made again; the first one is kept", row.index)
-        new = {row.index: (row, png) for row, png in batch if row.index not in self.rows}
+        new = {row.index: (row, png) for row, png in batch if row.index not in committed}
         files = {inside(self.path, row.file): png for row, png in new.values()}
         lines = b"".join(row.to_line() for row, _ in new.values())
         try:
@@ -221,6 +284,7 @@ class RunWriter(RunDir):
                     image.unlink()
             raise
         self.rows |= {index: row for index, (row, _) in new.items()}
+        self._unwritten.difference_update(new)
         self.stages |= {index: row.stages for index, (row, _) in new.items() if row.stages}
 
     def commit_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
@@ -232,6 +296,10 @@ class RunWriter(RunDir):
         Raises:
             StorageError: If it cannot be written.
         """
+        self._write_stages(batch)
+        self.note_stages([(index, stage) for index, stage, _ in batch])
+
+    def _write_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
         folder, journal = inside(self.path, DRAFTS), inside(self.path, STAGES)
         with atomic.storage_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -240,7 +308,6 @@ class RunWriter(RunDir):
             atomic.write_all({folder / draft_name(index): png for index, _, png in batch})
         lines = [StageLine(index, stage, atomic.sha256_of(png)).to_line() for index, stage, png in batch]
         self._stages_end = atomic.append(journal, b"".join(lines), at=self._stages_end)
-        self.note_stages([(index, stage) for index, stage, _ in batch])
 
     def draft(self, index: int) -> bytes:
         """The image file of what the search saw last of a candidate.
@@ -269,6 +336,7 @@ class RunWriter(RunDir):
             UsageError: If one of `best` is not in the run.
             StorageError: If an image is damaged or a file cannot be written.
         """
+        self._drain()
         rows = self.ranked_rows()
         if list(self.rows.items()) != list(rows.items()):
             self._replace_rows(rows)
@@ -337,6 +405,11 @@ def _scored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> Row:
     new = {name: float(column[row.index]) for name, column in scores.items() if row.index in column}
     finite = {name: score if math.isfinite(score) else None for name, score in new.items()}
     return replace(row, scores={**row.scores, **finite})
+
+
+def _with_hash(row: Row, file: bytes) -> tuple[Row, bytes]:
+    """A row and its file, whose hash is in it."""
+    return replace(row, sha256=atomic.sha256_of(file)), file
 
 
 def _with_rank(png: bytes, rank: int) -> bytes:

@@ -174,7 +174,7 @@ def _brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-_CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic"}
+_CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic", "TasteScorer": "taste"}
 """The module of each class that a checkpoint's config.json may name."""
 
 
