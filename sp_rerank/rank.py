@@ -186,13 +186,20 @@ def _score_all(
     if not names or len(set(names)) < len(names):
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     scored = _Scored({name: [] for name in names})
-    batch: list[Image.Image] = []
     files_only = all(isinstance(source, Path) for source in sources)
+    batch: list[Image.Image] = []
 
-    def score_batch() -> None:
+    def score_batch(large: Path | None = None) -> None:
+        """Ask every scorer about the batch; of a large file each gets a reading of its own, one after another."""
         for name, scorer in zip(names, scorers, strict=True):
-            last = files_only and not embed and scorer is scorers[-1]
+            if large and not batch:
+                batch.append(images.open_image(large))
+            last = bool(large) or (files_only and not embed and scorer is scorers[-1])
             scored.scores[name] += score_images(scorer, prompt, batch, last_use=last)
+            if large:
+                batch.clear()
+        if large and embed:
+            batch.append(images.open_image(large))
         if embed and batch:
             scored.embedded += embed(batch).tolist()
         batch.clear()
@@ -209,7 +216,7 @@ def _score_all(
         scored.readable.append(place)
         del image  # a large one is not held while the next is read
         if _pixels(batch[-1]) > PIXELS_AT_ONCE:
-            score_batch()
+            score_batch(source if isinstance(source, Path) else None)
     score_batch()
     for name, scores in scored.scores.items():
         if scores and all(map(math.isnan, scores)):

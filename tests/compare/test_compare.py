@@ -157,6 +157,19 @@ def test_fresh_scores_are_taken_once_and_kept(tmp_path, monkeypatch):
     assert again.runs[0].pairs == found.runs[0].pairs
 
 
+def test_no_more_pixels_are_decoded_together_than_one_large_image_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "PIXELS_AT_ONCE", 3 * 64)
+    run = make(tmp_path / "run", {"a": [float(i) for i in range(8)]})
+    corner, done = Corner(), []
+    compare([run], [corner], progress=done.append)
+    assert corner.asked == [3, 3, 2]
+    assert done[-1] == 8
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "PIXELS_AT_ONCE", 10)
+    alone = Corner("alone")
+    compare([run], [alone])
+    assert alone.asked == [1] * 8
+
+
 def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
     run = make(tmp_path / "run", {"a": A})
     before = (run.path / "candidates.jsonl").read_bytes()
