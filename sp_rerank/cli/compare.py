@@ -96,6 +96,9 @@ def _say_lost(lost: Sequence[SpRerankError], *, left: int) -> None:
 def _check_all_scored(scorers: Sequence[Scorer], found: Comparison) -> None:
     """End with an error where a scorer that was asked for has no score at all; the problems name the reason."""
     broken = [scorer.name for scorer in scorers if scorer.name not in found.scorers]
+    failed = [run.failed[name] for run in found.runs for name in broken if name in run.failed]
+    if failed:
+        raise UsageError(f"{failed[0]}; the others are compared")
     if broken:
         raise NothingUsableError(f"scorer {', '.join(broken)}: no score for any candidate; the others are compared")
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ class ScoredRun:
         new_scores: Those that are not in the folder yet, by scorer, then by index.
         perturbed: Scores of perturbed images by scorer and ratio, then by index.
         problems: a line each.
+        failed: Scorers that gave no score at all because they failed on every image, with the first reason.
     """
 
     run: RunDir
@@ -51,6 +52,7 @@ class ScoredRun:
     new_scores: dict[str, dict[int, float]]
     perturbed: dict[tuple[str, float], dict[int, float]]
     problems: list[str]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def keep(self) -> None:
         """Write the new scores into the folder; where it cannot be written that is one of the problems."""
@@ -103,6 +105,7 @@ def score_run(
         if progress:
             progress(count)
     scored.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
+    scored.failed = {name: failed[0][1] for name, failed in failures.items() if failed and not scored.scores[name]}
     return scored
 
 

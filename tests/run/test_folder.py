@@ -174,6 +174,12 @@ def test_another_run_is_refused_with_its_differences(tmp_path):
     assert len(message) < 500
 
 
+def test_what_a_prompt_loses_is_no_difference(tmp_path):
+    """It follows from prompt and models, and was written down shortened once."""
+    make(tmp_path / "run", config=replace(CONFIG, truncated=("the scorer reads 77 tokens; lost: 'a ... b'",)))
+    make(tmp_path / "run", config=replace(CONFIG, truncated=("the scorer reads 77 tokens; lost: 'a lemon b'",)))
+
+
 def test_a_tuple_in_the_configuration_is_no_difference(tmp_path):
     config = replace(CONFIG, pipe_kwargs={"size": (512, 512)})
     folder = make(tmp_path / "run", config=config)
