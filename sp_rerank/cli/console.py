@@ -22,9 +22,23 @@ if TYPE_CHECKING:
 
     from sp_rerank.generate import Progress
 
+
+def complete_scorer(begun: str) -> Iterator[tuple[str, str]]:
+    """What a shell offers for the name of a scorer that is begun, each with a line about it."""
+    from sp_rerank.scorers import available_scorers
+
+    for entry in available_scorers():
+        if entry.name.startswith(begun):
+            yield entry.name, entry.summary
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 ScorerOption = Annotated[
-    str, typer.Option(help="Ranks the candidates: a name of `sp-rerank scorers`, or sp@FOLDER for a trained one.")
+    str,
+    typer.Option(
+        help="Ranks the candidates: a name of `sp-rerank scorers`, or sp@FOLDER for a trained one.",
+        autocompletion=complete_scorer,
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: half precision where it is fast.")]

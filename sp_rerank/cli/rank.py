@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, load_scorer, print_json, quiet, say, tell
+from sp_rerank.cli.console import Device, Json, complete_scorer, load_scorer, print_json, quiet, say, tell
 from sp_rerank.errors import NothingUsableError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ def rank(
     places: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files, and folders of images.")],
     prompt: Annotated[str, typer.Option(help="What the images should show.")],
     scorer: Annotated[
-        list[str], typer.Option(help="Ranks the images, as in generate; given again, more columns beside the first.")
+        list[str],
+        typer.Option(
+            help="Ranks the images, as in generate; given again, more columns beside the first.",
+            autocompletion=complete_scorer,
+        ),
     ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
     top_k: Annotated[int | None, typer.Option(help="Show only the best.  [default: all]", min=1)] = None,
     diverse: Annotated[
