@@ -16,7 +16,7 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from sp_rerank.config import RunConfig, Stage
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import OptionError, StorageError, UsageError
 from sp_rerank.run.json_text import Record, are_scores, encoded, is_score, is_sha256, is_whole, loads
 from sp_rerank.storage import atomic
 
@@ -282,8 +282,18 @@ def encode_config(config: RunConfig) -> bytes:
     """The text of run.json: the configuration and the schema, keys sorted; equal configurations give equal bytes.
 
     Raises:
-        ValueError: If the configuration holds what JSON has not.
+        OptionError: If a further argument of the pipeline is what JSON has not, such as a picture or an infinity.
     """
+    for name, value in config.pipe_kwargs.items():
+        try:
+            encoded({name: value})
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                "pipe_kwargs",
+                f"{name}={value!r:.80}",
+                "values that JSON has (numbers, text, lists), for run.json keeps them; a run in memory, without a "
+                "folder, takes any",
+            ) from error
     return encoded({**config.to_json(), "schema": SCHEMA})
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.runs import row_of, run_config, summary_of
 
 from sp_rerank.config import RunConfig
@@ -187,8 +188,12 @@ def test_a_tuple_in_the_configuration_is_no_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n": 0}, {"n": True}, {"guidance_scale": float("nan")}, {"pipe_kwargs": {"x": float("inf")}}]
-)
+    "changes",
+    [
+        {"n": 0}, {"n": True}, {"guidance_scale": float("nan")}, {"pipe_kwargs": {"x": float("inf")}},
+        {"pipe_kwargs": {"image": Image.new("RGB", (4, 4))}},
+    ],
+)  # fmt: skip
 def test_a_configuration_that_cannot_be_stored(tmp_path, changes):
     with pytest.raises(ValueError):
         make(tmp_path / "run", config=replace(CONFIG, **changes))
