@@ -28,6 +28,7 @@ from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.scoring import embedder, score_images
 from sp_rerank.search.base import Scored, usable_scores
 from sp_rerank.stats import diversity, stopping
+from sp_rerank.stats.ranking import finite
 from sp_rerank.storage.images import to_images
 from sp_rerank.types import Candidate
 
@@ -254,14 +255,10 @@ def _seen(
     for place, candidate in enumerate(_candidates(scored)):
         if any(known.stage == scored.stage for known in state.stages.get(candidate.index, ())):
             continue
-        score = _finite(usable[candidate.index])
-        also = {name: None if score is None else _finite(column[place]) for name, column in columns.items()}
+        score = finite(usable[candidate.index])
+        also = {name: None if score is None else finite(column[place]) for name, column in columns.items()}
         seen.append((candidate, StageScore(scored.stage, score, scored.batch.nfe, candidate.flagged, also)))
     return seen
-
-
-def _finite(score: float) -> float | None:
-    return score if math.isfinite(score) else None
 
 
 def _finished(scored: Scored, others: Mapping[str, Callable[[Tensor], Tensor]], state: RunState) -> list[Finished]:
@@ -271,8 +268,8 @@ def _finished(scored: Scored, others: Mapping[str, Callable[[Tensor], Tensor]], 
     columns = {state.config.scorers[0]: scored.scores.tolist(), **columns}
     finished: list[Finished] = []
     for place, candidate in enumerate(_candidates(scored)):
-        finite = math.isfinite(usable[candidate.index])
-        status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
+        sound = math.isfinite(usable[candidate.index])
+        status: Status = "flagged" if candidate.flagged else "ok" if sound else "nonfinite"
         scores = {name: column[place] if status == "ok" else math.nan for name, column in columns.items()}
         earlier = sum(seen.nfe for seen in state.stages.get(candidate.index, ()))
         finished.append(Finished(candidate, status, scores, batch.nfe + earlier, len(batch.indices)))

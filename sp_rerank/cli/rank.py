@@ -13,6 +13,7 @@ import typer
 
 from sp_rerank.cli.console import Device, Json, complete_scorer, load_scorer, print_json, quiet, say, tell
 from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.stats.ranking import finite
 
 if TYPE_CHECKING:
     from sp_rerank.rank import FileRanking, RankedFile
@@ -143,7 +144,7 @@ def _cost(ranking: FileRanking, copies: int) -> str:
 
 def _rank_row(ranked: RankedFile) -> dict[str, Any]:
     """For JSON and CSV; "score" is the first scorer's, None where it is not finite."""
-    scores = {name: score if math.isfinite(score) else None for name, score in ranked.scores.items()}
+    scores = {name: finite(score) for name, score in ranked.scores.items()}
     first = next(iter(scores.values()))
     return {
         "rank": ranked.rank,

@@ -142,7 +142,7 @@ def _compare(scored: ScoredRun, calibrations: Mapping[str, ScorerCalibration | N
         chance_sample=is_chance_sample(run),
         seeds={index: run.rows[index].seed for index in indices},
         scores={
-            name: {i: score if math.isfinite(score) else None for i, score in zip(indices, column, strict=True)}
+            name: {i: ranking.finite(score) for i, score in zip(indices, column, strict=True)}
             for name, column in columns.items()
         },
         views=tuple(_view(name, columns, scored, known[name]) for name in columns),

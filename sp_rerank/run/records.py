@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from sp_rerank.config import RunConfig, Stage
 from sp_rerank.errors import OptionError, StorageError, UsageError
 from sp_rerank.run.json_text import Record, are_scores, encoded, is_score, is_sha256, is_whole, loads
+from sp_rerank.stats.ranking import finite
 from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Row:
             index=candidate.index,
             seed=cast("int", candidate.seed),
             status=made.status,
-            scores={name: float(score) if math.isfinite(score) else None for name, score in made.scores.items()},
+            scores={name: finite(float(score)) for name, score in made.scores.items()},
             sha256=atomic.sha256_of(content),
             nfe=made.nfe,
             batch_size=made.batch_size,
