@@ -1,4 +1,4 @@
-"""Preferences out of files: JSON, JSON lines, CSV and parquet, read one prompt at a time.
+"""Preferences out of files: JSON, JSON lines, CSV, parquet and the store of answers, read one prompt at a time.
 
 A layout is recognized by its columns, not by a file's name. Knows files and tables; what their columns mean is in
 `layouts`. Knows nothing of models, batches or scores.
@@ -16,6 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from sp_rerank.choosing.export import COLUMNS, rows
+from sp_rerank.choosing.store import AnswerStore
 from sp_rerank.errors import UsageError
 from sp_rerank.storage.atomic import storage_errors
 from sp_rerank.train.layouts import LAYOUTS, Entry, ImageFinder, Layout
@@ -23,7 +25,8 @@ from sp_rerank.train.preferences import PreferenceGroup
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+STORE = ".sqlite"  # of the answers that `sp-rerank label` keeps
+_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", STORE)
 
 
 def read_preferences(
@@ -35,7 +38,8 @@ def read_preferences(
 
     Args:
         place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split).
-        images: the folder that image paths start from; by default that of the data file, or its train/ or test/.
+        images: the folder that image paths start from; by default that of the data file, or its train/ or test/. Of a
+            store of answers, a folder to look for images in that are no longer where they were.
         layout: A name out of LAYOUTS; by default recognized by the columns.
 
     Raises:
@@ -49,10 +53,10 @@ def read_preferences(
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; the one that image paths start from was expected")
     files = _data_files(Path(place))
-    columns, entries = _open_table(files[0])
+    columns, entries = _open_table(files[0], folder)
     known = LAYOUTS[layout or _tell_layout(files[0], columns)]
     _check_columns(files[0], columns, known)
-    tables = chain([(files[0], entries)], ((file, _open_table(file)[1]) for file in files[1:]))
+    tables = chain([(files[0], entries)], ((file, _open_table(file, folder)[1]) for file in files[1:]))
     groups = (group for file, rows in tables for group in _groups(file, rows, known, folder))
     return _checked(groups, str(place), known)
 
@@ -100,9 +104,12 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(map(str, names))[:20]) or "none"
 
 
-def _open_table(file: Path) -> tuple[list[str], Iterator[Entry]]:
+def _open_table(file: Path, folder: Path | None = None) -> tuple[list[str], Iterator[Entry]]:
     """The columns of a data file and its entries; a large table is read as it is used."""
     suffix = file.suffix.lower()
+    if suffix == STORE:
+        with AnswerStore(file, read_only=True) as store:
+            return list(COLUMNS), iter(list(rows(store, images=folder)))
     if suffix == ".parquet":
         table = _parquet(file)
         return table.schema_arrow.names, (row for batch in table.iter_batches(64) for row in batch.to_pylist())

@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from sp_rerank.cli import compare, diagnostics, evaluate, folders, gallery, generate, plan, rank, scorers, train
+from sp_rerank.cli import (
+    batch,
+    choosing,
+    compare,
+    diagnostics,
+    evaluate,
+    folders,
+    gallery,
+    generate,
+    plan,
+    rank,
+    scorers,
+    taste,
+    train,
+)
 from sp_rerank.cli.console import close_output, discard_output, forgive_streams, say, tell
 from sp_rerank.errors import OptionError, SpRerankError, StorageError, TryAgainError, is_out_of_memory
 
@@ -50,8 +64,11 @@ for command in (
     plan.plan,
     compare.compare,
     gallery.gallery,
+    choosing.label,
+    choosing.pick,
     folders.replay,
     folders.verify,
+    taste.taste,
     train.train,
     evaluate.evaluate,
     evaluate.robustness,
@@ -68,6 +85,8 @@ scorers_app = typer.Typer(
 scorers_app.callback()(scorers.list_scorers)
 scorers_app.command()(scorers.convert)
 app.add_typer(scorers_app, name="scorers")
+
+app.add_typer(batch.app, name="batch", help="Make N candidates for each of many prompts; how far they are; exports.")
 
 bench_app = typer.Typer(
     help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode="markdown"

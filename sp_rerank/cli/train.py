@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sp_rerank.train.preferences import PreferenceGroup
     from sp_rerank.train.recipe import Recipe
 
+FEW = 1000
+"""Pairs below which a few weights on a scorer's embeddings learn more than its network does."""
+
 SPLIT_SEED = 0
 """Decides which prompts are held out: the same for every seed of a recipe, so that runs can be compared."""
 
@@ -63,6 +66,8 @@ def train(
         if main:
             pairs = sum(len(group.pairs) for group in learning)
             say(f"training on {pairs} pairs of {len(learning)} groups, validating on {len(held_out)} groups")
+            if pairs < FEW:
+                say(f"below {FEW:,} pairs `sp-rerank taste` learns more, in seconds; docs/choosing.md")
             if not held_out:
                 say("no prompts to validate on: the scorer of the last step is written to last/, and no best/")
         scorer = random_base(chosen) if random_weights else load_base(chosen)

@@ -29,6 +29,7 @@ from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.report.orderings import is_chance_sample
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.calibration import calibration_of
+from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.scorers.scoring import name_of
 from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.stats.agreement import Estimate
@@ -103,6 +104,9 @@ def compare(
 
 
 def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> None:
+    for scorer in scorers:
+        if isinstance(scorer, MeanRank):
+            raise UsageError(f"{scorer.name} is a mean of ranks; name its scorers one by one, their mean rank is told")
     for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [*map(name_of, scorers)])):
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
