@@ -32,7 +32,7 @@ from sp_rerank.errors import UsageError
 
 # diffusers looks for the class of a saved scorer among the modules that are imported already.
 from sp_rerank.scorers import aesthetic, blip, clip  # noqa: F401
-from sp_rerank.scorers.scoring import score_images
+from sp_rerank.scorers.scoring import name_of, score_images
 from sp_rerank.search.base import Strategy
 from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
@@ -306,7 +306,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             raise UsageError(f"search={STEERING!r}: its images have no seed of their own; use sp_rerank.generate")
         plan = plan_for(
             search if isinstance(search, str) else Path(search),
-            RunShape(num_candidates, chosen, steps, model, self.scorer.name),
+            RunShape(num_candidates, chosen, steps, model, name_of(self.scorer)),
         )
         if arguments["callback_on_step_end"] is not None and plan.strategy not in ("exhaustive", "screening"):
             raise UsageError(

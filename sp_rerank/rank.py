@@ -42,15 +42,16 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
         The best first, as RGB images; see `sp_rerank.storage.images.to_rgb`.
 
     Raises:
-        UsageError: if the scorer fails or does not give a score for each image; see
-            `sp_rerank.scorers.scoring.score_images`.
+        UsageError: if the scorer fails or does not give a score for each image, see
+            `sp_rerank.scorers.scoring.score_images`, or its calibration is damaged.
         NothingUsableError: if it gives no finite score for any of the images.
     """
+    margin = margin_of(scorer)
     scored = _score_all([scorer], prompt, pictures)
     scores = scored.scores[name_of(scorer)]
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
-    return ranked(candidates, [scores[i] for i in places], margin_of(scorer), prompt)
+    return ranked(candidates, [scores[i] for i in places], margin, prompt)
 
 
 def ranked(
@@ -132,17 +133,18 @@ def rank_files(
             `sp_rerank.stats.diversity`. Their ranks tell which better ones stand back.
 
     Raises:
-        UsageError: if there is no scorer, two have the same name, one fails or does not give a score for each image, or
-            the first has no embeddings and `diverse` is asked for.
+        UsageError: if there is no scorer, two have the same name, one fails or does not give a score for each image,
+            the calibration of the first is damaged, or it has no embeddings and `diverse` is asked for.
         NothingUsableError: if a scorer gives no finite score for any of the images.
     """
     embed = embedder(scorers[0]) if diverse and scorers else None
+    margin = margin_of(scorers[0]) if scorers else 0.0
     scored = _score_all(scorers, prompt, files, embed)
     names = list(scored.scores)
     orders = {name: ranking.order(scored.scores[name]) for name in names}
     ranks = {name: {i: rank for rank, i in enumerate(orders[name], start=1)} for name in names}
     first, order = scored.scores[names[0]], orders[names[0]]
-    groups = dict(zip(order, ranking.tie_groups([first[i] for i in order], margin_of(scorers[0])), strict=True))
+    groups = dict(zip(order, ranking.tie_groups([first[i] for i in order], margin), strict=True))
     places, cost, copies = order[:top_k], 0.0, None
     if embed and scored.readable:
         chosen = diversity.diverse(first, scored.embedded, top_k or len(order))
@@ -203,13 +205,20 @@ def _score_all(
     if not names or len(set(names)) < len(names):
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     scored = _Scored({name: [] for name in names})
-    batch: list[Image.Image] = []
     files_only = all(isinstance(source, Path) for source in sources)
+    batch: list[Image.Image] = []
 
-    def score_batch() -> None:
+    def score_batch(large: Path | None = None) -> None:
+        """Ask every scorer about the batch; of a large file each gets a reading of its own, one after another."""
         for name, scorer in zip(names, scorers, strict=True):
-            last = files_only and not embed and scorer is scorers[-1]
+            if large and not batch:
+                batch.append(images.open_image(large))
+            last = bool(large) or (files_only and not embed and scorer is scorers[-1])
             scored.scores[name] += score_images(scorer, prompt, batch, last_use=last)
+            if large:
+                batch.clear()
+        if large and embed:
+            batch.append(images.open_image(large))
         if embed and batch:
             scored.embedded += embed(batch).tolist()
         batch.clear()
@@ -226,7 +235,7 @@ def _score_all(
         scored.readable.append(place)
         del image  # a large one is not held while the next is read
         if _pixels(batch[-1]) > PIXELS_AT_ONCE:
-            score_batch()
+            score_batch(source if isinstance(source, Path) else None)
     score_batch()
     for name, scores in scored.scores.items():
         if scores and all(map(math.isnan, scores)):

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -227,3 +229,75 @@ def test_an_image_turned_by_exif_is_scored_upright(tmp_path):
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     (file,) = rank_files([scorer], "a lemon", [tmp_path / "turned.png"]).files
     assert list(file.scores.values()) == [scorer.score("a lemon", [upright]).item()]
+
+
+def test_of_a_large_file_each_scorer_gets_a_reading_of_its_own(tmp_path, monkeypatch):
+    """The caller's copy and the scorer's are never in memory together."""
+    monkeypatch.setattr(sys.modules["sp_rerank.rank"], "PIXELS_AT_ONCE", 100)
+    asked = []
+
+    class Wipes(ByLook):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def score(self, prompt, images):
+            asked.append([image.getpixel((0, 0)) for image in images])
+            scores = super().score(prompt, images)
+            for image in images:
+                image.paste("black", (0, 0, *image.size))
+            return scores
+
+    for number, side in enumerate((4, 12, 12)):
+        Image.new("RGB", (side, side), (number, 200, 0)).save(tmp_path / f"{number}.png")
+    files = sorted(tmp_path.iterdir())
+    found = rank_files([Wipes("a"), Wipes("b")], "x", files, 3, diverse=True)
+    assert asked == [[(0, 200, 0)]] * 2 + [[(1, 200, 0)]] * 2 + [[(2, 200, 0)]] * 2
+    assert [file.scores["b"] for file in found.files] == [file.scores["a"] for file in found.files]
+    assert found.copies == 2
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from sp_rerank import load_scorer
+from sp_rerank.rank import rank_files
+from sp_rerank.scorers.preprocess import Preprocess
+scorers = [load_scorer(name) for name in sys.argv[2].split(",")]
+if "padded" in sys.argv:
+    scorers[0].preprocess = Preprocess(scorers[0].preprocess.size, geometry="longest_edge_pad")
+files = sorted(Path(sys.argv[1]).iterdir())
+found = rank_files(scorers, "a lemon", files, len(files), diverse="diverse" in sys.argv)
+assert found.readable == len(files)
+status = Path("/proc/self/status").read_text()
+print(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+"""
+"""The peak is asked of the process itself: what `wait4` says of a child counts from what its parent has."""
+
+
+def large_palette():
+    image = Image.new("P", (8000, 7999))
+    image.putpalette([value // 3 for value in range(768)])
+    image.paste(7, (100, 100, 5000, 6000))
+    return image
+
+
+LARGE = {
+    "eight palettes": (large_palette, 8, ["clip-mini"]),
+    "several scorers": (lambda: large_palette().convert("RGB"), 2, ["clip-mini,brightness", "diverse"]),
+    "a padded square": (lambda: large_palette().convert("RGB"), 1, ["clip-mini", "padded"]),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read where Linux writes it")
+@pytest.mark.parametrize("case", LARGE)
+def test_large_images_are_ranked_within_a_gigabyte_and_a_half(tmp_path, case):
+    make, count, words = LARGE[case]
+    make().save(tmp_path / "0.png", compress_level=1)
+    for number in range(1, count):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    ended = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path), *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    peak = int(ended.stdout) * 1024
+    print(f"{case}: {peak / 1e6:.0f} MB")
+    assert peak < 1.5e9

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
+from sp_rerank.cli.console import (
+    Device,
+    Json,
+    complete_scorer,
+    load_scorer,
+    plain,
+    print_json,
+    progress_bar,
+    quiet,
+    say,
+    tell,
+)
 from sp_rerank.errors import NothingUsableError, OptionError, SpRerankError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +32,11 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="run folders; of several also the averages within prompts")],
     scorer: Annotated[
-        list[str], typer.Option(help="as in rank, beside those whose scores the runs hold; given again, more of them")
+        list[str],
+        typer.Option(
+            help="as in rank, beside those whose scores the runs hold; given again, more of them",
+            autocompletion=complete_scorer,
+        ),
     ] = [],  # noqa: B006  # typer reads it, and passes a new list
     steady: Annotated[
         bool, typer.Option("--steady", help="ask each --scorer again about mirrored and cropped images")
@@ -120,6 +135,9 @@ def _say_lost(lost: Sequence[SpRerankError], *, left: int) -> None:
 def _check_all_scored(scorers: Sequence[Scorer], found: Comparison) -> None:
     """End with an error where a scorer that was asked for has no score at all; the problems name the reason."""
     broken = [scorer.name for scorer in scorers if scorer.name not in found.scorers]
+    failed = [run.failed[name] for run in found.runs for name in broken if name in run.failed]
+    if failed:
+        raise UsageError(f"{failed[0]}; the others are compared")
     if broken:
         raise NothingUsableError(f"scorer {', '.join(broken)}: no score for any candidate; the others are compared")
 

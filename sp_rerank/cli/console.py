@@ -22,11 +22,22 @@ if TYPE_CHECKING:
 
     from sp_rerank.generate import Progress
 
+
+def complete_scorer(begun: str) -> Iterator[tuple[str, str]]:
+    """What a shell offers for the name of a scorer that is begun, each with a line about it."""
+    from sp_rerank.scorers import available_scorers
+
+    for entry in available_scorers():
+        if entry.name.startswith(begun):
+            yield entry.name, entry.summary
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 ScorerOption = Annotated[
     str,
     typer.Option(
-        help="Ranks the candidates: a name of `sp-rerank scorers`, sp@FOLDER for a trained one, a+b for several."
+        help="Ranks the candidates: a name of `sp-rerank scorers`, sp@FOLDER for a trained one, a+b for several.",
+        autocompletion=complete_scorer,
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.")]

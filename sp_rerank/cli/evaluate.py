@@ -9,11 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
+from sp_rerank.cli.console import (
+    Device,
+    Json,
+    complete_scorer,
+    load_scorer,
+    plain,
+    print_json,
+    progress_bar,
+    quiet,
+    say,
+    tell,
+)
 from sp_rerank.errors import UsageError
 
 Scorers = Annotated[
-    list[str], typer.Option("--scorer", help="A scorer, as in rank. Repeat it for more rows in the tables.")
+    list[str],
+    typer.Option(
+        "--scorer",
+        help="A scorer, as in rank. Repeat it for more rows in the tables.",
+        autocompletion=complete_scorer,
+    ),
 ]
 Data = Annotated[
     list[Path], typer.Option(help="Preferences: a file, or a folder with one. Repeat it for more data sets.")
@@ -92,7 +108,10 @@ def robustness(
 
 def correlate(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or JSON lists of generator, prompt and image.")],
-    scorer: Annotated[list[str], typer.Option("--scorer", help="One of the two scorers; give it twice.")],
+    scorer: Annotated[
+        list[str],
+        typer.Option("--scorer", help="One of the two scorers; give it twice.", autocompletion=complete_scorer),
+    ],
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     device: Device = "auto",

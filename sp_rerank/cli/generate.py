@@ -18,6 +18,7 @@ from sp_rerank.cli.console import (
     Dtype,
     Json,
     ScorerOption,
+    complete_scorer,
     load_pipeline,
     load_scorer,
     plain,
@@ -43,7 +44,10 @@ TYPES: dict[str, Any] = {"pipe_kwargs": list[str], "search": str}
 """Options that are typed otherwise on a command line."""
 
 Prompt = Annotated[str, typer.Argument(help="What the image should show. A prompt that begins with - comes after --.")]
-Also = Annotated[list[str], typer.Option(help="Another scorer whose scores are kept too; repeatable.")]
+Also = Annotated[
+    list[str],
+    typer.Option(help="Another scorer whose scores are kept too; repeatable.", autocompletion=complete_scorer),
+]
 Model = Annotated[str, typer.Option(help="mini, sd-v1.4, a folder, a repository owner/name, or auto.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Another scheduler of diffusers, such as DDIM.", rich_help_panel="Image")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, load_scorer, print_json, quiet, say, tell
+from sp_rerank.cli.console import Device, Json, complete_scorer, load_scorer, print_json, quiet, say, tell
 from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.stats.ranking import finite
 
 if TYPE_CHECKING:
     from sp_rerank.rank import FileRanking, RankedFile
@@ -24,7 +25,11 @@ def rank(
     places: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Image files, and folders of images.")],
     prompt: Annotated[str, typer.Option(help="What the images should show.")],
     scorer: Annotated[
-        list[str], typer.Option(help="Ranks the images, as in generate; given again, more columns beside the first.")
+        list[str],
+        typer.Option(
+            help="Ranks the images, as in generate; given again, more columns beside the first.",
+            autocompletion=complete_scorer,
+        ),
     ] = ["sp"],  # noqa: B006  # typer reads it, and passes a new list
     top_k: Annotated[int | None, typer.Option(help="Show only the best.  [default: all]", min=1)] = None,
     diverse: Annotated[
@@ -139,7 +144,7 @@ def _cost(ranking: FileRanking, copies: int) -> str:
 
 def _rank_row(ranked: RankedFile) -> dict[str, Any]:
     """For JSON and CSV; "score" is the first scorer's, None where it is not finite."""
-    scores = {name: score if math.isfinite(score) else None for name, score in ranked.scores.items()}
+    scores = {name: finite(score) for name, score in ranked.scores.items()}
     first = next(iter(scores.values()))
     return {
         "rank": ranked.rank,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sp_rerank.cli.console import Json, print_json, quiet, tell
+from sp_rerank.cli.console import Json, complete_scorer, print_json, quiet, tell
 
 
 def list_scorers(context: typer.Context, as_json: Json = False) -> None:
@@ -38,7 +38,10 @@ def list_scorers(context: typer.Context, as_json: Json = False) -> None:
 
 def convert(
     file: Annotated[Path, typer.Argument(help="the checkpoint as published: .pt, .bin, .pth or .safetensors")],
-    as_name: Annotated[str, typer.Option("--as", help="which one it is, a name from `sp-rerank scorers`")],
+    as_name: Annotated[
+        str,
+        typer.Option("--as", help="which one it is, a name from `sp-rerank scorers`", autocompletion=complete_scorer),
+    ],
     out: Annotated[Path | None, typer.Option(help="folder to write  [default: in the cache, found by name]")] = None,
 ) -> None:
     """Turn a published checkpoint into a scorer's folder of safetensors, once."""

@@ -11,12 +11,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, UsageError
-from sp_rerank.rank import FILES_AT_ONCE
+from sp_rerank.rank import FILES_AT_ONCE, PIXELS_AT_ONCE
 from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.scoring import score_images
@@ -43,6 +43,7 @@ class ScoredRun:
         new_scores: Those that are not in the folder yet, by scorer, then by index.
         perturbed: Scores of perturbed images by scorer and ratio, then by index.
         problems: a line each.
+        failed: Scorers that gave no score at all because they failed on every image, with the first reason.
     """
 
     run: RunDir
@@ -51,6 +52,7 @@ class ScoredRun:
     new_scores: dict[str, dict[int, float]]
     perturbed: dict[tuple[str, float], dict[int, float]]
     problems: list[str]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def keep(self) -> None:
         """Write the new scores into the folder; where it cannot be written that is one of the problems."""
@@ -93,19 +95,17 @@ def score_run(
     names = list(dict.fromkeys([*held, *(scorer.name for scorer in scorers)]))
     scored = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
     failures: dict[str, list[tuple[int, str]]] = {}
-    for start in range(0, len(rows), FILES_AT_ONCE):
-        batch = rows[start : start + FILES_AT_ONCE]
-        opened = {row.index: picture for row in batch if (picture := _decoder(run, row, scored.problems)) is not None}
+    for count, opened in _batches(run, rows, scored.problems):
         scored.indices += opened
-        for row in batch:
-            if row.index in opened:
-                for name, score in row.scores.items():
-                    scored.scores[name][row.index] = math.nan if score is None else score
+        for index in opened:
+            for name, score in run.rows[index].scores.items():
+                scored.scores[name][index] = math.nan if score is None else score
         for scorer in scorers:
             _score(scorer, opened, scored, ratios, failures.setdefault(scorer.name, []))
         if progress:
-            progress(len(batch))
+            progress(count)
     scored.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
+    scored.failed = {name: failed[0][1] for name, failed in failures.items() if failed and not scored.scores[name]}
     return scored
 
 
@@ -118,19 +118,39 @@ def _left_out(run: RunDir) -> list[str]:
 _Picture = Callable[[], "Image.Image"]
 
 
-def _decoder(run: RunDir, row: Row, problems: list[str]) -> _Picture | None:
-    """What decodes an image whose file is as it was committed, when it is first asked for; None for any other file."""
+def _batches(run: RunDir, rows: Sequence[Row], problems: list[str]) -> Iterator[tuple[int, dict[int, _Picture]]]:
+    """Rows in parts whose decoded images fit the memory: how many, and what decodes those whose files are sound."""
+    count, pixels = 0, 0
+    opened: dict[int, _Picture] = {}
+    for row in rows:
+        png = _sound_file(run, row, problems)
+        size = images.pixels_of(png)
+        if count == FILES_AT_ONCE or pixels + size > PIXELS_AT_ONCE:
+            yield count, opened
+            count, pixels, opened = 0, 0, {}
+        count, pixels = count + 1, pixels + size
+        if png:
+            opened[row.index] = _decoder(png, str(run.path / row.file))
+    yield count, opened
+
+
+def _sound_file(run: RunDir, row: Row, problems: list[str]) -> bytes:
+    """An image file that is as it was committed; of any other nothing."""
     try:
-        png = run.image_bytes(row.index)
+        return run.image_bytes(row.index)
     except StorageError as error:
         why = str(error).removeprefix(f"{run.path}{os.sep}").removesuffix(REMEDY)
         problems.append(f"{why}; left out")
-        return None
+        return b""
+
+
+def _decoder(png: bytes, name: str) -> _Picture:
+    """What decodes an image when it is first asked for."""
     decoded: list[Image.Image] = []
 
     def picture() -> Image.Image:
         if not decoded:
-            decoded.append(images.read_image(lambda: io.BytesIO(png), str(run.path / row.file)))
+            decoded.append(images.read_image(lambda: io.BytesIO(png), name))
         return decoded[0]
 
     return picture

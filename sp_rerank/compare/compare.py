@@ -30,11 +30,13 @@ from sp_rerank.report.orderings import is_chance_sample
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.calibration import calibration_of
 from sp_rerank.scorers.ensemble import MeanRank
+from sp_rerank.scorers.scoring import name_of
 from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS
 
 if TYPE_CHECKING:
+    from sp_rerank.scorers.calibration import ScorerCalibration
     from sp_rerank.types import Scorer
 
 
@@ -64,11 +66,13 @@ def compare(
             there is no other the result has no runs. None raises the first such error.
 
     Raises:
-        UsageError: if a run or a scorer is given twice, a run holds no scores and no scorer is given, or `steady` has
-            no scorer to ask.
+        UsageError: if a run or a scorer is given twice, a run holds no scores and no scorer is given, `steady` has no
+            scorer to ask, the calibration of a scorer is damaged, or the only scores are those of a scorer that fails
+            on every image.
         NothingUsableError: if a run has no candidate that can be compared, or no scorer has a score for any.
     """
     _check(runs, scorers, steady)
+    calibrations = {scorer.name: calibration_of(scorer) for scorer in scorers}  # a damaged one ends it before the work
     done = 0
 
     def count(more: int) -> None:
@@ -83,7 +87,7 @@ def compare(
             scored = score_run(run, scorers, ratios=RATIOS if steady else (), progress=count)
             if keep:
                 scored.keep()
-            compared.append(_compare(scored, scorers, seed))
+            compared.append(_compare(scored, calibrations, seed))
         except SpRerankError as error:
             if not failed:
                 raise
@@ -101,11 +105,9 @@ def compare(
 
 def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> None:
     for scorer in scorers:
-        if not isinstance(getattr(scorer, "name", None), str):
-            raise UsageError(f"a {type(scorer).__name__} has no name; expected a scorer with a `name` of text")
         if isinstance(scorer, MeanRank):
             raise UsageError(f"{scorer.name} is a mean of ranks; name its scorers one by one, their mean rank is told")
-    for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [s.name for s in scorers])):
+    for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [*map(name_of, scorers)])):
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
             raise UsageError(f"the {what} {twice[0]} was given twice; expected each once")
@@ -118,7 +120,7 @@ def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> N
 # One run
 
 
-def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComparison:
+def _compare(scored: ScoredRun, calibrations: Mapping[str, ScorerCalibration | None], seed: int) -> RunComparison:
     run, indices = scored.run, scored.indices
     columns = {name: scored.column(name) for name in scored.scores}
     for name, column in columns.items():
@@ -129,10 +131,12 @@ def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComp
             scored.problems.append(f"scorer {name} has no score for any candidate, and is left out")
     columns = {name: column for name, column in columns.items() if any(map(math.isfinite, column))}
     if not columns:
+        if scored.failed:
+            raise UsageError(f"{run.path}: no candidate can be compared: {next(iter(scored.failed.values()))}")
         raise NothingUsableError(
             f"{run.path}: no candidate can be compared: {'; '.join(scored.problems[:3]) or 'it holds none'}"
         )
-    loaded = {scorer.name: scorer for scorer in scorers}
+    known = {name: calibrations[name] if name in calibrations else calibration_of(name) for name in columns}
     single = [column for name, column in columns.items() if not _is_mean_of(name, columns)]
     means = ranking.mean_ranks(single)
     places = ranking.top([-mean for mean in means], len(means))
@@ -143,13 +147,14 @@ def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComp
         chance_sample=is_chance_sample(run),
         seeds={index: run.rows[index].seed for index in indices},
         scores={
-            name: {i: score if math.isfinite(score) else None for i, score in zip(indices, column, strict=True)}
+            name: {i: ranking.finite(score) for i, score in zip(indices, column, strict=True)}
             for name, column in columns.items()
         },
-        views=tuple(_view(name, columns, scored, loaded.get(name, name)) for name in columns),
+        views=tuple(_view(name, columns, scored, known[name]) for name in columns),
         pairs=tuple(_pair(a, b, columns, seed) for a, b in combinations(columns, 2)),
         ensemble=tuple(indices[place] for place in places),
         problems=tuple(scored.problems),
+        failed=scored.failed,
     )
 
 
@@ -159,10 +164,11 @@ def _is_mean_of(name: str, others: Mapping[str, object]) -> bool:
     return len(parts) > 1 and all(part in others for part in parts)
 
 
-def _view(name: str, columns: Mapping[str, list[float]], scored: ScoredRun, scorer: Scorer | str) -> ScorerView:
+def _view(
+    name: str, columns: Mapping[str, list[float]], scored: ScoredRun, calibration: ScorerCalibration | None
+) -> ScorerView:
     column = columns[name]
     places = ranking.top(column, len(column))
-    calibration = calibration_of(scorer)
     groups = ranking.tie_groups([column[place] for place in places], calibration.margin) if calibration else None
     curves = None
     if is_chance_sample(scored.run):

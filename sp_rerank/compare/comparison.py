@@ -102,6 +102,7 @@ class RunComparison:
         pairs: Agreement of each two scorers.
         ensemble: indices by the mean of their ranks, the best first; those that every scorer has a score for.
         problems: what was left out and why, a line each.
+        failed: Scorers that failed on every image, with the first reason; they are in no other attribute.
     """
 
     run: str
@@ -114,6 +115,7 @@ class RunComparison:
     pairs: tuple[PairAgreement, ...]
     ensemble: tuple[int, ...]
     problems: tuple[str, ...]
+    failed: dict[str, str]
 
     def view(self, scorer: str) -> ScorerView:
         """The view of one scorer, by its full name."""

@@ -55,7 +55,7 @@ class RunConfig:
             see `parts`.
         prompt: What the images should show.
         negative_prompt: What they should not show.
-        truncated: A line for each reader that does not read the prompt to its end.
+        truncated: A line for each reader that does not read the prompt to its end, with all that is lost.
         model: Name, repository or folder.
         revision: Commit of a repository; None for a folder.
         pipeline: Class name.
@@ -194,11 +194,14 @@ class RunConfig:
                 raise UsageError(f"run.json does not hold {name!r}, which this needs; it may be of another tool")
 
     def differences(self, other: RunConfig) -> list[str]:
-        """A line for each field in which another configuration differs: "steps is 8, not 16"."""
+        """A line for each field in which another configuration differs: "steps is 8, not 16".
+
+        `truncated` is left out: it follows from the prompt and the models.
+        """
         return [
             f"{entry.name} is {_shown(getattr(self, entry.name))}, not {_shown(getattr(other, entry.name))}"
             for entry in fields(self)
-            if getattr(self, entry.name) != getattr(other, entry.name)
+            if entry.name != "truncated" and getattr(self, entry.name) != getattr(other, entry.name)
         ]
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.errors import SpRerankError, UsageError, is_out_of_memory
+from sp_rerank.errors import SpRerankError, UsageError, is_device_lost, is_out_of_memory
 
 if TYPE_CHECKING:
     from sp_rerank.types import TextToImagePipeline
@@ -125,3 +126,16 @@ def pipeline_errors(pipe: TextToImagePipeline) -> Iterator[None]:
         images = [name for name in ("image", "control_image") if name in parameters_of(type(pipe).__call__)]
         hint = f" (it may need the further argument {images[0]})" if images else ""
         raise UsageError(f"{type(pipe).__name__} refuses its arguments{hint}: {reason}") from error
+    except (IndexError, KeyError, RuntimeError) as error:
+        if is_out_of_memory(error) or is_device_lost(error) or not _is_of_arguments(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UsageError(
+            f"{type(pipe).__name__} fails with these arguments, {reason}; expected another number of steps, another "
+            "scheduler, or a batch size of 1"
+        ) from error
+
+
+def _is_of_arguments(error: Exception) -> bool:
+    """Whether an error is of a combination that the pipeline did not foresee: a missing place, or shapes."""
+    return not isinstance(error, RuntimeError) or re.search(r"\b(size|sizes|shape|shapes)\b", str(error)) is not None

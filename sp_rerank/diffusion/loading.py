@@ -5,7 +5,6 @@ Weights come from safetensors only, and no code is ever downloaded.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
+from sp_rerank.diffusion.components import load_networks, pipeline_class, read_index
 from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.storage import hub
 
@@ -153,11 +153,7 @@ def _has_transformer(spec: str) -> bool:
     """Whether the model's denoiser is a transformer, as its model_index.json names it; False where it names none."""
     if spec in MODELS:
         return False
-    try:
-        index = json.loads((_folder_of(spec) / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # `load_pipeline` names what is wrong with it
-        return False
-    return isinstance(index, dict) and "transformer" in index
+    return "transformer" in read_index(_folder_of(spec))
 
 
 def _folder_of(spec: str) -> Path:
@@ -190,21 +186,22 @@ def load_pipeline(
         UsageError: If the folder is no pipeline, the repository does not exist, the scheduler does not fit, or a
             package that the model needs is not installed.
         HubUnavailableError: If the repository is not in the cache and the hub cannot be reached.
-        StorageError: If the files are damaged.
+        StorageError: If the files are damaged, or lack weights.
     """
     import torch
-    from diffusers import DiffusionPipeline
 
-    source = _folder_of(spec)
+    source, precision = _folder_of(spec), torch.float32 if dtype is None else dtype
     extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
     try:
         with quiet():
-            pipe: Any = DiffusionPipeline.from_pretrained(
-                source, dtype=torch.float32 if dtype is None else dtype, use_safetensors=True, local_files_only=True,
-                **extra,
-            )  # fmt: skip
+            extra |= load_networks(source, precision, without=extra)
+            pipe: Any = pipeline_class(source).from_pretrained(
+                source, dtype=precision, use_safetensors=True, local_files_only=True, **extra
+            )
     except ImportError as error:
         raise UsageError(f"{spec} needs a package that is not installed: {first_line(error)}") from error
+    except StorageError:
+        raise
     except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
         raise StorageError(f"the model in {spec} cannot be loaded: {first_line(error)}") from error
     if "prompt" not in parameters_of(pipe):

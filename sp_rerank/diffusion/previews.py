@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
+from sp_rerank.diffusion.components import load_network
 from sp_rerank.diffusion.loading import MODELS
 from sp_rerank.diffusion.schedulers import INSTEAD
 from sp_rerank.errors import HubUnavailableError, UsageError
@@ -52,7 +53,7 @@ def load_decoder(name: str, pipe: TextToImagePipeline) -> Any:
     folder = cached_snapshot(repository, commit or None)
     if folder is None:
         raise HubUnavailableError(f"the search began with the small decoder {name}, which is not in the cache here")
-    small: Any = AutoencoderTiny.from_pretrained(folder, use_safetensors=True, dtype=_vae(pipe).dtype)
+    small = load_network(AutoencoderTiny, folder, _vae(pipe).dtype)
     return small.to(getattr(pipe, "_execution_device", pipe.device)).eval()
 
 

@@ -33,6 +33,14 @@ class Truncation:
 
     def __str__(self) -> str:
         tail = self.tail if len(self.tail) <= SHOWN else f"{self.tail[: SHOWN // 2]} ... {self.tail[-SHOWN // 2 :]}"
+        return self._line(tail)
+
+    @property
+    def record(self) -> str:
+        """As `str`, with the whole of the text that is lost."""
+        return self._line(self.tail)
+
+    def _line(self, tail: str) -> str:
         return f"{self.reader} reads {self.limit} of the prompt's {self.tokens} tokens; lost: {tail!r}"
 
 
@@ -61,5 +69,7 @@ def _of_tokenizer(tokenizer: Any, prompt: str) -> Truncation | None:
 
 def _of_scorer(scorer: Any, prompt: str) -> list[Truncation]:
     tail = scorer.lost_tail(prompt) if hasattr(scorer, "lost_tail") else ""
+    if not tail:
+        return []
     name = f"the scorer {scorer.name.split('@')[0]}"
-    return [Truncation(name, scorer.count_tokens(prompt), scorer.max_tokens, tail)] if tail else []
+    return [Truncation(name, scorer.count_tokens(prompt), scorer.max_tokens, tail)]

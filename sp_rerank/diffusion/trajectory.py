@@ -19,9 +19,10 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from sp_rerank.diffusion import twin
-from sp_rerank.diffusion.call_arguments import parameters_of, pipeline_errors
+from sp_rerank.diffusion.call_arguments import pipeline_errors
 from sp_rerank.diffusion.sampler import Batch, batch_of
 from sp_rerank.diffusion.schedulers import INSTEAD, SCREEN, fork_generators, predict_x0, slice_state
+from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
@@ -182,36 +183,6 @@ def open_trajectories(sampler: Sampler, seeds: Mapping[int, int], watched: Seque
         twin.free_hooks(sampler.pipe)
 
 
-def check_watchable(sampler: Sampler) -> None:
-    """Refuse a pipeline whose loop cannot be watched or cut.
-
-    Raises:
-        UsageError: Naming one that can.
-    """
-    pipe = sampler.pipe
-    name = type(pipe).__name__
-    takes = parameters_of(type(pipe).__call__)
-    if "callback_on_step_end" not in takes or "latents" not in getattr(pipe, "_callback_tensor_inputs", ()):
-        raise UsageError(
-            f"{name} has no callback_on_step_end with latents, so it cannot be cut on its way; expected a pipeline "
-            f"such as StableDiffusionPipeline, {SCREEN}"
-        )
-    if not callable(getattr(pipe.scheduler, "step", None)):
-        raise UsageError(f"{name} has no scheduler with step(); expected one of diffusers such as DDIM, {SCREEN}")
-    denoiser = twin.find_denoiser(pipe)
-    if denoiser is None or denoiser[0] not in twin.DENOISERS:
-        expected = " or ".join(twin.DENOISERS)
-        raise UsageError(f"{name} has no {expected}; expected a pipeline with one, {SCREEN}")
-    if hasattr(pipe, "set_pag_applied_layers"):
-        raise UsageError(
-            f"the loop of {name} counts the prompts that it began with, so no batch can be cut on its way; {INSTEAD}"
-        )
-    if getattr(denoiser[1], "is_cache_enabled", False):
-        raise UsageError(
-            f"the cache between steps of this {name} mixes batches that take turns; call disable_cache(), {SCREEN}"
-        )
-
-
 class _Loop:
     """A call of a pipeline: its scheduler watched, its batch cut between two steps.
 
@@ -250,8 +221,13 @@ class _Loop:
 
     def run(self) -> Any:
         """The pipeline's own output."""
-        with pipeline_errors(self._sampler.pipe):
-            return twin.bind_call(self._sampler.call, self._sampler.pipe, self._pipe)(**self._arguments)
+        try:
+            with pipeline_errors(self._sampler.pipe):
+                return twin.bind_call(self._sampler.call, self._sampler.pipe, self._pipe)(**self._arguments)
+        except UsageError as error:
+            if self._origin is None or error.__cause__ is None:  # not cut yet, or one of ours
+                raise
+            raise self._uncuttable("goes on over the images that it began with") from error
 
     def _tensor_inputs(self) -> list[str]:
         """What the callback gets: what the user's own asked for, and the latents."""

@@ -16,8 +16,9 @@ from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from sp_rerank.config import RunConfig, Stage
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.errors import OptionError, StorageError, UsageError
 from sp_rerank.run.json_text import Record, are_scores, encoded, is_score, is_sha256, is_whole, loads
+from sp_rerank.stats.ranking import finite
 from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Row:
             index=candidate.index,
             seed=cast("int", candidate.seed),
             status=made.status,
-            scores={name: float(score) if math.isfinite(score) else None for name, score in made.scores.items()},
+            scores={name: finite(float(score)) for name, score in made.scores.items()},
             sha256=atomic.sha256_of(content),
             nfe=made.nfe,
             batch_size=made.batch_size,
@@ -282,8 +283,18 @@ def encode_config(config: RunConfig) -> bytes:
     """The text of run.json: the configuration and the schema, keys sorted; equal configurations give equal bytes.
 
     Raises:
-        ValueError: If the configuration holds what JSON has not.
+        OptionError: If a further argument of the pipeline is what JSON has not, such as a picture or an infinity.
     """
+    for name, value in config.pipe_kwargs.items():
+        try:
+            encoded({name: value})
+        except (TypeError, ValueError) as error:
+            raise OptionError(
+                "pipe_kwargs",
+                f"{name}={value!r:.80}",
+                "values that JSON has (numbers, text, lists), for run.json keeps them; a run in memory, without a "
+                "folder, takes any",
+            ) from error
     return encoded({**config.to_json(), "schema": SCHEMA})
 
 

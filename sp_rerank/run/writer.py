@@ -6,7 +6,6 @@ Longer than 350 lines because whatever appends to the two journals shares their 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -39,6 +38,7 @@ from sp_rerank.run.png import to_finished_png, to_stage_png
 from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
 from sp_rerank.run.state import Finished, RunState, dropped_row
 from sp_rerank.run.summary import RunSummary, encode_summary
+from sp_rerank.stats.ranking import finite
 from sp_rerank.storage import atomic, images
 from sp_rerank.types import Candidate
 
@@ -403,8 +403,7 @@ def add_scores(path: str | Path, scores: Mapping[str, Mapping[int, float]]) -> R
 
 def _scored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> Row:
     new = {name: float(column[row.index]) for name, column in scores.items() if row.index in column}
-    finite = {name: score if math.isfinite(score) else None for name, score in new.items()}
-    return replace(row, scores={**row.scores, **finite})
+    return replace(row, scores={**row.scores, **{name: finite(score) for name, score in new.items()}})
 
 
 def _with_hash(row: Row, file: bytes) -> tuple[Row, bytes]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sp_rerank.errors import UsageError
-from sp_rerank.storage.images import seen_rgb
+from sp_rerank.storage.images import bands, seen_rgb
 
 
 class BrightnessScorer:
@@ -36,4 +36,11 @@ class BrightnessScorer:
             raise UsageError(f"expected one prompt, or one an image: got {len(prompt)} prompts, {len(images)} images")
         if isinstance(images, Tensor):
             return images.detach().float().flatten(1).mean(dim=1).cpu()
-        return torch.tensor([np.asarray(seen_rgb(image)).mean() / 255 for image in images], dtype=torch.float32)
+        return torch.tensor([_mean(seen_rgb(image)) / 255 for image in images], dtype=torch.float32)
+
+
+def _mean(image: Image.Image) -> float:
+    """Of all values of an RGB image, 0..255."""
+    return sum(int(np.asarray(band).sum(dtype=np.uint64)) for band, _ in bands(image)) / (
+        3 * image.width * image.height
+    )

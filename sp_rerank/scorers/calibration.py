@@ -82,11 +82,21 @@ def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
 
     Args:
         scorer: a loaded one; or the full name of one out of the table, such as a run folder holds it: its weights are
-            then looked for where the table keeps them, and not loaded.
+            then looked for where the table keeps them, and not loaded. What is damaged there is warned of, and is none:
+            what a page shows of a finished run does not hang on it.
+
+    Raises:
+        UsageError: if the file beside a loaded scorer is damaged.
     """
     name = scorer if isinstance(scorer, str) else scorer.name
     for folder in _folders_of(scorer):
-        found = _read(folder / FILE)
+        try:
+            found = _read(folder / FILE)
+        except UsageError as error:
+            if not isinstance(scorer, str):
+                raise
+            log.warning("%s; it is not used", error)
+            continue
         if found is not None and found.scorer == name:
             return found
         if found is not None and not isinstance(scorer, str):
@@ -145,12 +155,14 @@ def _folders_of(scorer: Scorer | str) -> list[Path]:
 
 
 def _read(path: Path) -> ScorerCalibration | None:
-    """A damaged file is warned of, and is none: a ranking without ties is better than no ranking."""
+    """What a file holds; None where there is no such file."""
     try:
         record: Any = json.loads(path.read_text(encoding="utf-8"))
         return ScorerCalibration(**{field.name: record[field.name] for field in fields(ScorerCalibration)})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        log.warning("%s cannot be read and is not used: %s", path, error or type(error).__name__)
-        return None
+    except KeyError as error:
+        why = f"expected a value for {error}, found none"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+    raise UsageError(f"{path} is no calibration: {why}; remove it, or fit it anew with sp-rerank evaluate")

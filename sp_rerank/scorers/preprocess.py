@@ -128,14 +128,15 @@ class Preprocess:
         return torch.cat([self._from_image(seen_rgb(image), torch.device(device or "cpu")) for image in images])
 
     def _from_image(self, image: Image.Image, device: torch.device) -> Tensor:
-        """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor where that is exact."""
+        """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor."""
+        parts = ((_bytes_of(band).to(device), top) for band, top in bands(image))
+        # Each row of the horizontal pass is by itself, in all geometries.
         if self.geometry == "longest_edge_pad":
-            return self._from_bytes(_bytes_of(image).to(device))
-        # Each row of the horizontal pass is by itself.
+            narrow = torch.cat([self._shrink(part, -1, image.size) for part, _ in parts], dim=-2)
+            return self._normalize(self._pad(self._shrink(narrow, -2, image.size)))
         narrow = torch.empty(1, 3, image.height, self.size, dtype=torch.uint8, device=device)
-        for band, top in bands(image):
-            resized = self._resize_axis(_bytes_of(band).to(device), -1, image.size)
-            narrow[..., top : top + band.height, :] = resized
+        for part, top in parts:
+            narrow[..., top : top + part.shape[-2], :] = self._resize_axis(part, -1, image.size)
         return self._normalize(self._resize_axis(narrow, -2, image.size).float().div(255))
 
     def _from_floats(self, images: Tensor) -> Tensor:
@@ -149,9 +150,9 @@ class Preprocess:
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
-        if self.geometry == "longest_edge_pad":
-            return self._normalize(self._resize_and_pad(pixels))
         size = (pixels.shape[-1], pixels.shape[-2])
+        if self.geometry == "longest_edge_pad":
+            return self._normalize(self._pad(self._shrink(self._shrink(pixels, -1, size), -2, size)))
         narrow = self._resize_axis(pixels, -1, size)
         return self._normalize(self._resize_axis(narrow, -2, size).float().div(255))
 
@@ -168,19 +169,27 @@ class Preprocess:
         offset = _OFFSETS[self.crop](resized - self.size)
         return _resample(exact, axis, resized, offset, self.size).to(pixels.device)
 
-    def _resize_and_pad(self, pixels: Tensor) -> Tensor:
-        scale = self.size / max(pixels.shape[-2:])
+    def _shrink(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
+        """One pass of torch's resize, to floats in [0, 1], of an image of this (width, height); longest edge to `size`.
+
+        The two passes give what torch gives in one, to the bit on a CPU.
+        """
+        scale = self.size / max(size)
         # CUDA's kernel has the shared memory for shrinking about 40 times; only photographs go beyond that.
         nearby = pixels.cpu() if scale < 1 / 32 else pixels
         # Contiguous: torch 2.15 resizes an image 2 pixels wide wrongly (by .5) where the channels are last in memory.
-        square = nearby.contiguous().float().div(255)
-        height, width = (max(round(edge * scale), 1) for edge in pixels.shape[-2:])
-        if (height, width) != pixels.shape[-2:]:
-            square = F.interpolate(
-                square, size=(height, width), mode="bicubic", antialias=self.antialias, align_corners=False
-            )
+        floats = nearby if nearby.is_floating_point() else nearby.contiguous().float().div_(255)
+        shape = list(floats.shape[-2:])
+        shape[axis] = max(round(shape[axis] * scale), 1)
+        if shape != list(floats.shape[-2:]):
+            floats = F.interpolate(floats, size=shape, mode="bicubic", antialias=self.antialias, align_corners=False)
+        return floats.to(pixels.device)
+
+    def _pad(self, picture: Tensor) -> Tensor:
+        """Zeros around the center, up to the square."""
+        height, width = picture.shape[-2:]
         left, top = (self.size - width) // 2, (self.size - height) // 2
-        return F.pad(square, (left, self.size - width - left, top, self.size - height - top)).to(pixels.device)
+        return F.pad(picture, (left, self.size - width - left, top, self.size - height - top))
 
 
 def _bytes_of(image: Image.Image) -> Tensor:

@@ -14,6 +14,7 @@ from sp_rerank.run.records import StageScore, Status
 from sp_rerank.run.state import Finished, RunState
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search.base import Scored, listed, usable_scores
+from sp_rerank.stats.ranking import finite
 from sp_rerank.storage.images import to_images
 from sp_rerank.types import Candidate
 
@@ -66,14 +67,10 @@ def seen_candidates(
     for place, candidate in enumerate(_candidates(scored)):
         if any(known.stage == scored.stage for known in state.stages.get(candidate.index, ())):
             continue
-        score = _finite(usable[candidate.index])
-        also = {name: None if score is None else _finite(column[place]) for name, column in columns.items()}
+        score = finite(usable[candidate.index])
+        also = {name: None if score is None else finite(column[place]) for name, column in columns.items()}
         seen.append((candidate, StageScore(scored.stage, score, scored.batch.nfe, candidate.flagged, also)))
     return seen
-
-
-def _finite(score: float) -> float | None:
-    return score if math.isfinite(score) else None
 
 
 def finished_candidates(
@@ -85,8 +82,8 @@ def finished_candidates(
     columns = {state.first_scorer: listed(scored.scores), **columns}
     finished: list[Finished] = []
     for place, candidate in enumerate(_candidates(scored)):
-        finite = math.isfinite(usable[candidate.index])
-        status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
+        sound = math.isfinite(usable[candidate.index])
+        status: Status = "flagged" if candidate.flagged else "ok" if sound else "nonfinite"
         scores = {name: column[place] if status == "ok" else math.nan for name, column in columns.items()}
         earlier = sum(seen.nfe for seen in state.stages.get(candidate.index, ()))
         finished.append(Finished(candidate, status, scores, batch.nfe + earlier, len(batch.indices)))

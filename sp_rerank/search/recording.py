@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sp_rerank.config import Stage
-from sp_rerank.diffusion.trajectory import check_watchable
+from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UsageError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy, finish, score_batches

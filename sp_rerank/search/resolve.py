@@ -12,6 +12,7 @@ from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, prompt_limits
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.scorers.ensemble import MeanRank
+from sp_rerank.scorers.scoring import name_of
 from sp_rerank.search.schedule import RunShape, plan_for
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def resolve(
     """
     if not PROMPT.holds(prompt):
         raise OptionError("prompt", prompt, PROMPT.expected)
-    names = [scorer.name, *(other.name for other in also)]
+    names = [name_of(entry) for entry in (scorer, *also)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise OptionError("also", twice[0], "other scorers than the one that ranks, each once")
@@ -47,18 +48,18 @@ def resolve(
     trained = getattr(getattr(pipe.scheduler, "config", None), "num_train_timesteps", None)
     if trained and steps > trained:
         raise OptionError("steps", steps, f"at most {trained}, the steps that the model was trained with")
-    lost = [str(cut) for cut in prompt_limits.truncations(pipe, scorer, prompt)]
+    lost = prompt_limits.truncations(pipe, scorer, prompt)
     if lost and options.strict:
-        raise UsageError(f"the prompt is too long: {'; '.join(lost)}")
+        raise UsageError(f"the prompt is too long: {'; '.join(map(str, lost))}")
     for cut in lost:
         log.warning("%s", cut)
     model, revision = loading.origin_of(pipe)
-    shape = RunShape(options.n, options.kept, steps, model, scorer.name)
+    shape = RunShape(options.n, options.kept, steps, model, names[0])
     affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else MAX_CANDIDATES
     return RunConfig(
         prompt=prompt,
         negative_prompt=options.negative_prompt or "",
-        truncated=tuple(lost),
+        truncated=tuple(cut.record for cut in lost),
         model=model,
         revision=revision,
         pipeline=type(pipe).__name__,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.config import Stage
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import check_watchable, open_trajectories
+from sp_rerank.diffusion.trajectory import open_trajectories
+from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UsageError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy

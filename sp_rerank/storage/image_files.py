@@ -17,7 +17,7 @@ SUFFIXES = frozenset({
 """Of the formats that are read; a file of another name is looked into."""
 
 _FIRST_BYTES = re.compile(
-    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM....\0\0\0\0|GIF8|II\*\0|MM\0\*|....ftypavi[fs]", re.DOTALL
+    rb"\x89PNG|\xff\xd8\xff|RIFF....WEBP|BM....\0\0\0\0|GIF8|II[*+]\0|MM\0[*+]|....ftypavi[fs]", re.DOTALL
 )
 
 

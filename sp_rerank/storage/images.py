@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sp_rerank.errors import UnreadableImageError
@@ -57,7 +57,7 @@ def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.
         with Image.open(source(), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return to_rgb(image)
+            return _read(image, own=True)
     except Image.UnidentifiedImageError as error:
         raise _unreadable(name, f"no {', '.join(FORMATS)} file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -65,6 +65,15 @@ def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.
     # Pillow's decoders raise whatever they trip over in a damaged file: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise _unreadable(name, f"{error}" or type(error).__name__) from error
+
+
+def pixels_of(file: bytes) -> int:
+    """How many pixels an image file holds by its header; 0 for what is no image."""
+    try:
+        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # `read_image` says what is wrong with it
+        return 0
 
 
 def encode(image: Image.Image, *, parameters: str, record: Mapping[str, Any]) -> bytes:
@@ -181,13 +190,31 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: if its pixels are of 32 bits and have no defined white.
     """
+    return _read(image, own=False)
+
+
+def _read(image: Image.Image, *, own: bool) -> Image.Image:
+    """As `to_rgb`; an image of one's own may give its pixels away, so that they are not in memory twice."""
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode}: 32-bit pixels have no defined white; save it with 8 bits")
-    flat = _on_white(image)  # reads the file, after which the orientation is what is still to be done
-    turn = _TURNS.get(_orientation(image))
+    _load(image)
+    flat = _on_white(image, own)
+    turn = _TURNS.get(_orientation(image))  # what is still to be done, for some files are turned when they are loaded
     upright = flat if turn is None else flat.transpose(turn)
     upright.info = {}  # its EXIF data would turn it again when it is read again
     return upright
+
+
+def _load(image: Image.Image) -> None:
+    """Decode a file without mapping it: Pillow maps a TIFF file that is to be turned with its sides exchanged."""
+    if not isinstance(image, ImageFile.ImageFile):
+        image.load()
+        return
+    name, image.filename = image.filename, ""
+    try:
+        image.load()
+    finally:
+        image.filename = name
 
 
 def seen_rgb(image: Image.Image) -> Image.Image:
@@ -223,10 +250,9 @@ def bands(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
         yield image.crop((0, top, image.width, min(top + rows, image.height))), top
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    image.load()
+def _on_white(image: Image.Image, own: bool) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image.copy()
+        return image._new(image.im) if own else image.copy()  # the one way to another object with the same pixels
     flat = Image.new("RGB", image.size)
     for band, top in bands(image):
         flat.paste(_band_on_white(band), (0, top))
@@ -240,9 +266,11 @@ def _band_on_white(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Rounded, 65535 -> 255. A transparent value in the metadata has 16 bits and is left out."""
+    """Rounded, 65535 -> 255; the value that a PNG file calls transparent is white."""
     wide = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    gray = ((wide + 128) // 257).astype(np.uint8)
+    gray[wide == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(gray).convert("RGB")
 
 
 def _composited(image: Image.Image) -> Image.Image:

@@ -370,6 +370,7 @@ def test_a_prompt_that_is_too_long(sp_rerank, tmp_path):
     assert err.count("and a hidden tail") == 2  # one line for the image model, one for the scorer
     stored = json.loads((tmp_path / json.loads(out)["run"] / "run.json").read_text())["truncated"]
     assert len(stored) == 2
+    assert all("a lemon on the beach a lemon on the beach a lemon on the beach a lemon" in line for line in stored)
     code, _, err = sp_rerank("generate", long, *QUICK, "--strict", "--out", "strict")
     assert code == 2
     assert "too long" in err

@@ -65,6 +65,28 @@ def test_help_is_in_groups(run: Run) -> None:
     assert "--show-completion" in run("--help")[1]
 
 
+SCORER_OPTIONS = (
+    "rank",
+    "generate",
+    "compare",
+    "evaluate",
+    "robustness",
+    "correlate",
+    "generate --also",
+    "scorers convert --as",
+)
+
+
+@pytest.mark.parametrize("words", SCORER_OPTIONS)
+def test_a_shell_completes_names_of_scorers(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    line = f"sp-rerank {words if '--' in words else f'{words} --scorer'} hps"
+    monkeypatch.setenv("_SP_RERANK_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+    code, out, _ = run()
+    assert (code, out.split()) == (0, ["hps-v1", "hps-v2", "hps-v2.1"])
+
+
 def test_one_image(run: Run) -> None:
     code, out, err = run("generate", "a lemon", *SEEDED, "--n", "1")
     assert code == 0, err

@@ -157,6 +157,19 @@ def test_fresh_scores_are_taken_once_and_kept(tmp_path, monkeypatch):
     assert again.runs[0].pairs == found.runs[0].pairs
 
 
+def test_no_more_pixels_are_decoded_together_than_one_large_image_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "PIXELS_AT_ONCE", 3 * 64)
+    run = make(tmp_path / "run", {"a": [float(i) for i in range(8)]})
+    corner, done = Corner(), []
+    compare([run], [corner], progress=done.append)
+    assert corner.asked == [3, 3, 2]
+    assert done[-1] == 8
+    monkeypatch.setattr(sys.modules["sp_rerank.compare.collect"], "PIXELS_AT_ONCE", 10)
+    alone = Corner("alone")
+    compare([run], [alone])
+    assert alone.asked == [1] * 8
+
+
 def test_scores_are_not_kept_where_they_are_not_to_be(tmp_path, monkeypatch):
     run = make(tmp_path / "run", {"a": A})
     before = (run.path / "candidates.jsonl").read_bytes()
@@ -216,7 +229,7 @@ def test_a_scorer_that_fails_on_all_images_is_left_out(tmp_path):
     assert [view.scorer for view in found.views] == ["a"]
     assert "scorer corner has no score for any candidate, and is left out" in found.problems
     bare = make(tmp_path / "bare", {}, levels=[1, 2])
-    with pytest.raises(NothingUsableError, match=r"no candidate can be compared: .*too dark for me"):
+    with pytest.raises(UsageError, match=r"no candidate can be compared: .*too dark for me"):
         compare([bare], [Corner(fails=tuple(range(256)))])
 
 
@@ -480,7 +493,7 @@ def test_a_plot_of_another_format_is_refused(tmp_path):
 
 def test_a_scorer_without_a_name_is_refused(tmp_path):
     nameless = Corner(name=None)
-    with pytest.raises(UsageError, match="a Corner has no name"):
+    with pytest.raises(UsageError, match="scorer Corner: expected a name"):
         compare([make(tmp_path / "run", {"a": A})], [nameless])
 
 
@@ -494,8 +507,32 @@ def test_json_names_the_runs_that_could_not_be_compared(tmp_path):
 def test_the_command_fails_where_a_scorer_that_was_asked_for_has_no_score(tmp_path, monkeypatch):
     run = make(tmp_path / "run", {"a": A})
     monkeypatch.setattr("sp_rerank.cli.compare.load_scorer", lambda *_: Corner(fails=tuple(range(256))))
-    with pytest.raises(NothingUsableError, match="scorer corner: no score for any candidate"):
+    with pytest.raises(UsageError, match=r"too dark for me; .*; the others are compared"):
         run_command(run.path, "--scorer", "corner")
+    monkeypatch.setattr("sp_rerank.cli.compare.load_scorer", lambda *_: NotFinite())
+    with pytest.raises(NothingUsableError, match="scorer nan: no score for any candidate; the others are compared"):
+        run_command(run.path, "--scorer", "nan")
+
+
+class NotFinite:
+    name = "nan"
+
+    def score(self, prompt, pictures):
+        return torch.full((len(pictures),), math.nan)
+
+
+def test_a_run_without_a_finite_score_is_not_compared(tmp_path):
+    with pytest.raises(NothingUsableError, match="is not finite"):
+        compare([make(tmp_path / "run", {}, levels=[1, 2])], [NotFinite()])
+
+
+def test_a_damaged_calibration_ends_it_before_an_image_is_scored(tmp_path):
+    scorer = Corner()
+    scorer.folder = tmp_path
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(UsageError, match="is no calibration"):
+        compare([make(tmp_path / "run", {"a": A})], [scorer])
+    assert scorer.asked == []
 
 
 @pytest.mark.parametrize(("key", "value"), [("prompt", None), ("n", 10**30), ("seed", "x"), ("scorers", {"x": 1})])

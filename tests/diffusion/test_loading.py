@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from diffusers import StableDiffusionPipeline
 from support.doubles import SeededPipe
 from support.tiny import save_checkpoint
 
-from sp_rerank import generate, load_pipeline
+from sp_rerank import cli, generate, load_pipeline, load_scorer
 from sp_rerank.diffusion.loading import MINI, default_settings, find_dtype
 from sp_rerank.diffusion.prompt_limits import truncations
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, StorageError, UsageError
+from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
 from sp_rerank.scorers.brightness import BrightnessScorer
 
 FLAGS_ALL, FLAGS_NONE = -2.0, 2.0
@@ -101,8 +105,6 @@ def test_a_scheduler_that_needs_a_package_names_it(checkpoint, monkeypatch):
 
 
 def test_a_model_whose_scheduler_needs_a_package_names_it(checkpoint, tmp_path, monkeypatch):
-    import shutil
-
     import diffusers
     from diffusers.utils.dummy_torch_and_torchsde_objects import DPMSolverSDEScheduler
 
@@ -166,10 +168,6 @@ def test_settings_of_pipelines_that_lack_an_argument():
 @pytest.mark.parametrize("ours", [False, True])
 def test_the_embedded_pipeline_in_its_class_without_a_precision(ours):
     """As a stranger loads it: no argument."""
-    from diffusers import StableDiffusionPipeline
-
-    from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
-
     kind = StableDiffusionBestOfNPipeline if ours else StableDiffusionPipeline
     pipe: Any = kind.from_pretrained(MINI)
     pipe.set_progress_bar_config(disable=True)
@@ -192,7 +190,6 @@ def test_on_an_accelerator(checkpoint):
 def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
     """A hostile one, and one that torch would read without harm: neither is opened."""
     import pickle
-    import shutil
 
     class Exploit:
         def __reduce__(self):
@@ -211,10 +208,56 @@ def test_weights_that_are_a_pickle_are_refused(checkpoint, tmp_path):
         load_pipeline(str(folder))
 
 
+@pytest.mark.parametrize(("component", "lost"), [
+    ("unet", "conv_in.bias"), ("vae", "decoder.conv_in.bias"), ("text_encoder", "final_layer_norm.bias"),
+    ("safety_checker", "special_care_embeds"),
+])  # fmt: skip
+def test_weights_that_are_missing_are_said_and_not_made_up(checkpoint, tmp_path, component, lost):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (file,) = (folder / component).glob("*.safetensors")
+    state = safetensors.torch.load_file(file)
+    (key,) = (key for key in state if key.endswith(lost))
+    safetensors.torch.save_file({name: value for name, value in state.items() if name != key}, file, {"format": "pt"})
+    with pytest.raises(StorageError, match=rf"model/{component} lacks 1 of its weights, .*{lost}; fetch it again"):
+        load_pipeline(str(folder))
+    if component == "safety_checker":
+        assert load_pipeline(str(folder), safety_checker=False).safety_checker is None
+
+
+def test_what_the_drop_in_saved_is_opened_without_its_code(checkpoint, tmp_path):
+    stock = load_pipeline(str(checkpoint))
+    saved = tmp_path / "saved"
+    StableDiffusionBestOfNPipeline.from_pipe(stock, scorer=load_scorer("clip-mini")).save_pretrained(saved)
+    (saved / "pipeline.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
+    pipe = load_pipeline(str(saved))
+    assert isinstance(pipe, StableDiffusionPipeline)
+    assert not isinstance(pipe, StableDiffusionBestOfNPipeline)
+    assert pipe.safety_checker is not None
+    ours, theirs = (generate("a lemon", pipe=p, scorer=BrightnessScorer(), n=2, steps=2) for p in (pipe, stock))
+    assert [image.image.tobytes() for image in ours] == [image.image.tobytes() for image in theirs]
+    assert not (tmp_path / "owned").exists()
+    assert load_pipeline(str(saved), safety_checker=False, scheduler="DDIM").safety_checker is None
+
+
+def test_the_command_opens_what_the_drop_in_saved(checkpoint, tmp_path, monkeypatch):
+    StableDiffusionBestOfNPipeline.from_pretrained(checkpoint).save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path)
+    words = ["generate", "a lemon", "--model", "saved", "--n", "2", "-k", "1", "--steps", "1", "-o", "run"]
+    monkeypatch.setattr("sys.argv", ["sp-rerank", *words, "--scorer", "brightness"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (config["model"], config["pipeline"]) == ("saved", "StableDiffusionPipeline")
+    monkeypatch.setattr("sys.argv", ["sp-rerank", "replay", "run", "0"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+
+
 def test_a_repository_in_the_cache_needs_no_network(checkpoint, tmp_path):
     """In a process of its own: the cache's place is read when huggingface_hub is imported."""
     import os
-    import shutil
     import subprocess
     import sys
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from support.pipelines import BUILDERS, NOT_BUILT, build, classes_in_mapping
 
+from sp_rerank.diffusion.call_arguments import pipeline_errors
 from sp_rerank.diffusion.loading import default_settings, quiet
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.sampler import Sampler
-from sp_rerank.diffusion.trajectory import check_watchable
+from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UsageError
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.halving import halving
@@ -38,6 +39,8 @@ HEAD = f"""# Text-to-image pipelines
 What `generate` can do with each class of `AUTO_TEXT2IMAGE_PIPELINES_MAPPING` of diffusers {VERSION}, tried on tiny
 random weights by `tests/diffusion/test_pipelines_table.py`: all images of a search are finite, and the finalists of
 screening and halving are the images of the exhaustive search. Where a search is refused, the message is quoted.
+Pipelines that take a control image got one: in Python, `generate(..., pipe_kwargs={{"image": picture}})` hands it over,
+in memory, for run.json cannot keep a picture.
 
 | pipeline | exhaustive | screening | halving |
 |---|---|---|---|
@@ -52,7 +55,8 @@ pytestmark = [
 def sampler_of(name: str) -> Sampler:
     pipe, arguments = build(name)
     guidance = default_settings(pipe)[1] if vars(pipe) else 0.0
-    return Sampler(pipe, "a lemon", batch_size=2, guidance_scale=guidance, num_inference_steps=3, **arguments)
+    given = {"guidance_scale": guidance, "num_inference_steps": 3, **arguments}
+    return Sampler(pipe, "a lemon", batch_size=2, **given)
 
 
 @functools.cache
@@ -149,6 +153,32 @@ def test_the_page_is_the_table():
 def test_pag_is_refused_before_an_image_is_made():
     with pytest.raises(UsageError, match="screening"):
         check_watchable(sampler_of("StableDiffusionPAGPipeline"))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionControlNetPipeline", "FluxControlPipeline"])
+def test_a_control_image_is_refused_halving_before_an_image_is_made(name):
+    with pytest.raises(UsageError, match="lays its control image out for the whole batch"):
+        check_watchable(sampler_of(name))
+
+
+def test_a_pipeline_that_fails_with_several_images_says_so_and_makes_one():
+    pipe, arguments = build("ZImageControlNetInpaintPipeline")
+    sampler = Sampler(pipe, "a lemon", batch_size=1, guidance_scale=3.0, num_inference_steps=2, **arguments)
+    assert [len(batch.images) for batch in sampler.batches({0: 5, 1: 6})] == [1, 1]
+    assert tried("ZImageControlNetInpaintPipeline")["exhaustive"][0].endswith("or a batch size of 1")
+
+
+def test_one_step_that_a_pipeline_did_not_foresee_is_one_line():
+    pipe, arguments = build("PixArtAlphaPipeline")
+    steps = {**arguments, "num_inference_steps": 1, "guidance_scale": 4.5}
+    pipe = type(pipe)(**{**pipe.components, "scheduler": diffusers.DPMSolverMultistepScheduler()})
+    with pytest.raises(UsageError, match=r"PixArtAlphaPipeline fails .* IndexError: .*another number"):
+        next(Sampler(pipe, "a lemon", batch_size=2, **steps).batches({0: 5}))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_one_of_arguments():
+    with pytest.raises(RuntimeError, match="Half and Float"), pipeline_errors(build("StableDiffusionPipeline")[0]):
+        raise RuntimeError("Input type (Half) and bias type (Half and Float) do not match")
 
 
 if __name__ == "__main__":

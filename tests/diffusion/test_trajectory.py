@@ -210,7 +210,7 @@ def test_generators_go_on_in_order():
     assert after[0] is generators[2] and after[1] is generators[0]
     assert len({generator.initial_seed() for generator in after}) == 4
     again = fork_generators(generators, [2, 0, 2, 2], step=3)
-    assert [one.initial_seed() for one in after] == [one.initial_seed() for one in again]
+    assert [noise.initial_seed() for noise in after] == [noise.initial_seed() for noise in again]
 
 
 def test_brownian_noise_is_cut_and_cannot_branch():

@@ -32,7 +32,7 @@ def pipe(plain) -> Any:
 
 def scores_of(pipe: Any, **options: Any) -> list[tuple[int, float]]:
     ranked = generate("a lemon", pipe=pipe, scorer=BrightnessScorer(), n=3, top_k=3, steps=2, **options)
-    return [(one.candidate.index, one.score) for one in ranked]
+    return [(entry.candidate.index, entry.score) for entry in ranked]
 
 
 def hooked(unet: Any) -> Any:
@@ -73,7 +73,7 @@ def test_a_wrapped_denoiser_makes_the_same_images(name, search):
         generate("a lemon", pipe=pipe, scorer=BrightnessScorer(), n=3, top_k=3, **steps, **options)
         for pipe in (plain, wrapped)
     ]
-    expected, found = ([(one.candidate.index, one.score) for one in best] for best in pictures)
+    expected, found = ([(entry.candidate.index, entry.score) for entry in best] for best in pictures)
     assert len(found) == 3
     assert found == expected
 

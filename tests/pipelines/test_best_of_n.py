@@ -176,7 +176,7 @@ def test_the_form_of_the_images_is_stock(pipe, stock, output_type):
         PROMPT, num_candidates=2, top_k=2, seed=0, candidate_batch_size=1, **(CALL | {"output_type": output_type})
     )
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in out.seeds]
-    singles = [stock(PROMPT, generator=one, **(CALL | {"output_type": output_type})).images for one in generators]
+    singles = [stock(PROMPT, generator=noise, **(CALL | {"output_type": output_type})).images for noise in generators]
     assert type(out.images) is type(singles[0])
     for ours, theirs in zip(out.images, singles, strict=True):
         assert np.array_equal(np.asarray(ours), np.asarray(theirs[0]))

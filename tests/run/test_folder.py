@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.runs import row_of, run_config, summary_of
 
 from sp_rerank.config import RunConfig
@@ -174,6 +175,12 @@ def test_another_run_is_refused_with_its_differences(tmp_path):
     assert len(message) < 500
 
 
+def test_what_a_prompt_loses_is_no_difference(tmp_path):
+    """It follows from prompt and models, and was written down shortened once."""
+    make(tmp_path / "run", config=replace(CONFIG, truncated=("the scorer reads 77 tokens; lost: 'a ... b'",)))
+    make(tmp_path / "run", config=replace(CONFIG, truncated=("the scorer reads 77 tokens; lost: 'a lemon b'",)))
+
+
 def test_a_tuple_in_the_configuration_is_no_difference(tmp_path):
     config = replace(CONFIG, pipe_kwargs={"size": (512, 512)})
     folder = make(tmp_path / "run", config=config)
@@ -181,8 +188,12 @@ def test_a_tuple_in_the_configuration_is_no_difference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"n": 0}, {"n": True}, {"guidance_scale": float("nan")}, {"pipe_kwargs": {"x": float("inf")}}]
-)
+    "changes",
+    [
+        {"n": 0}, {"n": True}, {"guidance_scale": float("nan")}, {"pipe_kwargs": {"x": float("inf")}},
+        {"pipe_kwargs": {"image": Image.new("RGB", (4, 4))}},
+    ],
+)  # fmt: skip
 def test_a_configuration_that_cannot_be_stored(tmp_path, changes):
     with pytest.raises(ValueError):
         make(tmp_path / "run", config=replace(CONFIG, **changes))

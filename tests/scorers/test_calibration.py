@@ -63,11 +63,28 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path, caplog):
     + [json.dumps({"scorer": "weights@1", "temperature": 1, "data": "d", "pairs": n, "error": 0.1, "simulated": False})
        for n in (-1, 10**400)],
 )  # fmt: skip
-def test_a_damaged_file_is_warned_of_and_is_none(tmp_path, caplog, text):
+def test_a_damaged_file_ends_what_asks_for_it(tmp_path, text):
     (tmp_path / "calibration.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"calibration\.json is no calibration: .*; remove it, or fit it anew"):
+        calibration_of(Weights(tmp_path))
+
+
+def test_a_damaged_file_of_a_scorer_that_is_not_loaded_is_warned_of(tmp_path, monkeypatch, caplog):
+    (tmp_path / "calibration.json").write_text("{}")
+    monkeypatch.setattr("sp_rerank.scorers.calibration.known_folders", lambda name: [tmp_path])
     with caplog.at_level(logging.WARNING):
-        assert calibration_of(Weights(tmp_path)) is None
-    assert "cannot be read and is not used" in caplog.text
+        assert calibration_of("weights@1") is None
+    assert "expected a value for 'scorer', found none" in caplog.text
+
+
+def test_a_damaged_file_ends_a_ranking_before_an_image_is_scored(tmp_path):
+    class Asked(Weights):
+        def score(self, prompt, images):
+            pytest.fail("asked")
+
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(UsageError, match="no calibration"):
+        rank(Asked(tmp_path), "x", [Image.new("RGB", (4, 4))])
 
 
 def test_what_cannot_be_kept(tmp_path):

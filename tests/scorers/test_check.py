@@ -95,6 +95,13 @@ class RelativeToTheBatch(Broken):
         return scores - scores.mean()
 
 
+class Wipes(Broken):
+    def spoil(self, scores: torch.Tensor, prompt: Any, images: Any) -> Any:
+        if isinstance(images, torch.Tensor):
+            images.zero_()
+        return scores
+
+
 RULES: Sequence[tuple[type[Broken], str]] = (
     (Nameless, "name"),
     (TensorsOnly, "inputs"),
@@ -110,6 +117,7 @@ RULES: Sequence[tuple[type[Broken], str]] = (
     (PicturesAreDifferent, "formats"),
     (ByPlace, "order"),
     (RelativeToTheBatch, "batch size"),
+    (Wipes, "untouched"),
 )
 
 

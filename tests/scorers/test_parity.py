@@ -17,13 +17,12 @@ from open_clip.transform import image_transform
 from parity.difference import as_originals_read, difference
 from parity.full_size import VIT_H
 from PIL import Image
-from support import tiny
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from support.originals import randomize
+from transformers import CLIPConfig, CLIPModel
 
 from sp_rerank.scorers import load_scorer
 from sp_rerank.scorers.convert import build_dual_encoder, convert, from_open_clip, from_transformers
 from sp_rerank.scorers.published import PUBLISHED
-from sp_rerank.storage.images import open_image
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "golden"
 HPS = json.loads((GOLDEN / "hps.json").read_text(encoding="utf-8"))
@@ -48,17 +47,6 @@ def shrink(name: str, described: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     size = {"size": described["vision_cfg"]["image_size"]}
     monkeypatch.setitem(PUBLISHED, name, replace(row, preprocess=row.preprocess | size | preprocess))
     monkeypatch.setattr(open_clip, "get_model_config", lambda architecture: described)
-
-
-def randomize(network: torch.nn.Module) -> None:
-    """Weights large enough that scores differ between images and prompts."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for key, weight in network.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.6 if "embedding" in key else 1.5 * weight[0].numel() ** -0.5)
-            elif "logit_scale" not in key:
-                weight.add_(0.2 * torch.randn_like(weight))
 
 
 @pytest.mark.parametrize(("name", "antialias"), [("hps-v2", False), ("hps-v2.1", True)])
@@ -100,35 +88,6 @@ def test_clip_scores_as_open_clip(
     scorer = load_scorer(f"sp@{convert(file, name)}")
     ours = np.stack([scorer.score(prompt, pictures) for prompt in PROMPTS], axis=1)
     assert difference(name, "open_clip 3.3", ours, expected) <= 1e-4
-
-
-def test_pickscore_scores_as_transformers(
-    pictures: Sequence[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    shrink("pickscore", TINY, monkeypatch)
-    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    theirs = CLIPModel(
-        CLIPConfig(
-            text_config={**tower, "hidden_act": "gelu", "vocab_size": 49408, "projection_dim": 16},
-            vision_config={**tower, "hidden_act": "gelu", "image_size": 64, "patch_size": 16, "projection_dim": 16},
-            projection_dim=16,
-        )
-    ).eval()
-    randomize(theirs)
-    theirs.save_pretrained(tmp_path / "pickscore")
-    files = [tmp_path / f"{number}.png" for number in range(len(pictures))]
-    for file, picture in zip(files, pictures, strict=True):
-        picture.save(file)
-    prepare = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=64)
-    pixels = prepare([Image.open(file) for file in files], return_tensors="pt")["pixel_values"]
-    prompts = [*PROMPTS, "a \u201clemon\u201d &amp; a cat\u2019s \uff4c\uff45\uff4d\uff4f\uff4e"]
-    words = tiny.build_tokenizer()(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-    with torch.no_grad():
-        expected = theirs(**words, pixel_values=pixels).logits_per_image
-    scorer = load_scorer(f"sp@{convert(tmp_path / 'pickscore' / 'model.safetensors', 'pickscore')}")
-    read = [open_image(file) for file in files]
-    ours = np.stack([scorer.score(prompt, read) for prompt in prompts], axis=1)
-    assert difference("pickscore", "transformers' CLIPModel", ours, expected) <= 1e-4
 
 
 @pytest.mark.parametrize("name", ["hps-v1", "hps-v2.1", "pickscore"])

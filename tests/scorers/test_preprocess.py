@@ -7,9 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from open_clip.transform import image_transform
 from PIL import Image
-from torchvision import transforms
+from support.originals import BLIP_TRANSFORM, CLIP_TRANSFORM, hps_transform
+from support.pictures import KINDS, picture
 from torchvision.transforms import functional as torchvision
-from torchvision.transforms.functional import InterpolationMode
 from transformers import CLIPImageProcessorPil
 
 from sp_rerank.errors import UsageError
@@ -17,24 +17,6 @@ from sp_rerank.scorers.blip import _GEOMETRY
 from sp_rerank.scorers.preprocess import CLIP_MEAN, CLIP_STD, GEOMETRIES, Preprocess
 from sp_rerank.scorers.published import PUBLISHED
 from sp_rerank.storage.images import open_image
-
-KINDS = ("noise", "gradient", "photo", "checks", "extremes", "saturated")
-
-
-def picture(kind: str, width: int, height: int, seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    rows, columns = np.indices((height, width))
-    values = {
-        "noise": rng.integers(0, 256, (height, width, 3)),
-        "gradient": np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=-1),
-        # Smooth in the large, rough in the small, as most photographs are.
-        "photo": (rng.normal(0, 1, (height, width, 3)).cumsum(0).cumsum(1) + rng.normal(128, 8, (height, width, 3)))
-        % 256,
-        "checks": np.repeat(((rows + columns) % 2 * 255)[..., None], 3, axis=-1),
-        "extremes": rng.integers(0, 2, (height, width, 3)) * 255,
-        "saturated": np.broadcast_to([255, 0, 255 * (seed % 2)], (height, width, 3)),
-    }[kind]
-    return Image.fromarray(values.astype(np.uint8))
 
 
 def pillow_reference(image: Image.Image, size: int) -> torch.Tensor:
@@ -70,17 +52,6 @@ def test_the_resize_is_pillows_in_every_pixel(kind: str, width: int, height: int
     assert (ours != pillow_reference(image, size)).sum() == 0
 
 
-def hps_reference(image: Image.Image, size: int, antialias: bool) -> torch.Tensor:
-    """The order of operations of hpsv2x 1.2.0, written with torchvision's functions."""
-    tensor = torchvision.to_tensor(image)
-    scale = size / float(max(image.size))
-    height, width = (round(edge * scale) for edge in tensor.shape[1:])
-    tensor = torchvision.resize(tensor, [height, width], InterpolationMode.BICUBIC, antialias=antialias)
-    down, right = size - height, size - width
-    tensor = torchvision.pad(tensor, [right // 2, down // 2, right - right // 2, down - down // 2])
-    return torchvision.normalize(tensor, list(CLIP_MEAN), list(CLIP_STD))
-
-
 def hps(size: int, antialias: bool = True) -> Preprocess:
     return Preprocess(size, geometry="longest_edge_pad", antialias=antialias)
 
@@ -99,7 +70,7 @@ def test_the_padded_square_is_torchvisions_in_every_bit(
 ):
     image = picture(kind, width, height, seed)
     assume(round(min(width, height) * (size / float(max(width, height)))) > 0)
-    assert torch.equal(hps(size, antialias)([image])[0], hps_reference(image, size, antialias))
+    assert torch.equal(hps(size, antialias)([image])[0], hps_transform(image, size, antialias=antialias))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 3000), (3000, 1), (64, 30), (30, 64)])
@@ -213,27 +184,17 @@ def test_what_it_does_not_know_it_refuses(stored: dict):
         Preprocess.from_dict(stored)
 
 
-def compose(*steps):
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
-
-
-BICUBIC = InterpolationMode.BICUBIC
-# salesforce/BLIP, data/__init__.py, transform_test; the horizontal pass first, which Pillow 13 turns for tall images.
-BLIP = compose(
-    lambda image: image.resize((224, image.height), Image.Resampling.BICUBIC), transforms.Resize((224, 224), BICUBIC)
-)
-REWARD = compose(transforms.Resize(224, BICUBIC), transforms.CenterCrop(224))  # ImageReward 1.5, _transform
 ORIGINALS = {
     "clip-l": image_transform(224, is_train=False),
     "clip-h": image_transform(224, is_train=False),
-    "hps-v1": image_transform(224, is_train=False),
-    "hps-v2": lambda image: hps_reference(image, 224, True),
-    "hps-v2.1": lambda image: hps_reference(image, 224, True),
+    "hps-v1": CLIP_TRANSFORM,
+    "hps-v2": hps_transform,
+    "hps-v2.1": hps_transform,
     "pickscore": lambda image: CLIPImageProcessorPil()(image, return_tensors="pt")["pixel_values"][0],
-    "image-reward": REWARD,
-    "blip-itm": BLIP,
+    "image-reward": CLIP_TRANSFORM,
+    "blip-itm": BLIP_TRANSFORM,
     "aesthetic-v1": image_transform(224, is_train=False),
-    "aesthetic-v2": image_transform(224, is_train=False),
+    "aesthetic-v2": CLIP_TRANSFORM,
 }
 
 

@@ -1,7 +1,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -28,6 +28,12 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+
+
+@pytest.fixture
+def never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt is made again after a while."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
 
 
 @pytest.fixture
@@ -148,20 +154,16 @@ def test_a_missing_embedded_model_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
         load_scorer("clip-mini")
 
 
-def test_without_the_hub_one_is_told_quickly_which_file_to_download(clock: Callable[[], float]):
-    began = clock()
+def test_without_the_hub_one_is_told_without_waiting_which_file_to_download(never_waits: None):
     command = rf"hf download {PUBLISHED['hps-v2.1'].repo} HPS_v2.1_compressed.pt --revision \w{{40}}`.*scorers convert"
     with pytest.raises(HubUnavailableError, match=command):
         load_scorer("hps-v2.1")
-    assert clock() - began < 5
 
 
 @pytest.mark.parametrize("revision", [None, COMMIT])
-def test_without_the_hub_one_is_told_quickly_what_to_download(clock: Callable[[], float], revision: str | None):
-    began = clock()
+def test_without_the_hub_one_is_told_without_waiting_what_to_download(never_waits: None, revision: str | None):
     with pytest.raises(HubUnavailableError, match=r"owner/name.*hf download owner/name"):
         load_scorer("sp@owner/name", revision=revision)
-    assert clock() - began < 5
 
 
 def test_a_repository_in_the_cache_needs_no_hub(encoder: DualEncoder, tmp_path: Path):
@@ -213,4 +215,4 @@ def test_no_module_of_the_scorers_imports_the_registry_but_those_above_it():
     folder = Path(registry.__file__).parent
     imports = re.compile(r"from sp_rerank\.scorers(\.registry)? import")
     users = {file.name for file in folder.glob("*.py") if imports.search(file.read_text(encoding="utf-8"))}
-    assert users == {"__init__.py", "calibration.py"}
+    assert users == {"__init__.py", "calibration.py", "taste.py"}

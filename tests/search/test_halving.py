@@ -43,8 +43,8 @@ def search(strategy: Any, sampler: Any, n: int = 8, top_k: int = 2, known: Any =
 
 def scores_by_stage(seen: list[Scored]) -> dict[str | None, dict[int, float]]:
     found: dict[str | None, dict[int, float]] = {}
-    for one in seen:
-        found.setdefault(one.stage, {}).update(zip(one.batch.indices, one.scores.tolist(), strict=True))
+    for scored in seen:
+        found.setdefault(scored.stage, {}).update(zip(scored.batch.indices, scored.scores.tolist(), strict=True))
     return found
 
 
@@ -55,8 +55,8 @@ def best(scores: Mapping[int, float], keep: int) -> set[int]:
 def test_the_best_previews_of_all_batches_go_on_and_are_the_images_of_their_seeds(pipe):
     every = {
         i: image
-        for one in search(exhaustive, sampler_of(pipe))
-        for i, image in zip(one.batch.indices, one.batch.images, strict=True)
+        for scored in search(exhaustive, sampler_of(pipe))
+        for i, image in zip(scored.batch.indices, scored.batch.images, strict=True)
     }
     seen = list(search(halving(ROUNDS), sampler_of(pipe)))
     found = scores_by_stage(seen)
@@ -64,13 +64,13 @@ def test_the_best_previews_of_all_batches_go_on_and_are_the_images_of_their_seed
     assert set(found[EARLY]) == set(range(8))
     assert set(found[LATE]) == best(found[EARLY], 5)
     assert set(found[None]) == best(found[LATE], 2)
-    for one in seen:
-        assert one.total == len(found[one.stage])
-        for index, image in zip(one.batch.indices, one.batch.images, strict=True):
+    for scored in seen:
+        assert scored.total == len(found[scored.stage])
+        for index, image in zip(scored.batch.indices, scored.batch.images, strict=True):
             assert image.shape == every[index].shape and 0 <= image.min() <= image.max() <= 1
-            assert one.stage or torch.equal(image, every[index])
+            assert scored.stage or torch.equal(image, every[index])
     # each stage counts its own; PNDM's loop of 6 steps has 7
-    assert {(one.stage, one.batch.nfe) for one in seen} == {(EARLY, 2), (LATE, 3), (None, 2)}
+    assert {(scored.stage, scored.batch.nfe) for scored in seen} == {(EARLY, 2), (LATE, 3), (None, 2)}
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
@@ -90,7 +90,7 @@ def test_an_interrupted_search_goes_on_where_it_was_and_scores_nothing_twice(pip
     rest = scores_by_stage(after)
     together = {stage: {**known.get(stage, {}), **rest.get(stage, {})} for stage in whole}
     assert together == whole
-    assert {(one.stage, one.batch.nfe) for one in after} <= {(EARLY, 2), (LATE, 3), (None, 2)}
+    assert {(scored.stage, scored.batch.nfe) for scored in after} <= {(EARLY, 2), (LATE, 3), (None, 2)}
     assert sum(scored.values()) == sum(map(len, whole.values())) and max(scored.values()) == 1
 
 

@@ -104,7 +104,7 @@ def test_a_broken_draft_is_dropped(schedule):
         images[[seed == 5 for seed in seeds]] = math.nan
 
     best = run(BlurredPipe(spoil), search=schedule)
-    assert 5 not in [one.candidate.index for one in best]
+    assert 5 not in [entry.candidate.index for entry in best]
 
 
 def test_a_flagged_draft_never_goes_on(tmp_path, schedule):

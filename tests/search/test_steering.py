@@ -51,18 +51,18 @@ def made(strategy: Any, pipe: Any, known: Any = None, score: Any = brightness) -
 
 
 def finished(seen: list[Any]) -> torch.Tensor:
-    return torch.cat([one.batch.images for one in seen if one.stage is None])
+    return torch.cat([scored.batch.images for scored in seen if scored.stage is None])
 
 
 def test_it_is_drawn_towards_the_score_and_repeatable(pipe, monkeypatch):
     monkeypatch.setattr(module, "STRENGTH", 8.0)
     plain, steered, again = (made(strategy, pipe) for strategy in (exhaustive, *[steering()] * 2))
     stages = [Stage("preview", 2, 6), Stage("preview", 4, 6), None]
-    assert [one.stage for one in steered] == stages * 2
-    assert all(one.total == 8 for one in steered)
+    assert [scored.stage for scored in steered] == stages * 2
+    assert all(scored.total == 8 for scored in steered)
     assert torch.equal(finished(steered), finished(again))
     assert not torch.equal(finished(steered), finished(plain))
-    before, after = (brightness(finished(one)).mean().item() for one in (plain, steered))
+    before, after = (brightness(finished(scored)).mean().item() for scored in (plain, steered))
     print(f"mean brightness {before:.4f} by seeds alone, {after:.4f} steered")
     assert after > before
     images = finished(steered)
@@ -77,8 +77,8 @@ def test_without_strength_it_makes_the_images_of_the_seeds(pipe, monkeypatch):
 def test_an_interrupted_search_makes_the_same_and_scores_nothing_twice(pipe):
     whole = made(steering(), pipe)
     known: dict[Any, dict[int, float]] = {}
-    for one in whole[:4]:  # the first batch, and the first previews of the second
-        known.setdefault(one.stage, {}).update(zip(one.batch.indices, one.scores.tolist(), strict=True))
+    for scored in whole[:4]:  # the first batch, and the first previews of the second
+        known.setdefault(scored.stage, {}).update(zip(scored.batch.indices, scored.scores.tolist(), strict=True))
     scored = []
 
     def count(images: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_an_interrupted_search_makes_the_same_and_scores_nothing_twice(pipe):
         return brightness(images)
 
     rest = made(steering(), pipe, known=known, score=count)
-    assert [one.batch.indices for one in rest] == [(4, 5, 6, 7)] * 3
+    assert [scored.batch.indices for scored in rest] == [(4, 5, 6, 7)] * 3
     assert torch.equal(finished(rest), finished(whole)[4:])
     assert sum(scored) == 8
 

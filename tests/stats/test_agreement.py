@@ -109,7 +109,7 @@ def test_kendall_has_the_interval_of_resampled_points():
     b = a + rng.normal(size=25)
     found = agreement.kendall_interval(a, b)
     drawn = np.random.default_rng(1).integers(25, size=(600, 25))
-    low, high = np.quantile([stats.kendalltau(a[one], b[one]).statistic for one in drawn], [0.025, 0.975])
+    low, high = np.quantile([stats.kendalltau(a[places], b[places]).statistic for places in drawn], [0.025, 0.975])
     assert (found.value, found.n) == (agreement.kendall(a, b), 25)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.05)
     assert agreement.kendall_interval([*a, math.nan], [*b, 1.0]) == found

@@ -155,3 +155,10 @@ def test_the_hash_of_bytes_and_of_a_file(tmp_path):
     expected = hashlib.sha256(b"abc").hexdigest()
     assert atomic.sha256_of(b"abc") == expected
     assert atomic.sha256_of(tmp_path / "file") == expected
+
+
+def test_what_a_crash_left_behind_the_committed_part_is_dropped(tmp_path):
+    file = tmp_path / "lines"
+    file.write_bytes(b"one\ntwo\nhal")
+    assert atomic.append(file, b"three\n", at=8) == 14
+    assert file.read_bytes() == b"one\ntwo\nthree\n"

@@ -359,3 +359,66 @@ def test_an_image_that_was_read_is_not_turned_again(tmp_path, mode):
     assert read_once.size == (8, 16)
     assert images.to_rgb(read_once).tobytes() == read_once.tobytes()
     assert images.to_rgb(read_once).size == (8, 16)
+
+
+TURNED = {
+    "JPEG": ({"quality": 95}, ("RGB", "L", "CMYK")),
+    "MPO": ({"quality": 95}, ("RGB", "L")),
+    "PNG": ({}, ("RGB", "L", "P", "RGBA", "LA", "1", "I;16")),
+    "WEBP": ({"lossless": True}, ("RGB", "RGBA")),
+    "AVIF": ({"quality": 95}, ("RGB", "L", "RGBA")),
+    "TIFF": ({}, ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "I;16", "I;16B")),
+    "TIFF, LZW": ({"compression": "tiff_lzw"}, ("RGB", "L", "P", "RGBA", "I;16")),
+    "TIFF, JPEG": ({"compression": "jpeg"}, ("RGB", "L")),
+}
+"""Uncompressed TIFF is mapped into memory, compressed TIFF is turned when it is decoded, AVIF turns by itself."""
+
+
+def two_gradients(mode, size=(24, 16)):
+    """Its four corners differ, also in gray."""
+    columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    wide = columns * 2000 + rows * 900
+    if mode.startswith("I;16"):
+        return Image.frombytes(mode, size, wide.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    return Image.fromarray((wide >> 8).astype(np.uint8)).convert(mode)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", TURNED)
+def test_every_format_is_turned_upright_through_every_door(tmp_path, kind, orientation):
+    options, modes = TURNED[kind]
+    way_back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    for mode in modes:
+        exif = Image.Exif()  # a new one each, for AVIF's writer takes the orientation out of it
+        exif[0x0112] = orientation
+        upright = two_gradients(mode)
+        turn = way_back.get(orientation, images._TURNS.get(orientation))
+        lying = upright if turn is None else upright.transpose(turn)
+        data = encoded(lying, kind.partition(",")[0], exif=exif, **options)
+        (tmp_path / "file").write_bytes(data)
+        with Image.open(tmp_path / "file") as opened:
+            readings = [
+                images.open_image(tmp_path / "file"), images.read_image(lambda data=data: io.BytesIO(data), "it"),
+                images.to_rgb(opened),
+            ]  # fmt: skip
+        expected = np.asarray(images.to_rgb(upright)).astype(int)
+        for reading in readings:
+            assert reading.size == upright.size, mode
+            assert abs(np.asarray(reading) - expected).mean() < 4, mode
+
+
+def test_16_bits_that_are_transparent_are_white(tmp_path):
+    wide = Image.fromarray(np.array([[0, 1000, 30000]], np.uint16))
+    wide.save(tmp_path / "file.png", transparency=1000)
+    assert list(np.asarray(images.open_image(tmp_path / "file.png"))[0, :, 0]) == [0, 255, 117]
+
+
+def test_a_file_that_is_read_has_its_pixels_once(tmp_path, monkeypatch):
+    gradient().save(tmp_path / "file.png")
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail("copied"))
+    assert images.open_image(tmp_path / "file.png").size == (16, 12)
+
+
+def test_pixels_are_counted_by_the_header():
+    assert images.pixels_of(black_png(9000)[:60]) == 81_000_000
+    assert images.pixels_of(b"no image") == images.pixels_of(b"") == 0

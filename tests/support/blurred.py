@@ -16,10 +16,10 @@ class BlurredPipe(SeededPipe):
 
     def __call__(self, prompt, num_inference_steps=5, guidance_scale=1.0, generator=None, **others):
         output = super().__call__(prompt, num_inference_steps, guidance_scale, generator=generator, **others)
-        for image, one, flagged in zip(output.images, generator, output.nsfw_content_detected, strict=True):
+        for image, source, flagged in zip(output.images, generator, output.nsfw_content_detected, strict=True):
             if flagged:
                 continue
-            noise = torch.Generator().manual_seed(one.initial_seed() * 100 + num_inference_steps)
+            noise = torch.Generator().manual_seed(source.initial_seed() * 100 + num_inference_steps)
             off = 0.02 * (5 - num_inference_steps) * torch.randn(1, generator=noise)
             image.copy_((image * 0.5 + 0.25 + off).clamp(0, 1))
         return output

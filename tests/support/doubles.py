@@ -37,10 +37,10 @@ class SeededPipe:
         width: int | None = None,
     ) -> SimpleNamespace:
         assert num_images_per_prompt == len(generator)
-        seeds = [one.initial_seed() for one in generator]
+        seeds = [noise.initial_seed() for noise in generator]
         for _ in range(num_inference_steps):
             self.unet(torch.zeros(1))
-        images = torch.stack([torch.rand(3, 8, 8, generator=one) for one in generator])
+        images = torch.stack([torch.rand(3, 8, 8, generator=noise) for noise in generator])
         if self.spoil:
             self.spoil(seeds, images)
         flags = [seed in self.flagged for seed in seeds]

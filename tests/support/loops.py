@@ -47,7 +47,7 @@ def by_rows(pipe: Any) -> Any:
                 return value[i : i + 1]
             return value
 
-        return (torch.cat([forward(*(row(one, i) for one in args), **row(more, i))[0] for i in range(rows)]),)
+        return (torch.cat([forward(*(row(value, i) for value in args), **row(more, i))[0] for i in range(rows)]),)
 
     denoiser.forward = one_by_one
     pipe.vae.enable_slicing()
@@ -178,5 +178,5 @@ def seeds_of(n: int) -> dict[int, int]:
 
 def waiting_loops() -> list[greenlet]:
     """Pipelines that wait in the middle of their loop."""
-    found = [one for one in gc.get_objects() if type(one) is greenlet]  # asking others wakes lazy ones
-    return [one for one in found if one and one is not getcurrent()]
+    found = [waiting for waiting in gc.get_objects() if type(waiting) is greenlet]  # asking others wakes lazy ones
+    return [waiting for waiting in found if waiting and waiting is not getcurrent()]

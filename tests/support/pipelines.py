@@ -13,9 +13,6 @@ from typing import Any
 import diffusers
 import torch
 from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
@@ -24,6 +21,7 @@ from transformers import (
 )
 
 from sp_rerank.diffusion.loading import quiet
+from support import combined, controlled
 from support.loops import build_projecting_encoder, build_shifted_vae
 from support.tiny import build_sd_pipeline, build_sdxl, build_text_encoder, build_tokenizer, build_unet, build_vae
 
@@ -317,57 +315,25 @@ def build_prx() -> Any:
     )  # fmt: skip
 
 
-def build_movq() -> Any:
-    return diffusers.VQModel(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"), latent_channels=4, layers_per_block=1,
-        norm_num_groups=8, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
-    ).eval()  # fmt: skip
-
-
 def build_kandinsky3() -> Any:
     return diffusers.Kandinsky3Pipeline(
         unet=diffusers.Kandinsky3UNet(
             in_channels=4, time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3,
             block_out_channels=(32, 64), cross_attention_dim=4, encoder_hid_dim=32,
         ).eval(),
-        scheduler=ddpm(), movq=build_movq(), text_encoder=build_t5(), tokenizer=build_byte_tokenizer(),
+        scheduler=ddpm(), movq=combined.build_movq(), text_encoder=build_t5(), tokenizer=build_byte_tokenizer(),
     )  # fmt: skip
 
 
-def build_kandinsky22() -> Any:
-    vision = CLIPVisionConfig(
-        hidden_size=32, image_size=30, intermediate_size=37, num_attention_heads=4, num_hidden_layers=1, patch_size=15,
-        projection_dim=32,
-    )  # fmt: skip
-    tokenizer = build_tokenizer()
-    return diffusers.KandinskyV22CombinedPipeline(
-        unet=diffusers.UNet2DConditionModel(
-            in_channels=4, out_channels=8, addition_embed_type="image", cross_attention_dim=32, layers_per_block=1,
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn", block_out_channels=(32, 64), encoder_hid_dim=32,
-            encoder_hid_dim_type="image_proj", attention_head_dim=4, resnet_time_scale_shift="scale_shift",
-        ).eval(),
-        scheduler=diffusers.DDIMScheduler(clip_sample=False), movq=build_movq(),
-        prior_prior=diffusers.PriorTransformer(
-            num_attention_heads=2, attention_head_dim=12, embedding_dim=32, num_layers=1
-        ).eval(),
-        prior_image_encoder=CLIPVisionModelWithProjection(vision).eval(),
-        prior_text_encoder=build_projecting_encoder(tokenizer), prior_tokenizer=tokenizer,
-        prior_scheduler=diffusers.UnCLIPScheduler(
-            variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000, clip_sample_range=5.0
-        ),
-        prior_image_processor=CLIPImageProcessor(crop_size=30, size=30),
-    )  # fmt: skip
+def build_flux2() -> Any:
+    source = build_flux2_klein()
+    names = ("transformer", "scheduler", "vae", "tokenizer")
+    components = {name: getattr(source, name) for name in names}
+    return diffusers.Flux2Pipeline(**components, text_encoder=build_language_model(layers=31))
 
 
-def build_controlnet() -> Any:
-    source = build_sd_pipeline()
-    controlnet = diffusers.ControlNetModel.from_unet(source.unet, conditioning_embedding_out_channels=(8, 16)).eval()
-    return diffusers.StableDiffusionControlNetPipeline(
-        **source.components, controlnet=controlnet, requires_safety_checker=False
-    )
+def build_z_image_omni() -> Any:
+    return diffusers.ZImageOmniPipeline(**build_z_image().components, siglip=None, siglip_processor=None)
 
 
 def build_empty(name: str) -> Any:
@@ -379,12 +345,33 @@ def build_empty(name: str) -> Any:
 SIZED = {"height": SIDE, "width": SIDE}
 SHORT = {**SIZED, "max_sequence_length": 16}
 SANA = {**SHORT, "height": 32, "width": 32, "use_resolution_binning": False, "complex_human_instruction": None}
+PRIOR = {"prior_num_inference_steps": 2}
+CONTROL = controlled.control_image()
+CONTROLLED = {**SHORT, "control_image": CONTROL}
+TRUE_GUIDANCE = {"true_cfg_scale": 2.0, "negative_prompt": "a cat"}
 BUILDERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "StableDiffusionPipeline": (build_sd_pipeline, {}),
     "StableDiffusionPAGPipeline": (lambda: build_sd_class("StableDiffusionPAGPipeline"), {}),
     "StableDiffusionXLPipeline": (build_sdxl, {}),
     "StableDiffusionXLPAGPipeline": (lambda: build_xl_class("StableDiffusionXLPAGPipeline"), {}),
-    "StableDiffusionControlNetPipeline": (build_controlnet, {}),
+    "StableDiffusionControlNetPipeline": (
+        functools.partial(controlled.on_sd, "StableDiffusionControlNetPipeline"),
+        {"image": CONTROL},
+    ),
+    "StableDiffusionControlNetPAGPipeline": (
+        functools.partial(controlled.on_sd, "StableDiffusionControlNetPAGPipeline"),
+        {"image": CONTROL},
+    ),
+    "StableDiffusionXLControlNetPipeline": (
+        functools.partial(controlled.on_sdxl, "StableDiffusionXLControlNetPipeline"),
+        {"image": CONTROL},
+    ),
+    "StableDiffusionXLControlNetPAGPipeline": (
+        functools.partial(controlled.on_sdxl, "StableDiffusionXLControlNetPAGPipeline"),
+        {"image": CONTROL},
+    ),
+    "StableDiffusionXLControlNetUnionPipeline": (controlled.union, {"control_image": CONTROL, "control_mode": 0}),
+    "StableDiffusion3ControlNetPipeline": (lambda: controlled.sd3(build_sd3), {"control_image": CONTROL}),
     "StableDiffusion3Pipeline": (build_sd3, {}),
     "StableDiffusion3PAGPipeline": (
         lambda: build_sd3("StableDiffusion3PAGPipeline", pag_applied_layers="blocks.0"),
@@ -410,51 +397,67 @@ BUILDERS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     ),
     "AuraFlowPipeline": (build_auraflow, SHORT),
     "FluxPipeline": (lambda: build_flux_class("FluxPipeline"), SHORT),
-    "FluxControlPipeline": (lambda: build_flux_class("FluxControlPipeline"), SHORT),
+    "FluxControlPipeline": (
+        lambda: build_flux_class("FluxControlPipeline", in_channels=32, out_channels=16),
+        CONTROLLED,
+    ),
+    "FluxControlNetPipeline": (
+        lambda: controlled.flux(lambda: build_flux_class("FluxPipeline"), flux_settings()),
+        CONTROLLED,
+    ),
     "FluxKontextPipeline": (
         lambda: build_flux_class("FluxKontextPipeline"),
         {**SHORT, "_auto_resize": False, "max_area": SIDE * SIDE},
     ),
     "Flux2KleinPipeline": (build_flux2_klein, SHORT),
+    "Flux2Pipeline": (build_flux2, SHORT),
+    "Ideogram4Pipeline": (
+        lambda: combined.build_ideogram(build_byte_tokenizer(), build_flux2_klein().vae),
+        {**SHORT, "guidance_schedule": None, "guidance_scale": 4.0},
+    ),
     "ChromaPipeline": (build_chroma, SHORT),
     "OvisImagePipeline": (build_ovis, SHORT),
     "LuminaPipeline": (build_lumina, {**SIZED}),
     "Lumina2Pipeline": (build_lumina2, SHORT),
     "CogView3PlusPipeline": (build_cogview3, SHORT),
     "CogView4Pipeline": (build_cogview4, SHORT),
-    "QwenImagePipeline": (build_qwen, {**SHORT, "true_cfg_scale": 2.0, "negative_prompt": "a cat"}),
+    "QwenImagePipeline": (build_qwen, {**SHORT, **TRUE_GUIDANCE}),
+    "QwenImageControlNetPipeline": (lambda: controlled.qwen(build_qwen), {**CONTROLLED, **TRUE_GUIDANCE}),
+    "QwenImage21Pipeline": (lambda: combined.build_qwen21(build_byte_tokenizer()), {"height": 32, "width": 32}),
+    "NucleusMoEImagePipeline": (
+        lambda: combined.build_nucleus(build_byte_tokenizer(), build_video_vae()),
+        SHORT,
+    ),
     "Krea2Pipeline": (build_krea2, SHORT),
     "ZImagePipeline": (build_z_image, SHORT),
+    "ZImageOmniPipeline": (build_z_image_omni, SHORT),
+    "ZImageControlNetPipeline": (
+        lambda: controlled.z_image(build_z_image, "ZImageControlNetPipeline"),
+        CONTROLLED,
+    ),
+    "ZImageControlNetInpaintPipeline": (
+        lambda: controlled.z_image(build_z_image, "ZImageControlNetInpaintPipeline"),
+        {**CONTROLLED, "image": CONTROL, "mask_image": CONTROL},
+    ),
     "PRXPipeline": (build_prx, {**SIZED, "use_resolution_binning": False}),
     "Kandinsky3Pipeline": (build_kandinsky3, SIZED),
-    "KandinskyV22CombinedPipeline": (build_kandinsky22, {"height": 64, "width": 64, "prior_num_inference_steps": 2}),
+    "KandinskyCombinedPipeline": (
+        lambda: combined.build_kandinsky(build_byte_tokenizer()),
+        {**PRIOR, "height": 64, "width": 64},
+    ),
+    "KandinskyV22CombinedPipeline": (combined.build_kandinsky22, {**PRIOR, "height": 64, "width": 64}),
+    "StableCascadeCombinedPipeline": (combined.build_cascade, {**PRIOR, "height": 128, "width": 128}),
+    "WuerstchenCombinedPipeline": (combined.build_wuerstchen, {**PRIOR, "height": 128, "width": 128}),
 }
 EMPTY = ("HeliosPipeline", "HeliosPyramidPipeline")
 BUILDERS |= {name: (functools.partial(build_empty, name), {}) for name in EMPTY}
 """A pipeline of each family, and what its call takes besides prompt, guidance and steps."""
 
 
-IMAGE = "not tried: needs a control image"
 NOT_BUILT = {
-    "CogView4ControlPipeline": IMAGE,
-    "Flux2Pipeline": "not tried: its text encoder has no tiny stand-in; Flux2KleinPipeline has the same loop",
-    "FluxControlNetPipeline": IMAGE,
-    "GlmImagePipeline": "not tried: its text encoder has no tiny stand-in",
-    "Ideogram4Pipeline": "not tried: its text encoder has no tiny stand-in",
-    "KandinskyCombinedPipeline": "not tried: as KandinskyV22CombinedPipeline, with another text encoder",
-    "NucleusMoEImagePipeline": "not tried: its processor has no tiny stand-in",
-    "QwenImage21Pipeline": "not tried: its processor has no tiny stand-in",
-    "QwenImageControlNetPipeline": IMAGE,
-    "StableCascadeCombinedPipeline": "not tried: a decoder for two models",
-    "StableDiffusion3ControlNetPipeline": IMAGE,
-    "StableDiffusionControlNetPAGPipeline": IMAGE,
-    "StableDiffusionXLControlNetPAGPipeline": IMAGE,
-    "StableDiffusionXLControlNetPipeline": IMAGE,
-    "StableDiffusionXLControlNetUnionPipeline": IMAGE,
-    "WuerstchenCombinedPipeline": "not tried: a decoder for two models",
-    "ZImageControlNetInpaintPipeline": IMAGE,
-    "ZImageControlNetPipeline": IMAGE,
-    "ZImageOmniPipeline": "not tried: as ZImagePipeline, with an encoder of images",
+    "CogView4ControlPipeline": "not tried: it draws the latents of its control image from torch's global random state, "
+    "so no seed gives an image again",
+    "GlmImagePipeline": "not tried: a language model writes its image tokens first, and has no tiny stand-in",
 }
 """Pipelines of the mapping that are not built here, and why."""
 

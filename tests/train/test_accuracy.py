@@ -136,9 +136,9 @@ def test_single_annotators_calibrate_where_they_are_known():
     group = scored([1, 2], [1, 0], annotations=((1.0, 2.0), (1.0, 2.0), (2.0, 1.0)))
     found = measure.calibration([group])
     assert found.temperature == pytest.approx(1 / math.log(2))
-    assert sum(one.n for one in found.bins) == 3
+    assert sum(part.n for part in found.bins) == 3
     tied = measure.calibration([scored([1, 2], [1, 0], annotations=((1.0, 2.0), (1.5, 1.5)))])
-    assert [(one.observed, one.n) for one in tied.bins] == [(0.75, 2)]
+    assert [(part.observed, part.n) for part in tied.bins] == [(0.75, 2)]
     both = measure.calibration([group, scored([2, 1], [0, 1], "y")])
-    assert sum(one.n for one in both.bins) == 4
+    assert sum(part.n for part in both.bins) == 4
     assert measure.calibration([scored([1, 2], [1, 0])]).temperature == 0

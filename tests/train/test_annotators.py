@@ -31,7 +31,7 @@ def test_many_annotators_find_the_order_of_the_judge():
     utility = np.array([[0.0, 3.0, 1.0, 2.0]])
     ranked = annotators.opinions(utility, 1.0, 500, np.random.default_rng(1))
     assert annotators.ranks(-ranked.mean(axis=1)).tolist() == annotators.ranks(utility).tolist() == [[4, 1, 3, 2]]
-    assert all(sorted(one) == [1, 2, 3, 4] for one in ranked[0].tolist())
+    assert all(sorted(row) == [1, 2, 3, 4] for row in ranked[0].tolist())
 
 
 def test_captions_are_new_and_survive_a_mirror():
@@ -88,6 +88,6 @@ def test_the_files_are_read_as_the_layouts_they_imitate(tmp_path):
         assert {len(group.annotations) for group in groups} == {0 if name == "train" else 4}
         assert groups[0].images[0].open().size == (64, 64)
         if name == "train":
-            assert [list(group.ranks or ()) for group in groups] == [one.tolist() for many in ranked for one in many]
+            assert [list(group.ranks or ()) for group in groups] == [row.tolist() for many in ranked for row in many]
         if name == "test":
             assert [list(group.ranks or ()) for group in groups] == annotators.ranks(utility).tolist()

@@ -111,10 +111,10 @@ def test_a_copy_may_be_what_the_image_looked_like_on_its_way(tmp_path: Path, sco
         return dict(zip(batch.names, batch.pixels[len(batch.names) :], strict=True))
 
     drawn = [copies(step, preview_probability=1.0) for step in range(8)]
-    spread = {name: [one[name].std(dim=(1, 2)).max().item() for one in drawn] for name in drawn[0]}
+    spread = {name: [sample[name].std(dim=(1, 2)).max().item() for sample in drawn] for name in drawn[0]}
     assert max(spread.pop(str(seen))) < 1e-6, "one shade all over"
-    assert len({one[str(seen)].mean().item() for one in drawn}) == 2, "each of the two is drawn sooner or later"
-    assert spread and min(min(one) for one in spread.values()) > 0.1, "an image without previews is perturbed as ever"
+    assert len({sample[str(seen)].mean().item() for sample in drawn}) == 2, "each of the two is drawn sooner or later"
+    assert spread and min(map(min, spread.values())) > 0.1, "an image without previews is perturbed as ever"
     assert copies(0)[str(seen)].std(dim=(1, 2)).max() > 0.1
 
 

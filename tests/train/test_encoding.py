@@ -87,7 +87,7 @@ def test_what_a_frozen_tower_makes_is_made_once(
         setattr(scorer.clip, f"encode_{kind}", counted)
     for step in range(2):
         batch = loader.load(step)
-        plain, kept = (gradients(scorer, batch, micro_batch_size, frozen=one) for one in (None, frozen))
+        plain, kept = (gradients(scorer, batch, micro_batch_size, frozen=setting) for setting in (None, frozen))
         assert plain.keys() == kept.keys()
         assert not plain or difference(kept, plain) < 1e-6
     encoded |= {"image": 0, "text": 0}

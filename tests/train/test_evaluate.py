@@ -111,7 +111,7 @@ def test_human_rows_and_undefined_figures_in_the_tables():
     assert "a&#124;b" in text
     for block in text.split("\n\n"):
         rows = [line.count(" |") for line in block.splitlines() if line.startswith("|")]
-        assert all(one == other for one, other in pairwise(rows))
+        assert all(row == other for row, other in pairwise(rows))
     record = to_json(evaluation)
     assert record["micro"]["value"] is None
     json.dumps(record, allow_nan=False)

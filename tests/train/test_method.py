@@ -15,7 +15,9 @@ from sp_rerank.train.recipe import read_recipe
 
 
 def groups_of(orders):
-    return [PreferenceGroup.ranked("a lemon", [ImageSource(Path(f"{i}.png")) for i in one], one) for one in orders]
+    return [
+        PreferenceGroup.ranked("a lemon", [ImageSource(Path(f"{i}.png")) for i in order], order) for order in orders
+    ]
 
 
 def test_right_order_is_counted_by_prompt_and_view():

@@ -185,12 +185,12 @@ def test_of_a_thousand_images_exactly_the_bad_ones_are_skipped(tmp_path):
 def test_more_than_one_in_a_hundred_stops_training(tmp_path):
     source = [ImageSource(tmp_path / f"absent {number}.png") for number in range(5)]
     reader = ImageReader(400)
-    assert [reader.read(one) for one in (*source[:4], *source[:4])] == [None] * 8
+    assert [reader.read(image) for image in (*source[:4], *source[:4])] == [None] * 8
     assert len(reader.skipped) == MOST_SKIPPED * 400
     with pytest.raises(NothingUsableError, match=r"5 of 400 images cannot be read, 1% at most"):
         reader.read(source[4])
     patient = ImageReader()
-    assert [patient.read(one) for one in source] == [None] * 5
+    assert [patient.read(image) for image in source] == [None] * 5
 
 
 def test_a_cell_is_read_as_carefully_as_a_file(tmp_path):

@@ -62,8 +62,8 @@ def test_image_reward_db_from_its_zips(tmp_path, prefix):
         for level in (10, 20, 30):
             zipped.writestr(f"{prefix}{level}.png", encoded(level))
     rows = [
-        {"image_path": f"images/train/train_1/{level}.png", "prompt_id": one, "prompt": f"prompt {one}", "rank": rank}
-        for level, one, rank in [(10, "x", 2), (20, "y", 1), (30, "x", 1), (10, "y", 2)]
+        {"image_path": f"images/train/train_1/{level}.png", "prompt_id": text, "prompt": f"prompt {text}", "rank": rank}
+        for level, text, rank in [(10, "x", 2), (20, "y", 1), (30, "x", 1), (10, "y", 2)]
     ]
     put_table(tmp_path / "metadata-train.parquet", [{**row, "classification": "People"} for row in rows])
     first, second = read_preferences(tmp_path)
@@ -198,7 +198,9 @@ def test_own_pairs_with_their_images_in_the_table(tmp_path):
     a, b = as_struct(encoded(10), "a.png"), as_struct(encoded(20), "b.png")
     put(tmp_path, "c.png", level=30)
     c = as_struct(None, "c.png")
-    rows = [{"prompt": "x", "first": one, "second": two, "label": y} for one, two, y in [(a, b, 1.0), (c, a, 0.0)]]
+    rows = [
+        {"prompt": "x", "first": left, "second": right, "label": y} for left, right, y in [(a, b, 1.0), (c, a, 0.0)]
+    ]
     put_table(tmp_path / "own.parquet", rows)
     (group,) = read_preferences(tmp_path)
     assert [image.open().getpixel((0, 0))[0] for image in group.images] == [10, 30, 20]

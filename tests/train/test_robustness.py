@@ -22,7 +22,9 @@ from sp_rerank.train.robustness import markdown, robustness, sensitivity_plot
 
 def test_a_scorer_that_minds_the_flip_by_hand(tmp_path):
     halves = [(0, 255), (51, 204), (102, 0), (153, 51), (204, 102)]
-    groups = [PreferenceGroup.ranked("x", [put(tmp_path / f"{i}.png", *one) for i, one in enumerate(halves)], range(5))]
+    groups = [
+        PreferenceGroup.ranked("x", [put(tmp_path / f"{i}.png", *pair) for i, pair in enumerate(halves)], range(5))
+    ]
     before, after = np.array(halves).T / 255
     result = robustness(Corner(), groups, data="x", ratios=(1.0,))
     plain, flipped = result.rows
