@@ -563,3 +563,9 @@ def test_nothing_is_logged_in_a_plain_run(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG, logger="sp_rerank"):
         make(tmp_path / "run")
     assert caplog.messages == []
+
+
+def test_the_rules_of_a_run_of_the_first_schema_keep_their_meaning():
+    record = {**CONFIG.to_json(), "stop": {"until": 0.9}, "schema": 1}
+    config, schema = records.parse_config(json.dumps(record).encode(), "run.json")
+    assert (config.stop.confidence, schema) == (0.9, 1)
