@@ -6,37 +6,40 @@ what they share; knows nothing of how images are made, what a score means, or wh
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
-from sp_rerank.errors import NothingUsableError, TryAgainError, is_device_lost, is_out_of_memory
+from sp_rerank.errors import NothingUsableError, OptionError
 from sp_rerank.rank import ranked
+from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.memory import MemoryRun
-from sp_rerank.run.records import StageScore, Status
-from sp_rerank.run.state import Finished, RunState, Store
+from sp_rerank.run.state import RunState, Store
 from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
-from sp_rerank.scorers.scoring import embedder, score_images
-from sp_rerank.search.base import Scored, usable_scores
+from sp_rerank.scorers.ensemble import asked_first, with_members
+from sp_rerank.scorers.scoring import embedder
+from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
-from sp_rerank.storage.images import to_images
-from sp_rerank.types import Candidate
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sp_rerank.diffusion.sampler import MemoryLimit
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
+
+log = logging.getLogger(__name__)
 
 NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
 
@@ -60,8 +63,20 @@ class Progress:
     best: float
 
 
+@overload
 def generate(
-    prompt: str,
+    prompt: str, *, pipe: Any, scorer: Scorer, also: Sequence[Scorer] = (), out: str | Path | None = None,
+    resume: bool = False, progress: Callable[[Progress], None] | None = None, stop: Callable[[], bool] | None = None,
+    **options: Unpack[GenerationKeywords],
+) -> RunResult: ...  # fmt: skip
+@overload
+def generate(
+    prompt: list[str] | tuple[str, ...], *, pipe: Any, scorer: Scorer, also: Sequence[Scorer] = (),
+    out: str | Path | None = None, resume: bool = False, progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None, **options: Unpack[GenerationKeywords],
+) -> list[RunResult]: ...  # fmt: skip
+def generate(
+    prompt: str | list[str] | tuple[str, ...],
     *,
     pipe: Any,
     scorer: Scorer,
@@ -71,26 +86,31 @@ def generate(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     **options: Unpack[GenerationKeywords],
-) -> RunResult:
-    """Make n candidates for a prompt, rank them, and return the best k.
+) -> RunResult | list[RunResult]:
+    """Make n candidates for a prompt, or for each of several, rank them, and return the best k.
+
+    A complete run folder that is asked for a larger `n`, or for `more`, grows: only the new candidates are made.
 
     Args:
-        prompt: What the images should show.
+        prompt: What the images should show. Of several prompts all are checked before the first is begun.
         pipe: A diffusers text-to-image pipeline, from `sp_rerank.load_pipeline` or your own.
         scorer: Ranks the candidates; from `sp_rerank.load_scorer` or your own.
         also: Other scorers, whose scores of every finished candidate are kept too; they choose nothing.
-        out: The run folder, written as the run goes on; None keeps the best in memory only.
+        out: The run folder, written as the run goes on; None keeps the best in memory only. Of several prompts the
+            folder of their run folders.
         resume: Go on with a run folder that holds a part of this very run.
         progress: Called after each batch.
         stop: Asked after each batch; when it returns True, the run ends with KeyboardInterrupt, nothing lost.
         **options: The fields of `sp_rerank.config.GenerationOptions`: n, top_k, seed, steps, search, ...
 
     Returns:
-        The best usable candidates, the best first, with what the run spent and how it ended.
+        The best usable candidates, the best first, with what the run spent and how it ended; of several prompts a list
+        of that, in their order.
 
     Raises:
         UsageError: If an option is out of its range, or `out` holds another run.
         NothingUsableError: If every image was flagged, or more than a tenth were not finite. The folder is complete.
+            Of several prompts it is a log warning, and the result of that prompt says so.
         TryAgainError: If the accelerator failed or ran out of memory.
         FolderBusyError: If another process writes to `out`.
         StorageError: If `out` cannot be written.
@@ -102,10 +122,22 @@ def generate(
     from sp_rerank.search.resolve import resolve
 
     _check_names(options)
-    asked = GenerationOptions(**options)
-    config = resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also)
-    job = Job(config, asked, pipe, scorer, also)
-    return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
+    asked, also = GenerationOptions(**options), with_members(scorer, also)
+    if isinstance(prompt, str):
+        job = Job(resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also), asked, pipe, scorer, also)
+        return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
+    configs = [resolve(each, asked, pipe=pipe, scorer=scorer, also=also) for each in prompt]
+    results: list[RunResult] = []
+    for config in configs:
+        job, folder = Job(config, asked, pipe, scorer, also), out and Path(out) / run_folder_name(config)
+        opening = store_for(job, folder, resume)
+        result, state = search_into(opening, job, progress=progress, stop=stop, out=folder)
+        try:
+            check_usable(state, result.summary)
+        except NothingUsableError as error:
+            log.warning("%r: %s", config.prompt, error)
+        results.append(result)
+    return results
 
 
 def _check_names(options: Mapping[str, object]) -> None:
@@ -128,6 +160,7 @@ class Job:
         pipe: Makes the images.
         scorer: Ranks them.
         also: Other scorers whose scores are kept.
+        memory_limit: What earlier runs of the pipeline found to fit into memory.
     """
 
     config: RunConfig
@@ -135,6 +168,7 @@ class Job:
     pipe: Any
     scorer: Scorer
     also: Sequence[Scorer] = ()
+    memory_limit: MemoryLimit | None = None
 
 
 def run_search(
@@ -146,27 +180,52 @@ def run_search(
     stop: Callable[[], bool] | None = None,
 ) -> RunResult:
     """Carry out a run; arguments, result and errors as in `generate`."""
-    from sp_rerank.diffusion.sampler import sampler_of
-    from sp_rerank.search.schedule import strategy_of
+    result, state = search_into(store_for(job, out, resume), job, progress=progress, stop=stop, out=out)
+    check_usable(state, result.summary)
+    return result
 
-    config = job.config
+
+def search_into(
+    opening: AbstractContextManager[Store],
+    job: Job,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    out: str | Path | None = None,
+) -> tuple[RunResult, RunState]:
+    """Carry out a run into a store, which is opened once it is known that the run can be.
+
+    A run of which too little is usable comes back too; `check_usable` refuses it. Errors otherwise as in `generate`.
+
+    Args:
+        opening: Opens the store.
+        job: What is to be done.
+        progress: Called after each batch.
+        stop: Asked after each batch, as in `generate`.
+        out: The folder of the store, for the result.
+    """
+    from sp_rerank.diffusion.sampler import sampler_of
+    from sp_rerank.search.parts import search_parts
+
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
-    sampler, strategy = sampler_of(config, job.pipe), strategy_of(config.search)
+    sampler_of(job.config, job.pipe)  # so is what the pipeline does not take
     margin = margin_of(job.scorer)
-    with _opened(job, out, resume) as store:
+    with opening as store:
         state, began, made = store.state, time.monotonic(), 0
-        score = partial(_score, job.scorer, config.prompt)
-        others = {other.name: partial(_score, other, config.prompt) for other in job.also}
-        seeds = {index: config.seed + index for index in range(config.n)}
+        config = state.config  # of the folder: perhaps a larger run than was asked for, in other parts
+        asked = asked_first(job.scorer)
+        others = {other.name: partial(score_batch, other, config.prompt) for other in job.also if other is not asked}
         ended, stage = _ending(state, margin, began), None
-        search = strategy(sampler, score, seeds, top_k=job.options.kept, prior=state.prior_scores())
-        with closing(_guarded(iter(()) if ended else search)) as batches:
+        score = partial(score_batch, asked, config.prompt)
+        sampler = sampler_of(config, job.pipe, memory_limit=job.memory_limit)
+        search = search_parts(sampler, score, state, top_k=job.options.kept)
+        with closing(guarded(iter(()) if ended else search)) as batches:
             for scored in batches:
                 if scored.stage:
-                    store.add_stages(_seen(scored, others if config.search.records else {}, state))
+                    store.add_stages(seen_candidates(scored, others if config.search.records else {}, state))
                 else:
-                    store.add(_finished(scored, others, state))
+                    store.add(finished_candidates(scored, others, state))
                 made = len(scored.batch.indices) + (made if scored.stage == stage else 0)
                 stage, done = scored.stage, state.reached(scored.stage)
                 if progress:
@@ -178,15 +237,18 @@ def run_search(
                 if ended:
                     break
         store.add_dropped()
-        return _concluded(store, job, ended or Ended(), embed, margin, out)
+        return _concluded(store, job, ended or Ended(), embed, margin, out), state
 
 
-def _opened(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
+def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
     """Where the candidates are kept: a folder, or memory."""
     if out is None:
-        return nullcontext(MemoryRun(job.config, job.config.n if job.options.diverse else job.options.kept))
+        if job.options.more:
+            raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
+        anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
+        return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
     size = _image_bytes(job.pipe, job.config.height, job.config.width)
-    return RunWriter.start(out, job.config, resume=resume, image_bytes=size)
+    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
 
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:
@@ -211,74 +273,6 @@ def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
     return (height or side) * (width or side) * 3 // 2
 
 
-def _score(scorer: Scorer, prompt: str, batch: Tensor) -> Tensor:
-    """(b,) float32 on the CPU."""
-    import torch
-
-    return torch.tensor(score_images(scorer, prompt, batch), dtype=torch.float32)
-
-
-def _guarded(batches: Iterator[Scored]) -> Generator[Scored]:
-    """The batches of a search; an accelerator that fails becomes an error with the way to go on."""
-    try:
-        yield from batches
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise TryAgainError(
-                "out of memory while scoring; free some and resume the run, or start anew with a smaller batch size"
-            ) from error
-        if is_device_lost(error):
-            first = str(error).splitlines()[0]
-            raise TryAgainError(f"the accelerator failed ({first}); what is done is kept, resume the run") from error
-        raise
-
-
-def _candidates(scored: Scored) -> list[Candidate]:
-    batch = scored.batch
-    return [
-        Candidate(index, seed, image, flagged)
-        for index, seed, image, flagged in zip(
-            batch.indices, batch.seeds, to_images(batch.images), batch.flagged, strict=True
-        )
-    ]
-
-
-def _seen(
-    scored: Scored, others: Mapping[str, Callable[[Tensor], Tensor]], state: RunState
-) -> list[tuple[Candidate, StageScore]]:
-    """What a search saw of candidates on the way; what is known from before is left out."""
-    assert scored.stage
-    usable = usable_scores(scored)
-    columns = {name: score(scored.batch.images).tolist() for name, score in others.items()}
-    seen: list[tuple[Candidate, StageScore]] = []
-    for place, candidate in enumerate(_candidates(scored)):
-        if any(known.stage == scored.stage for known in state.stages.get(candidate.index, ())):
-            continue
-        score = _finite(usable[candidate.index])
-        also = {name: None if score is None else _finite(column[place]) for name, column in columns.items()}
-        seen.append((candidate, StageScore(scored.stage, score, scored.batch.nfe, candidate.flagged, also)))
-    return seen
-
-
-def _finite(score: float) -> float | None:
-    return score if math.isfinite(score) else None
-
-
-def _finished(scored: Scored, others: Mapping[str, Callable[[Tensor], Tensor]], state: RunState) -> list[Finished]:
-    """Finished candidates with their scores by every scorer."""
-    batch, usable = scored.batch, usable_scores(scored)
-    columns = {name: score(batch.images).tolist() for name, score in others.items()}
-    columns = {state.config.scorers[0]: scored.scores.tolist(), **columns}
-    finished: list[Finished] = []
-    for place, candidate in enumerate(_candidates(scored)):
-        finite = math.isfinite(usable[candidate.index])
-        status: Status = "flagged" if candidate.flagged else "ok" if finite else "nonfinite"
-        scores = {name: column[place] if status == "ok" else math.nan for name, column in columns.items()}
-        earlier = sum(seen.nfe for seen in state.stages.get(candidate.index, ()))
-        finished.append(Finished(candidate, status, scores, batch.nfe + earlier, len(batch.indices)))
-    return finished
-
-
 def _concluded(
     store: Store,
     job: Job,
@@ -287,7 +281,7 @@ def _concluded(
     margin: float,
     out: str | Path | None,
 ) -> RunResult:
-    """The result of a run that is over, its folder finished; complains only once everything is on the disk."""
+    """The result of a run that is over, its folder finished."""
     state, kept = store.state, job.options.kept
     best = state.best(state.n if embed else kept)
     candidates = {index: store.candidate(index) for index in best}
@@ -312,7 +306,6 @@ def _concluded(
         score_cost=max(0.0, cost),
     )
     store.finish(best, summary, _present)
-    _check_usable(state, summary)
     return RunResult(tuple(chosen), summary, None if out is None else Path(out))
 
 
@@ -325,7 +318,7 @@ def _present(run: RunDir) -> None:
     write_gallery(run)
 
 
-def _check_usable(state: RunState, summary: RunSummary) -> None:
+def check_usable(state: RunState, summary: RunSummary) -> None:
     """Refuse a run of which too little is usable.
 
     Raises:

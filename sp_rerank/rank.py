@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
 from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.ensemble import MeanRank, with_members
 from sp_rerank.scorers.scoring import embedder, name_of, score_images
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
@@ -46,7 +47,7 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
         NothingUsableError: if it gives no finite score for any of the images.
     """
     scored = _score_all([scorer], prompt, pictures)
-    (scores,) = scored.scores.values()
+    scores = scored.scores[name_of(scorer)]
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
     return ranked(candidates, [scores[i] for i in places], margin_of(scorer), prompt)
@@ -181,7 +182,23 @@ class _Scored:
 def _score_all(
     scorers: Sequence[Scorer], prompt: str, sources: Sequence[Path] | Sequence[Image.Image], embed: Embed | None = None
 ) -> _Scored:
-    """Ask every scorer about every image, and hold no more of those that are files than are scored together."""
+    """Ask every scorer about every image, and hold no more of those that are files than are scored together.
+
+    A mean of ranks is made of its members' scores, which come back too, behind it.
+    """
+    ensembles = [scorer for scorer in scorers if isinstance(scorer, MeanRank)]
+    if ensembles:
+        asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
+        for ensemble in ensembles:
+            asked = with_members(ensemble, asked)
+        scored = _score_all(asked, prompt, sources, embed)
+        columns = {
+            ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
+            for ensemble in ensembles
+        }
+        order = dict.fromkeys([*map(name_of, scorers), *scored.scores])
+        scored.scores = {name: {**columns, **scored.scores}[name] for name in order}
+        return scored
     names = [name_of(scorer) for scorer in scorers]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")

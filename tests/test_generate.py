@@ -197,7 +197,7 @@ def test_run_json_tells_how_it_was_made(tmp_path):
     assert config["schema"] == 2
     assert config["scorers"] == ["brightness"]
     assert config["versions"]["torch"] == version("torch")
-    assert (config["n"], config["seed"], config["batch_size"], config["dtype"]) == (4, 0, 4, "float32")
+    assert (config["n"], config["seed"], config["batch_size"], config["dtype"]) == (4, 0, 8, "float32")
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 20, 23])
@@ -212,3 +212,40 @@ def test_a_batch_is_found_again_by_its_size(n, batch_size, limit):
     for batch in sampler.batches({i: i for i in range(n)}):
         for index in batch.indices:
             assert batch_of(index, len(batch.indices), batch_size, range(n)) == list(batch.indices)
+
+
+def test_several_prompts_are_made_with_one_pipeline(tmp_path):
+    pipe, prompts = SeededPipe(), ["a lemon", "a cat", "a lemon"]
+    found = generate(prompts, pipe=pipe, scorer=SCORER, out=tmp_path, n=6, seed=3, guidance_scale=1.0)
+    assert len(pipe.made) == 2 * 2  # the third is the first
+    assert [[r.prompt for r in result] for result in found] == [[prompt] * 4 for prompt in prompts]
+    assert len(list(tmp_path.iterdir())) == 2
+    alone = run(SeededPipe(), n=6, seed=3, batch_size=None)
+    assert [(r.seed, r.score) for r in found[0]] == [(r.seed, r.score) for r in alone]
+    assert [RunDir.read(result.folder).config.prompt for result in found if result.folder] == prompts
+
+
+def test_of_several_prompts_all_are_checked_first():
+    pipe = SeededPipe()
+    with pytest.raises(UsageError, match="prompt is ''"):
+        generate(["a lemon", ""], pipe=pipe, scorer=SCORER)
+    assert pipe.made == []
+
+
+def test_of_several_prompts_one_has_nothing_usable(caplog):
+    class Flagging(SeededPipe):
+        def __call__(
+            self,
+            prompt,
+            num_inference_steps=5,
+            num_images_per_prompt=1,
+            generator=None,
+            output_type="pt",
+            return_dict=True,
+        ):
+            self.flagged = set(range(100)) if prompt == "a cat" else set()
+            return super().__call__(prompt, num_inference_steps, 1.0, num_images_per_prompt, generator)
+
+    found = generate(["a lemon", "a cat", "a dog"], pipe=Flagging(), scorer=SCORER, n=3)
+    assert [len(result) for result in found] == [3, 0, 3]
+    assert "'a cat': none of 3 images is usable" in caplog.text

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sp_rerank.cli import (
+    batch,
     choosing,
     compare,
     diagnostics,
@@ -84,6 +85,8 @@ scorers_app = typer.Typer(
 scorers_app.callback()(scorers.list_scorers)
 scorers_app.command()(scorers.convert)
 app.add_typer(scorers_app, name="scorers")
+
+app.add_typer(batch.app, name="batch", help="Make N candidates for each of many prompts; how far they are; exports.")
 
 bench_app = typer.Typer(
     help="Measure this machine, interleaved, medians.", no_args_is_help=True, rich_markup_mode="markdown"

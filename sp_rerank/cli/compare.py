@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sp_rerank.cli.console import Device, Json, load_scorer, plain, print_json, progress_bar, quiet, say, tell
-from sp_rerank.errors import NothingUsableError, SpRerankError, StorageError, UsageError
+from sp_rerank.errors import NothingUsableError, OptionError, SpRerankError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from sp_rerank.compare.comparison import Comparison
@@ -27,6 +27,9 @@ def compare(
         bool, typer.Option("--steady", help="ask each --scorer again about mirrored and cropped images")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="SVG file to draw the agreement into")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="HTML file for all candidates of runs of one prompt, in one order")
+    ] = None,
     keep: Annotated[bool, typer.Option(help="write new scores into the run folders")] = True,
     seed: Annotated[int, typer.Option(help="seed of the bootstrap", min=0)] = 0,
     device: Device = "auto",
@@ -36,15 +39,10 @@ def compare(
     from sp_rerank.compare import tables as report
     from sp_rerank.compare.compare import compare as compare_runs
     from sp_rerank.diffusion import loading
-    from sp_rerank.report.tables import new_figure, to_json
+    from sp_rerank.report.tables import to_json
     from sp_rerank.storage import atomic
 
-    if plot:
-        if plot.suffix.lower() != ".svg":
-            raise UsageError(f"--plot is {str(plot)!r}; expected a name that ends in .svg, the only format it draws")
-        new_figure()  # what would be a pity to learn after the scoring
-        if not plot.parent.is_dir():
-            raise UsageError(f"--plot: {plot.parent} is not a folder; expected the name of a file in one that is there")
+    _check_files(plot, sheet)
     rankers: list[Scorer] = []
     lost: list[SpRerankError] = []
     folders = list(_readable(runs, lost.append))
@@ -67,12 +65,38 @@ def compare(
     if plot:
         atomic.write(plot, report.plot(found))
         say(f"written: {plot}")
+    if sheet:
+        _write_sheet(sheet, found)
     if as_json:
         print_json({**to_json(found), "not_compared": [str(error) for error in lost]})
     else:
         for line in report.markdown(found).splitlines():
             tell(plain(line))
     _check_all_scored(rankers, found)
+
+
+def _check_files(plot: Path | None, sheet: Path | None) -> None:
+    """What would be a pity to learn after the scoring."""
+    from sp_rerank.report.tables import new_figure
+
+    if sheet and sheet.suffix.lower() not in (".html", ".htm"):
+        raise OptionError("sheet", str(sheet), "a name that ends in .html")
+    if plot:
+        if plot.suffix.lower() != ".svg":
+            raise UsageError(f"--plot is {str(plot)!r}; expected a name that ends in .svg, the only format it draws")
+        new_figure()
+        if not plot.parent.is_dir():
+            raise UsageError(f"--plot: {plot.parent} is not a folder; expected the name of a file in one that is there")
+
+
+def _write_sheet(sheet: Path, found: Comparison) -> None:
+    from sp_rerank.report.together import joint_sheet
+    from sp_rerank.run.folder import RunDir
+    from sp_rerank.storage import atomic
+
+    folders = [RunDir.read(run.run) for run in found.runs]
+    atomic.write(sheet, joint_sheet(folders, [run.scores for run in found.runs], sheet.absolute().parent))
+    say(f"written: {sheet}")
 
 
 def _readable(runs: Sequence[Path], failed: Callable[[SpRerankError], None]) -> Iterator[RunDir]:

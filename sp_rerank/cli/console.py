@@ -154,9 +154,11 @@ def load_scorer(spec: str, model: str | None, device: str) -> Any:
     """A scorer in float32: half precision would reorder candidates that are close."""
     from sp_rerank import scorers
 
-    if spec == "sp":
-        spec, why = scorers.resolve_sp(model)
+    parts = [part.rpartition("*") for part in spec.split("+")]
+    if any(name == "sp" for *_, name in parts):
+        found, why = scorers.resolve_sp(model)
         say(why)
+        spec = "+".join(f"{weight}{times}{found if name == 'sp' else name}" for weight, times, name in parts)
     return scorers.load_scorer(spec, device=device)
 
 
@@ -164,14 +166,12 @@ def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, sa
     """The pipeline that the options name, with a line where the choice was ours."""
     from sp_rerank.diffusion import loading
 
-    found = loading.find_device(device)
-    spec, why = loading.find_model(model, found)
+    pipe, why = loading.open_pipeline(
+        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker
+    )
     if why:
         say(why)
-    precision = loading.find_dtype(dtype, spec, found)
-    return loading.load_pipeline(
-        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker
-    )
+    return pipe
 
 
 @contextmanager

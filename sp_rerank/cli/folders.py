@@ -13,31 +13,67 @@ from sp_rerank.errors import OptionError
 
 def replay(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    index: Annotated[int, typer.Argument(help="Index of the candidate, as in its file name.")],
+    indices: Annotated[
+        list[int], typer.Argument(metavar="INDEX...", help="Indices of the candidates, as in their file names.")
+    ],
     steps: Annotated[int | None, typer.Option(help="Number of scheduler steps, if not the run's own.", min=1)] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG file. [default: RUN/replays/INDEX.png]")] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="Make the image so many times as large, by image-to-image.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="With --scale: how much is made anew, above 0 and at most 1. [default: 0.35]")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="PNG file, or a folder for several. [default: RUN/replays/INDEX.png]"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Where the model is now. [default: as in the run]")] = None,
 ) -> None:
-    """Make one candidate again: the same pixels on the same machine, or the same seed with other steps."""
-    from sp_rerank.replay import replay_to
+    """Make candidates again: the same pixels on the same machine, the same seed with other steps, or larger."""
+    from sp_rerank.replay import STRENGTH, Replays
     from sp_rerank.run.folder import RunDir
-    from sp_rerank.run.layout import inside
 
-    if out and out.suffix.lower() != ".png":
-        raise OptionError("out", str(out), "a name that ends in .png, the format that holds every pixel")
+    if strength is not None and scale is None:
+        raise OptionError("strength", strength, "none without a scale: it says how much of a larger image is made anew")
+    indices = list(dict.fromkeys(indices))
+    changes = [f"{steps}steps"] if steps else []
+    changes += [f"x{scale:g}"] if scale else []
+    changes += [f"strength{strength:g}"] if strength else []
     folder = RunDir.read(run)
+    targets = _targets(run, indices, "-".join(["", *changes]), out)
     config = folder.config
     config.require("prompt", "steps", "guidance_scale", "batch_size", "model")
     config.require("device", "dtype", "scheduler", "safety_checker")
-    name = f"replays/{index:05d}.png" if steps is None else f"replays/{index:05d}-{steps}steps.png"
-    target = out or inside(run, name)
+    folder.check_holds(indices)
     with quiet():
         pipe = load_pipeline(
             model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker
         )
-        same = replay_to(folder, index, target, pipe=pipe, steps=steps)
-    verdict = {None: "", True: "; every pixel is the same", False: "; the pixels differ: another machine or version?"}
-    tell(f"{target}{verdict[same]}")
+        strength = STRENGTH if strength is None else strength
+        again = Replays(folder, pipe, steps=steps, scale=scale, strength=strength)
+        verdict = {
+            None: "",
+            True: "; every pixel is the same",
+            False: "; the pixels differ: another machine or version?",
+        }
+        for index, target in zip(indices, targets, strict=True):
+            tell(f"{target}{verdict[again.write(index, target)]}")
+
+
+def _targets(run: Path, indices: list[int], changes: str, out: Path | None) -> list[Path]:
+    """Where each candidate goes."""
+    from sp_rerank.run.layout import inside
+
+    names = [f"{index:05d}{changes}.png" for index in indices]
+    if out is None:
+        return [inside(run, f"replays/{name}") for name in names]
+    if len(indices) == 1:
+        if out.suffix.lower() != ".png":
+            raise OptionError("out", str(out), "a name that ends in .png, the format that holds every pixel")
+        return [out]
+    if out.suffix.lower() == ".png" or out.is_file():
+        raise OptionError("out", str(out), f"a folder, for {len(indices)} candidates")
+    return [out / name for name in names]
 
 
 def verify(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:

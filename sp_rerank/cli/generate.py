@@ -6,7 +6,7 @@ import inspect
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +28,7 @@ from sp_rerank.cli.console import (
     stop_on_interrupt,
     tell,
 )  # fmt: skip
-from sp_rerank.config import GenerationOptions
+from sp_rerank.config import PROMPT, SEARCHES, GenerationOptions
 from sp_rerank.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,20 @@ def _evaluated(kind: Any) -> Any:
     return known[kind] if isinstance(kind, str) else kind
 
 
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `**options` are the table of `GenerationOptions`, for typer to see."""
+    own = [
+        parameter
+        for parameter in inspect.signature(command, eval_str=True).parameters.values()
+        if parameter.kind != inspect.Parameter.VAR_KEYWORD
+    ]
+    signature = inspect.Signature([*own, *map(_parameter, fields(GenerationOptions))])
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {name: entry.annotation for name, entry in signature.parameters.items()}
+    return command
+
+
+@with_options
 def generate(
     prompt: Prompt,
     model: Model = "auto",
@@ -96,20 +110,22 @@ def generate(
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
     from sp_rerank.generate import Job, run_search
-    from sp_rerank.run.layout import run_folder_name
+    from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
-    asked = GenerationOptions(**{**options, "pipe_kwargs": _assignments(options["pipe_kwargs"])})
+    asked = GenerationOptions(**{**options, "pipe_kwargs": assignments(options["pipe_kwargs"])})
     _check_before_loading(prompt, asked)
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
+        from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
         pipe = load_pipeline(model, device, dtype, scheduler, safety_checker)
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
+        others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
-        folder = out or Path("runs") / run_folder_name(config)
+        folder = out or default_folder(Path("runs"), config, asked.more)
         with run_progress(config.n) as progress, stop_on_interrupt() as stop:
             try:
                 job = Job(config, asked, pipe, ranker, others)
@@ -123,21 +139,7 @@ def generate(
         _report(result, ranker, config.search.replayable, time.monotonic() - began)
 
 
-def _signature() -> inspect.Signature:
-    own = [
-        parameter
-        for parameter in inspect.signature(generate, eval_str=True).parameters.values()
-        if parameter.kind != inspect.Parameter.VAR_KEYWORD
-    ]
-    return inspect.Signature([*own, *map(_parameter, fields(GenerationOptions))])
-
-
-_SIGNATURE = _signature()
-generate.__signature__ = _SIGNATURE  # type: ignore[attr-defined]
-generate.__annotations__ = {name: entry.annotation for name, entry in _SIGNATURE.parameters.items()}
-
-
-def _assignments(pairs: list[str]) -> Mapping[str, Any] | None:
+def assignments(pairs: list[str]) -> Mapping[str, Any] | None:
     """Arguments of the pipeline from NAME=VALUE, the value as in JSON; a text may go without quotes."""
     import json
 
@@ -179,10 +181,13 @@ def _is_file(text: str) -> bool:
 
 def _check_before_loading(prompt: str, asked: GenerationOptions) -> None:
     """What can be refused without a model: loading one takes seconds, or a download."""
-    from sp_rerank.config import PROMPT, SEARCHES
-
     if not PROMPT.holds(prompt):
         raise OptionError("prompt", prompt, PROMPT.expected)
+    check_search(asked)
+
+
+def check_search(asked: GenerationOptions) -> None:
+    """Refuse a schedule file that cannot be read."""
     if asked.search not in SEARCHES:
         from sp_rerank.search.schedule import read_schedule
 
@@ -240,11 +245,12 @@ def _report(result: RunResult, scorer: Scorer, replayable: bool, seconds: float)
 def _remarks(result: RunResult, scorer: Scorer) -> Iterator[str]:
     """What is worth knowing of the result: ties, what a search spared, why a run ended early."""
     from sp_rerank.scorers.calibration import calibration_of
+    from sp_rerank.stats.ranking import short_names
 
     summary, known = result.summary, calibration_of(scorer)
     tied = sum(entry.tie_group == result[0].tie_group for entry in result)
     if known is None:
-        yield f"{scorer.name.split('@')[0]} has no calibration: how sure this order is, is not known"
+        yield f"{short_names([scorer.name])[scorer.name]} has no calibration: how sure this order is, is not known"
     elif tied > 1:
         simulated = " (calibrated on simulated people)" if known.simulated else ""
         yield f"the first {tied} are not told apart{simulated}"

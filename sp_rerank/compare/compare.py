@@ -29,6 +29,7 @@ from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.report.orderings import is_chance_sample
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.calibration import calibration_of
+from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.stats import agreement, best_of_n, ranking
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS
@@ -102,6 +103,8 @@ def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> N
     for scorer in scorers:
         if not isinstance(getattr(scorer, "name", None), str):
             raise UsageError(f"a {type(scorer).__name__} has no name; expected a scorer with a `name` of text")
+        if isinstance(scorer, MeanRank):
+            raise UsageError(f"{scorer.name} is a mean of ranks; name its scorers one by one, their mean rank is told")
     for what, given in (("run", [str(run.path.resolve()) for run in runs]), ("scorer", [s.name for s in scorers])):
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:

@@ -2,7 +2,7 @@
 
 from sp_rerank.config.options import GenerationKeywords, GenerationOptions
 from sp_rerank.config.rules import MAX_SEED, PROMPT
-from sp_rerank.config.run_config import RunConfig
+from sp_rerank.config.run_config import Part, RunConfig
 from sp_rerank.config.search_plan import EXHAUSTIVE, FAST, SEARCHES, STEERING, Round, SearchPlan, Stage, StopRules
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "STEERING",
     "GenerationKeywords",
     "GenerationOptions",
+    "Part",
     "Round",
     "RunConfig",
     "SearchPlan",

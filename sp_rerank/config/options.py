@@ -59,6 +59,9 @@ class GenerationOptions:
     """
 
     n: int = _option(100, COUNT, "Number of candidates to make.")
+    more: int | None = _option(
+        None, or_none(COUNT), "Number of candidates to add to a finished run; -n is then the run's own."
+    )
     top_k: int | None = _option(None, or_none(COUNT), "Number of the best candidates to keep. [default: 4, at most n]")
     diverse: bool = _option(False, FLAG, "Keep good candidates that are not near-copies of each other.")
     seed: int = _option(0, SEED, "Seed of the first candidate; candidate i has seed + i.")
@@ -136,6 +139,7 @@ class GenerationKeywords(TypedDict, total=False):
     """The fields of `GenerationOptions` as keywords, for type checkers and editors."""
 
     n: int
+    more: int | None
     top_k: int | None
     diverse: bool
     seed: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 MAX_SEED = 2**63 - 1
@@ -62,10 +63,18 @@ def _encodes(text: str) -> bool:
     return True
 
 
+def _rises(value: object) -> bool:
+    if not isinstance(value, tuple):
+        return False
+    numbers = cast("tuple[Any, ...]", value)
+    return all(type(number) is int for number in numbers) and all(a < b for a, b in pairwise((0, *numbers)))
+
+
 TEXT = Rule("text in UTF-8 without NUL characters", _is_text)
 PROMPT = Rule("text that says what the image should show", lambda v: _is_text(v) and bool(str(v).strip()))
 FLAG = Rule("true or false", lambda v: type(v) is bool)
 TEXTS = Rule("a list of texts", _texts)
+RISING = Rule("a list of rising whole numbers from 1", _rises)
 MAPPING = Rule("a table of names and values", lambda v: isinstance(v, Mapping))
 COUNT = whole(1, MAX_CANDIDATES)
 STEPS = whole(1, MAX_STEPS)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from reprlib import repr as brief
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sp_rerank.config.rules import (
     COUNT,
@@ -13,6 +14,7 @@ from sp_rerank.config.rules import (
     GUIDANCE,
     MAPPING,
     MAX_SEED,
+    RISING,
     SEED,
     SIDE,
     STEPS,
@@ -26,6 +28,20 @@ from sp_rerank.config.search_plan import SearchPlan, StopRules
 from sp_rerank.errors import UsageError
 
 
+class Part(NamedTuple):
+    """Candidates of a run that are searched by themselves.
+
+    Attributes:
+        start: Index of the first.
+        stop: Index behind the last.
+        search: How they are searched.
+    """
+
+    start: int
+    stop: int
+    search: SearchPlan
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """What makes a run this run and no other; with any of it changed the pixels change.
@@ -35,6 +51,8 @@ class RunConfig:
 
     Attributes:
         n: Number of candidates of the whole run.
+        grown: Numbers of candidates that the run had when it grew, as far as they decide how the rest is searched;
+            see `parts`.
         prompt: What the images should show.
         negative_prompt: What they should not show.
         truncated: A line for each reader that does not read the prompt to its end.
@@ -59,6 +77,7 @@ class RunConfig:
     """
 
     n: int = field(metadata={"rule": COUNT})
+    grown: tuple[int, ...] = key(RISING, ())
     prompt: str = key(TEXT)
     negative_prompt: str = key(TEXT, "")
     truncated: tuple[str, ...] = key(TEXTS, ())
@@ -89,6 +108,7 @@ class RunConfig:
             record[name] = list(record[name])
         for name in ("pipe_kwargs", "versions"):
             record[name] = dict(record[name])
+        record["grown"] = list(self.grown) or None
         return {name: value for name, value in record.items() if value is not None and value != {}}
 
     @classmethod
@@ -118,7 +138,50 @@ class RunConfig:
             raise UsageError(f"n is missing; expected {COUNT.expected}, the number of candidates")
         if values.get("seed", 0) > MAX_SEED - values["n"]:
             raise UsageError(f"seed is {values['seed']}; expected at most {MAX_SEED - values['n']}")
+        if values.get("grown", (0,))[-1] >= values["n"]:
+            raise UsageError(f"grown is {list(values['grown'])}; expected numbers below {values['n']}, the candidates")
         return cls(**values)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The scorers the mean of whose ranks ranks the candidates; none where one scorer does."""
+        names = tuple(self.scorers[0].split("+")) if self.scorers else ()
+        return names if len(names) > 1 and set(names) <= set(self.scorers[1:]) else ()
+
+    def parts(self) -> list[Part]:
+        """The run in the parts that are searched one after another, each by itself.
+
+        A run that never grew is one part. A search that drops candidates takes those that were added by themselves,
+        and keeps the same share of them. Any other one is cut where it grew and where the batch that was cut short
+        there would have ended, so that all later batches are those of a run that was made at once.
+        """
+        if not self.grown:
+            return [Part(0, self.n, self.search)]
+        size, bounds = self.batch_size or 1, {0, *self.grown, self.n}
+        if not self.search.drops:
+            bounds |= {min(self.n, -(-number // size) * size) for number in self.grown}
+        parts = [Part(start, stop, self.search) for start, stop in pairwise(sorted(bounds))]
+        if not self.search.drops:
+            return parts
+        first, *later = parts
+        return [
+            first,
+            *(part._replace(search=self.search.for_part(part.stop - part.start, first.stop)) for part in later),
+        ]
+
+    def grown_to(self, n: int, stop: StopRules) -> RunConfig:
+        """This run with more candidates, or with other rules to end it; the candidates that it has stay as they are.
+
+        Args:
+            n: Number of candidates, at least as many as now.
+            stop: Rules from here on.
+        """
+        cut = n > self.n and (self.search.drops or self.n % (self.batch_size or 1))
+        return replace(self, n=n, stop=stop, grown=(*self.grown, self.n) if cut else self.grown)
+
+    def of_any_size(self) -> RunConfig:
+        """The run without what its number of candidates decides: equal for two of which one can grow to the other."""
+        return replace(self, n=1, grown=(), search=self.search.of_any_size())
 
     def require(self, *names: str) -> None:
         """Check that these fields are set.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from reprlib import repr as brief
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -138,6 +138,23 @@ class SearchPlan:
     def replayable(self) -> bool:
         """Whether a candidate's seed makes its image again."""
         return self.strategy != "steering"
+
+    def for_part(self, candidates: int, of: int) -> SearchPlan:
+        """The plan for some more candidates of a run that it was laid down for.
+
+        Each round keeps the share that it keeps of the run, rounded up; one that would keep all of them is left out.
+
+        Args:
+            candidates: Number of candidates of the part.
+            of: Number of candidates that the rounds were laid down for.
+        """
+        shares = (Round(at, -(-keep * candidates // of)) for at, keep in self.rounds)
+        rounds = tuple(entry for entry in shares if entry.keep < candidates)
+        return SearchPlan() if self.drops and not rounds else replace(self, rounds=rounds)
+
+    def of_any_size(self) -> SearchPlan:
+        """The plan without the numbers of candidates that its rounds keep."""
+        return replace(self, rounds=tuple(Round(at, 1) for at, _ in self.rounds))
 
     def to_json(self) -> str | dict[str, Any]:
         """The plan as run.json holds it: the word "exhaustive", or the strategy with what it needs."""

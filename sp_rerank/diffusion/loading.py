@@ -219,6 +219,28 @@ def load_pipeline(
         raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
 
 
+def open_pipeline(
+    model: str, *, device: str = "auto", dtype: str = "auto", scheduler: str | None = None, safety_checker: bool = True
+) -> tuple[Any, str | None]:
+    """The pipeline that words stand for, as on a command line, and a line that explains a choice that was ours.
+
+    Args:
+        model: As in `find_model`.
+        device: As in `find_device`.
+        dtype: As in `find_dtype`.
+        scheduler: As in `load_pipeline`.
+        safety_checker: As in `load_pipeline`.
+
+    Raises:
+        UsageError, HubUnavailableError, StorageError: As these do.
+    """
+    found = find_device(device)
+    spec, why = find_model(model, found)
+    precision = find_dtype(dtype, spec, found)
+    pipe = load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
+    return pipe, why
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what diffusers and transformers print while they load a model; their settings come back afterwards."""

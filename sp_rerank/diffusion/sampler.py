@@ -37,7 +37,7 @@ EMBEDDINGS = {
 
 OPTIONS = {
     *("pipe", "prompt", "call", "batch_size", "guidance_scale", "negative_prompt", "num_inference_steps"),
-    *("height", "width"),
+    *("height", "width", "memory_limit"),
 }
 """What a run sets by options of its own."""
 
@@ -65,6 +65,17 @@ class Batch:
     nfe: int
 
 
+@dataclass(slots=True)
+class MemoryLimit:
+    """How many images are known to fit into memory at once; kept by whoever makes several runs with one pipeline.
+
+    Attributes:
+        images: None before memory ran out.
+    """
+
+    images: int | None = None
+
+
 class Sampler:
     """Makes images of one prompt from seeds.
 
@@ -76,6 +87,7 @@ class Sampler:
             that has no guidance scale, leaves it to the pipeline.
         negative_prompt: What the images should not show.
         call: What makes the images, the pipeline or one of its methods; a subclass hands its parent's `__call__`.
+        memory_limit: What earlier runs of the pipeline found to fit; this one adds to it.
         **arguments: Handed to the pipeline unchanged (num_inference_steps, height, width, true_cfg_scale, ...).
 
     Raises:
@@ -97,12 +109,13 @@ class Sampler:
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         call: Callable[..., Any] | None = None,
+        memory_limit: MemoryLimit | None = None,
         **arguments: object,
     ) -> None:
         self.pipe = pipe
         self.batch_size = batch_size
         self.call: Callable[..., Any] = pipe if call is None else call
-        self._limit = 1 if type(pipe).__name__ in ONE_AT_A_TIME else batch_size
+        self._memory = memory_limit or MemoryLimit()
         self._prompt, self._negative_prompt = prompt, negative_prompt
         check_pipeline(pipe, self.call)
         self._arguments = select_arguments(pipe, self.call, guidance_scale, negative_prompt, arguments)
@@ -139,6 +152,12 @@ class Sampler:
                 waiting.appendleft(indices)
             else:
                 yield batch
+
+    @property
+    def _limit(self) -> int:
+        """The most images of a call."""
+        fits = 1 if type(self.pipe).__name__ in ONE_AT_A_TIME else self._memory.images
+        return min(self.batch_size, fits or self.batch_size)
 
     @property
     def steps(self) -> int:
@@ -233,10 +252,10 @@ class Sampler:
                 "memory does not suffice for a single image: free some and resume the run, or start anew in half "
                 "precision (dtype float16) or with smaller images (height, width)"
             )
-        self._limit = 1 << ((failed - 1).bit_length() - 1)  # a power of two: a batch is found again by its size
+        self._memory.images = 1 << ((failed - 1).bit_length() - 1)  # a power of two: a batch is found again by its size
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        log.warning("out of memory with %d images at once, going on with %d", failed, self._limit)
+        log.warning("out of memory with %d images at once, going on with %d", failed, self._memory.images)
 
     @torch.no_grad()
     def _make(self, indices: list[int], seeds: list[int]) -> Batch:
@@ -282,7 +301,14 @@ class Sampler:
         return text if _repeats(encode, wanted, text) else plain
 
 
-def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_size: int | None = None) -> Sampler:
+def sampler_of(
+    config: RunConfig,
+    pipe: Any,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    memory_limit: MemoryLimit | None = None,
+) -> Sampler:
     """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
     sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
     taken = [name for name in config.pipe_kwargs if name in OPTIONS]
@@ -296,6 +322,7 @@ def sampler_of(config: RunConfig, pipe: Any, *, steps: int | None = None, batch_
         batch_size=batch_size or config.batch_size,
         guidance_scale=config.guidance_scale,
         negative_prompt=config.negative_prompt or None,
+        memory_limit=memory_limit,
         num_inference_steps=steps or config.steps,
         **sizes,
         **config.pipe_kwargs,

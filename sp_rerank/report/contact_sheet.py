@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from sp_rerank.run.layout import GRID, inside
+from sp_rerank.stats import ranking
 from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def subtitle(run: RunDir, scorer: str) -> str:
         parts.append(f"{config.steps} steps{scheduler}")
     if config.guidance_scale is not None:
         parts.append(f"guidance {config.guidance_scale:g}")
-    return ", ".join([*parts, f"ranked by {scorer.split('@')[0]}"])
+    return ", ".join([*parts, f"ranked by {ranking.short_names([scorer])[scorer]}"])
 
 
 def _label(run: RunDir, index: int, scorer: str, *, short: bool = False) -> str:

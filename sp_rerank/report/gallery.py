@@ -18,9 +18,10 @@ from sp_rerank.report import charts
 from sp_rerank.report.figures import budget_of, curve_of, pairs_of, picks_of
 from sp_rerank.report.orderings import Ordering, is_chance_sample, orderings_of, unranked
 from sp_rerank.report.page import page
-from sp_rerank.report.pictures import PROBLEMS, Picture, is_small, picture_of
+from sp_rerank.report.pictures import PROBLEMS, Picture, embedded_picture, is_small, picture_of, sizes_of
+from sp_rerank.report.thumbnails import write_thumbnails
 from sp_rerank.run.folder import RunDir
-from sp_rerank.run.records import Row
+from sp_rerank.run.records import Row, encode_config
 from sp_rerank.stats import ranking
 from sp_rerank.storage import atomic
 
@@ -36,7 +37,7 @@ _STATUS = {
 
 
 def write_gallery(run: RunDir) -> Path:
-    """Write the gallery into the run folder, in place of an older one.
+    """Write the gallery into the run folder, in place of an older one, with thumbnails of large images.
 
     Args:
         run: complete or not; what it holds is shown.
@@ -48,23 +49,29 @@ def write_gallery(run: RunDir) -> Path:
         StorageError: if it cannot be written.
     """
     path = run.path / FILE
+    write_thumbnails(run, sizes_of(run))
     atomic.write(path, gallery(run))
     return path
 
 
-def gallery(run: RunDir) -> bytes:
+def gallery(run: RunDir, *, embedded: bool = False) -> bytes:
     """The page of a run in UTF-8, for its folder; a file opens without a server, a network or any other file of ours.
 
     Args:
         run: complete or not, with or without scores.
+        embedded: Hold the images in the page, large ones as WebP of at most `pictures.EMBEDDED` pixels a side; the page
+            then needs no folder.
     """
     pictures = {index: picture_of(run, row) for index, row in sorted(run.rows.items())}
+    if embedded:
+        pictures = {index: embedded_picture(run, picture, index) for index, picture in pictures.items()}
     orderings = orderings_of(run)
     first = orderings[0].order if orderings else tuple(unranked(run, set()))
     return page(
         "run.html",
         styles=("page.css", "run.css"),
-        scripts=("run.js",),
+        scripts=("closeup.js", "marks.js", "run.js"),
+        embedded=embedded,
         title=shortened(prompt_of(run), TITLE),
         prompt=prompt_of(run),
         length=length_of(prompt_of(run)),
@@ -88,8 +95,13 @@ def gallery(run: RunDir) -> bytes:
         frame=charts,
         steered=run.config.search.strategy == STEERING,
         budget=budget_of(run),
-        data=_data(run, pictures, orderings, first),
+        data={**_data(run, pictures, orderings, first), "embedded": embedded},
     )
+
+
+def run_key(run: RunDir) -> str:
+    """What tells a run from others, in whatever folder it is and however it grows; marks are kept under it."""
+    return atomic.sha256_of(encode_config(run.config.of_any_size()))[:16]
 
 
 def prompt_of(run: RunDir) -> str:
@@ -118,9 +130,15 @@ def _last(run: RunDir) -> int:
     return max(run.rows) if ended_by_rule(run) else run.n - 1
 
 
+def seeds_of(run: RunDir) -> str:
+    """The seeds of the candidates that a run has, or is to have."""
+    first, last = run.config.seed, _last(run)
+    return f"seeds {first}–{first + last}" if last else f"seed {first}"
+
+
 def _facts(run: RunDir) -> list[str]:
     """How the images were made, as far as run.json tells; an older or edited one may not."""
-    config, last = run.config, _last(run)
+    config = run.config
     count = len(run.rows) if ended_by_rule(run) else run.n
     facts = [f"{count} candidates" if count != 1 else "1 candidate"]
     if config.model is not None:
@@ -130,7 +148,7 @@ def _facts(run: RunDir) -> list[str]:
         facts.append(f"{config.steps} steps{of}")
     if config.guidance_scale is not None:
         facts.append(f"guidance {config.guidance_scale:g}")
-    facts.append(f"seeds {config.seed}–{config.seed + last}" if last else f"seed {config.seed}")
+    facts.append(seeds_of(run))
     if run.config.search.strategy not in ("", EXHAUSTIVE):
         facts.append(f"{run.config.search.strategy} search")
     return facts
@@ -163,6 +181,7 @@ def _data(
 ) -> dict[str, Any]:
     """What run.js needs beside the page's own text."""
     return {
+        "run": run_key(run),
         "last": _last(run),
         "prompt": prompt_of(run),
         "negative": run.config.negative_prompt,
@@ -186,12 +205,20 @@ def _data(
                 "scores": [row.scores.get(ordering.name) for ordering in orderings],
                 "stages": [[seen.stage.label, seen.score, seen.nfe] for seen in row.stages],
                 "evaluations": row.nfe,
-                "file": pictures[index].file,
+                "name": row.file,
+                "file": _address(pictures[index].file),
+                "small": _address(pictures[index].small),
+                "mark": row.sha256[:16],
                 "size": [pictures[index].width, pictures[index].height],
             }
             for index, row in run.rows.items()
         },
     }
+
+
+def _address(file: str | None) -> str | None:
+    """Where an image is; one that the page holds is read from there."""
+    return None if file and file.startswith("data:") else file
 
 
 def _why(row: Row, picture: Picture) -> str:

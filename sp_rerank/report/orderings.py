@@ -76,11 +76,11 @@ def _ordering(run: RunDir, name: str, label: str, scores: dict[int, float]) -> O
     calibration = calibration_of(name)
     groups = ranking.tie_groups([scores[i] for i in ranked], calibration.margin) if calibration else None
     order = (*ranked, *unranked(run, set(ranked)))
-    return Ordering(name, label, _digits(values), scores, order, tuple(groups) if groups else None)
+    return Ordering(name, label, digits_of(values), scores, order, tuple(groups) if groups else None)
 
 
-def _digits(scores: Sequence[float]) -> int:
-    """So many that the range of the scores is shown in a few hundred steps."""
+def digits_of(scores: Sequence[float]) -> int:
+    """Decimal places of a score: so many that the range of the scores is shown in a few hundred steps."""
     spread = max(scores) - min(scores)
     return min(6, max(1, 2 - math.floor(math.log10(spread)))) if spread > 0 else 3
 

@@ -15,20 +15,27 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def page(template: str, *, styles: tuple[str, ...], scripts: tuple[str, ...] = (), **values: Any) -> bytes:
+def page(
+    template: str, *, styles: tuple[str, ...], scripts: tuple[str, ...] = (), embedded: bool = False, **values: Any
+) -> bytes:
     """Fill a template of this folder.
 
     Args:
         template: a file here that extends page.html.
         styles: CSS files here, in order.
         scripts: JavaScript files here, in order.
+        embedded: The page holds its images itself, and reads no other file.
         **values: for the template; every one is escaped.
 
     Returns:
         The page in UTF-8; what UTF-8 has not becomes a question mark. Equal arguments give equal bytes.
     """
     style, script = (_inline("".join(map(_text, names))) for names in (styles, scripts))
-    text = _environment().get_template(template).render(**values, style=style, script=script, policy=_policy)
+    text = (
+        _environment()
+        .get_template(template)
+        .render(**values, style=style, script=script, embedded=embedded, policy=_policy(style, script, embedded))
+    )
     return text.encode("utf-8", "replace")
 
 
@@ -43,13 +50,15 @@ def _inline(text: str) -> Any:
     return Markup("\n" + text if text else "")
 
 
-def _policy(style: str, script: str) -> str:
+def _policy(style: str, script: str, embedded: bool) -> str:
     """Only our own style and script, identified by their hashes, and images of this folder or disk, run or are shown.
 
+    Of a page that holds its images, only those.
     What 'self' means on a page from the disk is not settled (w3c/webappsec-csp, issue 459): `file:` stands beside it.
     """
     styles, scripts = (f"'sha256-{_digest(text)}'" for text in (style, script))
-    rules = ["default-src 'none'", "img-src 'self' file:", f"style-src {styles}", f"script-src {scripts}"]
+    images = "data:" if embedded else "'self' file:"
+    rules = ["default-src 'none'", f"img-src {images}", f"style-src {styles}", f"script-src {scripts}"]
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 

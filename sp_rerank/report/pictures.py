@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from sp_rerank.errors import StorageError
+from sp_rerank.report.thumbnails import SIDE, thumbnail_name, to_webp
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import Row
 
+EMBEDDED = 768  # pixels; of the sides of an image that a page holds itself, at most
 SMALL = 128  # pixels; images up to this side are shown large with hard edges
 
 PROBLEMS = {
@@ -27,12 +31,14 @@ class Picture:
 
     Attributes:
         file: Path from the page; None where there is nothing to show.
+        small: Path of its thumbnail, or of the file itself where there is none.
         width: In pixels; 1 where it is not known.
         height: In pixels; 1 where it is not known.
         problem: What is wrong with it, a key of `PROBLEMS`; None if it is as it was committed.
     """
 
     file: str | None
+    small: str | None
     width: int
     height: int
     problem: str | None
@@ -43,16 +49,42 @@ def picture_of(run: RunDir, row: Row) -> Picture:
     try:
         path = run.image(row.index)
         if not path.is_file():
-            return Picture(None, 1, 1, "missing")
+            return Picture(None, None, 1, 1, "missing")
         png = path.read_bytes()
     except StorageError:
-        return Picture(None, 1, 1, "outside")
+        return Picture(None, None, 1, 1, "outside")
     except OSError:
-        return Picture(None, 1, 1, "missing")
+        return Picture(None, None, 1, 1, "missing")
     if hashlib.sha256(png).hexdigest() != row.sha256:
-        return Picture(row.file, 1, 1, "altered")
-    width, height = struct.unpack(">II", png[16:24]) if png.startswith(_PNG) and len(png) > 24 else (1, 1)
-    return Picture(row.file, width, height, None)
+        return Picture(row.file, row.file, 1, 1, "altered")
+    width, height = _size(png)
+    small = thumbnail_name(row) if max(width, height) > SIDE else ""
+    shown = small if small and (run.path / small).is_file() else row.file
+    return Picture(row.file, shown, width, height, None)
+
+
+def embedded_picture(run: RunDir, picture: Picture, index: int) -> Picture:
+    """A picture that holds its image as a data URL; one of a file that is not as it was committed shows nothing."""
+    if not picture.file or picture.problem:
+        return replace(picture, file=None, small=None)
+    large = max(picture.width, picture.height) > SMALL
+    image = to_webp(run.read_image(index), EMBEDDED) if large else run.image_bytes(index)
+    url = f"data:image/{'webp' if large else 'png'};base64,{base64.b64encode(image).decode()}"
+    return replace(picture, file=url, small=url)
+
+
+def sizes_of(run: RunDir) -> dict[int, tuple[int, int]]:
+    """Width and height in pixels of the images whose files tell it, by index."""
+    sizes: dict[int, tuple[int, int]] = {}
+    for index in run.rows:
+        with suppress(OSError), run.image(index).open("rb") as file:
+            sizes[index] = _size(file.read(32))
+    return sizes
+
+
+def _size(head: bytes) -> tuple[int, int]:
+    """Width and height as the head of a PNG file tells them; 1 and 1 where it does not."""
+    return struct.unpack(">II", head[16:24]) if head.startswith(_PNG) and len(head) > 24 else (1, 1)
 
 
 def is_small(pictures: Mapping[int, Picture]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -90,9 +91,18 @@ class RunDir(RunState):
             UsageError: If the candidate is not in the run.
             StorageError: If the path leads out of the folder, through a link.
         """
-        if index not in self.rows:
-            raise UsageError(f"{self.path} holds no candidate {index}; it holds {len(self.rows)} of {self.n}")
+        self.check_holds([index])
         return inside(self.path, self.rows[index].file)
+
+    def check_holds(self, indices: Iterable[int]) -> None:
+        """Check that candidates are in the run.
+
+        Raises:
+            UsageError: Naming the first that is not.
+        """
+        for index in indices:
+            if index not in self.rows:
+                raise UsageError(f"{self.path} holds no candidate {index}; it holds {len(self.rows)} of {self.n}")
 
     def image_bytes(self, index: int) -> bytes:
         """A candidate's image file as it was committed.

@@ -8,6 +8,7 @@ drafts/00057.png    while a search goes on: what it saw of a candidate last
 top/01_seed57.png   copies of the best
 grid.png            the contact sheet
 index.html          the gallery
+thumbs/             small copies of large images, for the gallery
 result.json         how the run ended and what came out; written last: where it is, the run is done
 """
 
@@ -32,6 +33,7 @@ GRID = "grid.png"
 RESULT = "result.json"
 STAGES = "stages.jsonl"
 DRAFTS = "drafts"
+THUMBNAILS = "thumbs"
 LOCK = atomic.LOCK
 
 IMAGE_NAME = re.compile(r"[0-9]{5,}\.png")
@@ -41,14 +43,15 @@ TOP_NAME = re.compile(r"[0-9]{2,}_seed-?[0-9]+\.png")
 def run_folder_name(config: RunConfig) -> str:
     """A folder name for a run: what is ASCII of its prompt, and a hash that tells configurations of one prompt apart.
 
-    Nothing of the prompt but a-z, 0-9 and hyphens gets into the name, so it is one path component on every system.
+    The number of candidates is not in it, for a run can grow. Nothing of the prompt but a-z, 0-9 and hyphens gets into
+    the name, so it is one path component on every system.
 
     Returns:
         At most 49 characters, for example "a-lemon-on-the-beach-1f0c33ab".
     """
     ascii_only = unicodedata.normalize("NFKD", config.prompt).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", ascii_only)[:40].strip("-") or "run"
-    return f"{slug}-{sha256(encode_config(config)).hexdigest()[:8]}"
+    return f"{slug}-{sha256(encode_config(config.of_any_size())).hexdigest()[:8]}"
 
 
 def draft_name(index: int) -> str:
@@ -77,7 +80,7 @@ def entries(folder: Path, name: str = ".") -> list[Path]:
 
 def leftovers(folder: Path) -> list[Path]:
     """Temporary files of writes that never ended."""
-    paths = [path for name in (".", IMAGES, TOP, DRAFTS) for path in entries(folder, name)]
+    paths = [path for name in (".", IMAGES, TOP, DRAFTS, THUMBNAILS) for path in entries(folder, name)]
     return [path for path in paths if path.name.endswith(atomic.TEMPORARY_SUFFIX)]
 
 

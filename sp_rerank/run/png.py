@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from sp_rerank.storage import images
 
 if TYPE_CHECKING:
     from sp_rerank.run.records import StageScore
+    from sp_rerank.run.state import Finished
     from sp_rerank.types import Candidate
 
 
@@ -19,7 +21,7 @@ def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> 
     Args:
         candidate: Whose image it is.
         config: Of its run; complete, as `generate` makes it.
-        more: Goes into our own record beside prompt, model, index and seed.
+        more: Goes into our own record beside prompt, model, index and seed; other tools read its "strength" too.
     """
     parameters = images.a1111_parameters(
         prompt=config.prompt,
@@ -31,7 +33,15 @@ def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> 
         size=candidate.image.size,
         model=config.model,
     )
+    if "strength" in more:  # as AUTOMATIC1111 calls that of an image made from an image
+        parameters += f", Denoising strength: {more['strength']:g}"
     return images.encode(candidate.image, parameters=parameters, record={**_origin(candidate, config), **more})
+
+
+def to_finished_png(made: Finished, config: RunConfig) -> bytes:
+    """A finished candidate as a file that holds its scores; those that are not finite are null."""
+    scores = {name: score if math.isfinite(score) else None for name, score in made.scores.items()}
+    return to_png(made.candidate, config, {"scores": scores})
 
 
 def to_stage_png(candidate: Candidate, config: RunConfig, seen: StageScore) -> bytes:

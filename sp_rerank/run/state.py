@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from sp_rerank.config import RunConfig, Stage
@@ -55,6 +55,13 @@ class RunState:
         self.config = config
         self.rows = rows
         self.stages = {index: row.stages for index, row in rows.items() if row.stages}
+        self._ranked: tuple[int, dict[int, float]] = (0, {})
+        """Of how many rows, and their mean ranks."""
+
+    @property
+    def first_scorer(self) -> str:
+        """The scorer whose scores come with a batch: the one that ranks, of a mean of ranks its first member."""
+        return (self.config.members or self.config.scorers)[0]
 
     @property
     def n(self) -> int:
@@ -89,8 +96,33 @@ class RunState:
     def score(self, index: int) -> float:
         """The score of a candidate by the scorer that ranks; NaN where it is not usable."""
         row = self.rows[index]
-        score = row.scores.get(self.config.scorers[0]) if self.config.scorers and row.status == "ok" else None
+        if not self.config.scorers or row.status != "ok":
+            return math.nan
+        if self.config.members:
+            return self._mean_ranks().get(index, math.nan)
+        score = row.scores.get(self.config.scorers[0])
         return math.nan if score is None else score
+
+    def _mean_ranks(self) -> dict[int, float]:
+        """Minus the mean rank of each usable candidate among those that there are, so that higher is better."""
+        if self._ranked[0] != len(self.rows):
+            usable = [index for index, row in self.rows.items() if row.status == "ok"]
+            columns = [[_number(self.rows[index].scores.get(name)) for index in usable] for name in self.config.members]
+            means = ranking.mean_ranks(columns)
+            self._ranked = len(self.rows), {index: -mean for index, mean in zip(usable, means, strict=True)}
+        return self._ranked[1]
+
+    def ranked_rows(self) -> dict[int, Row]:
+        """The rows by index; where a mean of ranks ranks, with it among the scores, as it is by now."""
+        rows = dict(sorted(self.rows.items()))
+        if not self.config.members:
+            return rows
+        name = self.config.scorers[0]
+        scores = {index: score if math.isfinite(score := self.score(index)) else None for index in rows}
+        members = {
+            index: {key: value for key, value in row.scores.items() if key != name} for index, row in rows.items()
+        }
+        return {index: replace(row, scores={**members[index], name: scores[index]}) for index, row in rows.items()}
 
     def best(self, k: int) -> list[int]:
         """Indices of the k usable candidates with the highest scores, the best first; ties go to the lower index."""
@@ -123,14 +155,22 @@ class RunState:
 
     def reached(self, stage: Stage | None) -> int:
         """Number of candidates that were scored at a stage; finished ones for None."""
+        return len(self.seen_at(stage))
+
+    def seen_at(self, stage: Stage | None) -> list[int]:
+        """Indices of the candidates that were scored at a stage; of the finished ones for None."""
         if stage is None:
-            return len(self.finished)
-        return sum(any(seen.stage == stage for seen in stages) for stages in self.stages.values())
+            return list(self.finished)
+        return [index for index, stages in self.stages.items() if any(seen.stage == stage for seen in stages)]
 
     def note_stages(self, batch: Sequence[tuple[int, StageScore]]) -> None:
         """Add to what was seen of candidates."""
         for index, seen in batch:
             self.stages[index] = (*self.stages.get(index, ()), seen)
+
+
+def _number(score: float | None) -> float:
+    return math.nan if score is None else score
 
 
 class Store(Protocol):

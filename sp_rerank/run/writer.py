@@ -1,4 +1,7 @@
-"""A run folder that one process writes: lock, commit, resume, conclude. Knows files; knows no model or scorer."""
+"""A run folder that one process writes: lock, commit, resume, conclude. Knows files; knows no model or scorer.
+
+Longer than 350 lines because whatever appends to the two journals shares their committed ends.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sp_rerank.config import RunConfig
 from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.run.commit_queue import CommitQueue
 from sp_rerank.run.folder import RunDir, read_rows
 from sp_rerank.run.layout import (
     CONFIG,
@@ -29,8 +34,8 @@ from sp_rerank.run.layout import (
     inside,
     leftovers,
 )  # fmt: skip
-from sp_rerank.run.opening import check_same_run, check_space
-from sp_rerank.run.png import to_png, to_stage_png
+from sp_rerank.run.opening import Opening, check_space, open_as
+from sp_rerank.run.png import to_finished_png, to_stage_png
 from sp_rerank.run.records import SCHEMA, Row, StageLine, StageScore, encode_config, parse_config, parse_stages
 from sp_rerank.run.state import Finished, RunState, dropped_row
 from sp_rerank.run.summary import RunSummary, encode_summary
@@ -52,12 +57,24 @@ class RunWriter(RunDir):
     _summary: RunSummary | None = None
     """Set while the run is concluded, before result.json is written."""
 
+    _queue: CommitQueue | None = None
+    """Commits what `add` and `add_stages` were given, beside the run."""
+
+    _unwritten: set[int]
+    """Candidates that are in `rows` and still to be committed; the hashes of their files are not known yet."""
+
+    def __init__(self, path: Path, config: RunConfig, rows: dict[int, Row]) -> None:
+        super().__init__(path, config, rows)
+        self._unwritten = set()
+
     @classmethod
     @contextmanager
     def start(
-        cls, path: str | Path, config: RunConfig, *, resume: bool = False, image_bytes: int = 0
+        cls, path: str | Path, config: RunConfig, *, resume: bool = False, more: int | None = None, image_bytes: int = 0
     ) -> Generator[RunWriter]:
         """Open a folder for writing a run, and hold its lock meanwhile. A complete run opens with all its rows.
+
+        A run that is over and is asked for more candidates grows.
 
         What a killed process left (a torn line, temporary files, images without a line) is removed first. With
         `resume`, candidates whose image is gone or changed are missing again, with a log warning each. A folder of an
@@ -65,8 +82,9 @@ class RunWriter(RunDir):
 
         Args:
             path: The folder; made where it does not exist.
-            config: Of the run. Two runs are the same run if it is equal.
+            config: Of the run. Two runs are the same run if it is equal up to the number of candidates.
             resume: Go on with a folder that already holds some of the candidates.
+            more: Number of candidates to add to a run that is over; `config.n` then says nothing.
             image_bytes: Expected size of one image file; room for those that are missing is checked first.
 
         Raises:
@@ -78,25 +96,27 @@ class RunWriter(RunDir):
         """
         path = Path(path)
         asked, _ = parse_config(encode_config(config), CONFIG)  # as JSON gives it back: a tuple compares as a list
-        check_same_run(path, asked)  # before the lock: another configuration is a mistake, busy or not
+        open_as(path, asked, more)  # before the lock: another configuration is a mistake, busy or not
         with atomic.locked(path):
-            yield cls._open(path, asked, resume, image_bytes)
+            run = cls._open(path, open_as(path, asked, more), resume, image_bytes)  # now no other process can change it
+            try:
+                yield run
+            finally:
+                run._close()
 
     @classmethod
-    def _open(cls, path: Path, config: RunConfig, resume: bool, image_bytes: int) -> RunWriter:
-        schema = check_same_run(path, config)  # again, now that no other process can change it
+    def _open(cls, path: Path, opening: Opening, resume: bool, image_bytes: int) -> RunWriter:
         rows, end = read_rows(path)
-        run = cls(path, config, rows)
+        run = cls(path, opening.config, rows)
         run._end = end
         if resume:
             run._give_up_damaged()
         run._read_stages(resume)
-        if (run.rows or run.stages) and run.missing and not resume:
-            raise UsageError(
-                f"{path} holds {len(rows)} of {run.n} candidates of this run; resume it, or choose another folder"
-            )
+        if (run.rows or run.stages) and run.missing and not resume and not opening.grows:
+            held = f"{path} holds {len(rows)} of {opening.held} candidates of this run"
+            raise UsageError(f"{held}; resume it, or choose another folder")
         check_space(path, image_bytes * len(run.missing))
-        run._prepare(schema)
+        run._prepare(opening.schema)
         return run
 
     @property
@@ -115,8 +135,9 @@ class RunWriter(RunDir):
             inside(self.path, RESULT).unlink(missing_ok=True)  # from here on the run goes on
             if schema is None:
                 atomic.sync_folder(self.path.parent)
-            if schema != SCHEMA:
-                atomic.write(self.path / CONFIG, encode_config(self.config))
+            config = encode_config(self.config)
+            if bytes_of(inside(self.path, CONFIG)) != config:  # a new run, a larger one, or of an older schema
+                atomic.write(self.path / CONFIG, config)
             inside(self.path, IMAGES).mkdir(exist_ok=True)
             manifest = inside(self.path, MANIFEST)
             manifest.touch()
@@ -165,28 +186,71 @@ class RunWriter(RunDir):
         return lost
 
     def add(self, batch: Sequence[Finished]) -> None:
-        """Commit finished candidates; one that is committed already stays as it is."""
-        rows: list[tuple[Row, bytes]] = []
-        for made in batch:
-            scores = {name: score if math.isfinite(score) else None for name, score in made.scores.items()}
-            png = to_png(made.candidate, self.config, {"scores": scores})
-            rows.append((Row.of(png, made, self.stages), png))
-        self.commit(rows)
+        """Take finished candidates into the run and commit them beside it; one that is committed stays as it is.
+
+        Raises:
+            StorageError: If an earlier batch could not be written.
+        """
+        rows = [Row.of(b"", made, self.stages) for made in batch]
+        new = {row.index: row for row in rows if row.index not in self.rows}
+        self._unwritten.update(new)
+        self.rows |= new
+        encoders = [partial(to_finished_png, made, self.config) for made in batch]
+        self._submit(encoders, lambda files: self.commit(list(map(_with_hash, rows, files))))
 
     def add_stages(self, batch: Sequence[tuple[Candidate, StageScore]]) -> None:
-        """Keep what a search saw of candidates, with the image that it saw."""
-        self.commit_stages([
-            (candidate.index, seen, to_stage_png(candidate, self.config, seen)) for candidate, seen in batch
-        ])
+        """Note what a search saw of candidates, and keep it beside the run with the image that it saw.
+
+        Raises:
+            StorageError: If an earlier batch could not be written.
+        """
+        encoders = [partial(to_stage_png, candidate, self.config, seen) for candidate, seen in batch]
+        seen = [(candidate.index, seen) for candidate, seen in batch]
+        self._submit(
+            encoders,
+            lambda files: self._write_stages([(*entry, file) for entry, file in zip(seen, files, strict=True)]),
+        )
+        self.note_stages(seen)
+
+    def _submit(self, encoders: Sequence[Callable[[], bytes]], commit: Callable[[list[bytes]], None]) -> None:
+        if self._queue is None:
+            self._queue = CommitQueue()
+        with self._giving_up_unwritten():
+            self._queue.submit(encoders, commit)
+
+    def _drain(self) -> None:
+        """Wait until everything that was added is committed."""
+        if self._queue:
+            with self._giving_up_unwritten():
+                self._queue.drain()
+
+    def _close(self) -> None:
+        if self._queue:
+            with self._giving_up_unwritten():
+                self._queue.close()
+            self._queue = None
+
+    @contextmanager
+    def _giving_up_unwritten(self) -> Generator[None]:
+        """Where a commit failed, what is not committed is no part of the run any more."""
+        try:
+            yield
+        except BaseException:
+            for index in self._unwritten:
+                self.rows.pop(index, None)
+            self._unwritten.clear()
+            raise
 
     def add_dropped(self) -> None:
         """Commit the candidates that the search did not finish, with the image that it saw last."""
+        self._drain()
         drafts = {index: self.draft(index) for index in self.unfinished() if index not in self.rows}
         if drafts:
             self.commit([(dropped_row(self, index, atomic.sha256_of(png)), png) for index, png in drafts.items()])
 
     def candidate(self, index: int) -> Candidate:
         """A committed candidate with its image."""
+        self._drain()
         return Candidate(index, self.rows[index].seed, self.read_image(index))
 
     def commit(self, batch: Sequence[tuple[Row, bytes]]) -> None:
@@ -202,12 +266,13 @@ class RunWriter(RunDir):
             StorageError: If it cannot be written; the folder then is as it was before.
             ValueError: If an index is out of its range.
         """
+        committed = {row.index for row, _ in batch if row.index in self.rows and row.index not in self._unwritten}
         for row, _ in batch:
             if row.index >= self.n:
                 raise ValueError(f"candidate {row.index} is outside 0..{self.n - 1}")
-            if row.index in self.rows and self.rows[row.index].sha256 != row.sha256:
+            if row.index in committed and self.rows[row.index].sha256 != row.sha256:
                 log.warning("candidate %d came out different when made again; the first one is kept", row.index)
-        new = {row.index: (row, png) for row, png in batch if row.index not in self.rows}
+        new = {row.index: (row, png) for row, png in batch if row.index not in committed}
         files = {inside(self.path, row.file): png for row, png in new.values()}
         lines = b"".join(row.to_line() for row, _ in new.values())
         try:
@@ -219,6 +284,7 @@ class RunWriter(RunDir):
                     image.unlink()
             raise
         self.rows |= {index: row for index, (row, _) in new.items()}
+        self._unwritten.difference_update(new)
         self.stages |= {index: row.stages for index, (row, _) in new.items() if row.stages}
 
     def commit_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
@@ -230,6 +296,10 @@ class RunWriter(RunDir):
         Raises:
             StorageError: If it cannot be written.
         """
+        self._write_stages(batch)
+        self.note_stages([(index, stage) for index, stage, _ in batch])
+
+    def _write_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
         folder, journal = inside(self.path, DRAFTS), inside(self.path, STAGES)
         with atomic.storage_errors(folder):
             folder.mkdir(exist_ok=True)
@@ -238,7 +308,6 @@ class RunWriter(RunDir):
             atomic.write_all({folder / draft_name(index): png for index, _, png in batch})
         lines = [StageLine(index, stage, atomic.sha256_of(png)).to_line() for index, stage, png in batch]
         self._stages_end = atomic.append(journal, b"".join(lines), at=self._stages_end)
-        self.note_stages([(index, stage) for index, stage, _ in batch])
 
     def draft(self, index: int) -> bytes:
         """The image file of what the search saw last of a candidate.
@@ -267,8 +336,10 @@ class RunWriter(RunDir):
             UsageError: If one of `best` is not in the run.
             StorageError: If an image is damaged or a file cannot be written.
         """
-        if list(self.rows) != sorted(self.rows):
-            self._replace_rows(dict(sorted(self.rows.items())))
+        self._drain()
+        rows = self.ranked_rows()
+        if list(self.rows.items()) != list(rows.items()):
+            self._replace_rows(rows)
         images_of_best = [self.image_bytes(index) for index in best]
         copies = {
             f"{rank:02d}_seed{self.rows[index].seed}.png": _with_rank(png, rank)
@@ -334,6 +405,11 @@ def _scored(row: Row, scores: Mapping[str, Mapping[int, float]]) -> Row:
     new = {name: float(column[row.index]) for name, column in scores.items() if row.index in column}
     finite = {name: score if math.isfinite(score) else None for name, score in new.items()}
     return replace(row, scores={**row.scores, **finite})
+
+
+def _with_hash(row: Row, file: bytes) -> tuple[Row, bytes]:
+    """A row and its file, whose hash is in it."""
+    return replace(row, sha256=atomic.sha256_of(file)), file
 
 
 def _with_rank(png: bytes, rank: int) -> bytes:

@@ -72,7 +72,8 @@ def load_scorer(
     Args:
         spec: a name out of `available_scorers()`; "clip:ARCH/TAG" for a checkpoint that open_clip lists; or
             "sp@PLACE", where PLACE is a folder that a scorer's `save_pretrained` or `convert` wrote or, where there is
-            no such folder, a repository of the model hub. A published checkpoint is fetched and converted once.
+            no such folder, a repository of the model hub; or several of these joined by "+", see
+            `sp_rerank.scorers.ensemble`. A published checkpoint is fetched and converted once.
         device: where to compute, as torch names it.
         dtype: of the weights; float32 by default, in whatever precision they are stored.
         revision: commit, tag or branch of a hub repository.
@@ -82,6 +83,10 @@ def load_scorer(
         HubUnavailableError: if the weights are not on this machine and the hub cannot be reached, or has them not.
         StorageError: if a file is missing or damaged.
     """
+    from sp_rerank.scorers.ensemble import is_ensemble, load_ensemble
+
+    if is_ensemble(spec):
+        return load_ensemble(spec, lambda name: load_scorer(name, device=device, dtype=dtype, revision=revision))
     name, _, place = spec.partition("@")
     if name == "sp" and place:
         return _load_folder(_checkpoint_folder(place, revision), device, dtype)

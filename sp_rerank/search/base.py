@@ -87,14 +87,15 @@ def best_of(scores: Mapping[int, float], keep: int) -> list[int]:
 
 def usable_scores(scored: Scored) -> dict[int, float]:
     """The scores of what was seen, by index; NaN where the pixels are not finite or the safety checker's."""
-    sound = _listed(scored.batch.images.flatten(1).isfinite().all(dim=1))
+    sound = listed(scored.batch.images.flatten(1).isfinite().all(dim=1))
     usable = [fine and not flagged for fine, flagged in zip(sound, scored.batch.flagged, strict=True)]
-    values = _listed(scored.scores)
+    values = listed(scored.scores)
     scores = [score if good else math.nan for score, good in zip(values, usable, strict=True)]
     return dict(zip(scored.batch.indices, scores, strict=True))
 
 
-def _listed(values: Tensor) -> list[Any]:
+def listed(values: Tensor) -> list[Any]:
+    """A tensor as a list."""
     return cast("Any", values).tolist()  # torch does not type it
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.config import PROMPT, GenerationOptions, RunConfig
+from sp_rerank.config import EXHAUSTIVE, PROMPT, GenerationOptions, RunConfig
+from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, prompt_limits
 from sp_rerank.errors import OptionError, UsageError
+from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.search.schedule import RunShape, plan_for
 
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ def resolve(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise OptionError("also", twice[0], "other scorers than the one that ranks, each once")
+    if isinstance(scorer, MeanRank) and (options.search != EXHAUSTIVE or options.record):
+        raise OptionError(
+            "search", str(options.search), f"{EXHAUSTIVE} and no recording: a mean of ranks needs all candidates; take "
+            "one scorer, or weights",
+        )  # fmt: skip
     suited_steps, suited_guidance, suited_batch = loading.default_settings(pipe)
     steps = options.steps or suited_steps
     if options.max_evaluations is not None and options.max_evaluations < steps:
@@ -47,7 +54,7 @@ def resolve(
         log.warning("%s", cut)
     model, revision = loading.origin_of(pipe)
     shape = RunShape(options.n, options.kept, steps, model, scorer.name)
-    affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else options.n
+    affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else MAX_CANDIDATES
     return RunConfig(
         prompt=prompt,
         negative_prompt=options.negative_prompt or "",
@@ -66,7 +73,7 @@ def resolve(
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=pipe.device.type,
-        batch_size=min(options.n, options.batch_size or suited_batch, affordable),
+        batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,
         pipe_kwargs=options.pipeline_arguments,

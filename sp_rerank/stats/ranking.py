@@ -96,11 +96,13 @@ def ordinal(number: int) -> str:
 def short_names(scorers: Iterable[str]) -> dict[str, str]:
     """Each full name ("sp@1f0c33ab...") without its hash; with the start of it, or all of it, where two would be equal.
 
+    Several scorers as one ("a@1f0c..+b@2e9d...") lose the hash of each.
+
     Args:
         scorers: full names; each comes back once, in order.
     """
     names = list(dict.fromkeys(scorers))
-    short = {name: name.partition("@")[0] for name in names}
+    short = {name: "+".join(part.partition("@")[0] for part in name.split("+")) for name in names}
     for shorten in (_with_a_short_hash, str):
         count = Counter(short.values())
         short = {name: label if count[label] == 1 else shorten(name) for name, label in short.items()}
@@ -108,5 +110,5 @@ def short_names(scorers: Iterable[str]) -> dict[str, str]:
 
 
 def _with_a_short_hash(name: str) -> str:
-    plain, at, digest = name.partition("@")
-    return f"{plain}{at}{digest[:HASH]}"
+    parts = (part.partition("@") for part in name.split("+"))
+    return "+".join(f"{plain}{at}{digest[:HASH]}" for plain, at, digest in parts)

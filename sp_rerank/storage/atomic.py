@@ -95,8 +95,17 @@ def _temporary(path: Path) -> Path:
 def _write_beside(path: Path, data: bytes) -> None:
     with storage_errors(path):
         _temporary(path).unlink(missing_ok=True)
-        with _temporary(path).open("xb", buffering=0) as file:  # "x" follows no link
-            _write_synced(file, data)
+        write_new(_temporary(path), data)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write and sync a file that is not there yet; a name that is taken, also by a link, is a FileExistsError.
+
+    Raises:
+        OSError: If it cannot be written; a part of it may be left.
+    """
+    with path.open("xb", buffering=0) as file:
+        _write_synced(file, data)
 
 
 def append(path: Path, data: bytes, *, at: int) -> int:

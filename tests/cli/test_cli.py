@@ -28,6 +28,7 @@ from sp_rerank.storage import images
 from sp_rerank.storage.images import open_image, read_record
 
 PROMPT = "a lemon wearing sunglasses on the beach"
+MINI = ["--model", "mini", "--steps", "2"]
 QUICK = ["--model", "mini", "--steps", "1", "--n", "2", "--top-k", "1"]
 PAYLOADS = [
     "[/blue] a lemon", "[bold]a lemon", "[link=file:///etc]x[/link]", "<script>alert(1)</script>",
@@ -70,9 +71,7 @@ def sp_rerank(monkeypatch, capsys, tmp_path):
 
 
 def test_generate_verify_replay_rank(sp_rerank, tmp_path):
-    code, out, err = sp_rerank(
-        "generate", PROMPT, "--model", "mini", "--steps", "2", "--n", "6", "--seed", "10", "--json"
-    )
+    code, out, err = sp_rerank("generate", PROMPT, *MINI, "--n", "6", "--seed", "10", "--json")
     assert code == 0, err
     result = json.loads(out)
     run = Path(result["run"])
@@ -112,6 +111,44 @@ def test_generate_verify_replay_rank(sp_rerank, tmp_path):
     assert ranking[0]["score"] == pytest.approx(best["score"], abs=1e-6)
     code, out, _ = sp_rerank(*words, "--csv", "--top-k", "2")
     assert [row["rank"] for row in csv.DictReader(io.StringIO(out))] == ["1", "2"]
+
+
+def test_a_run_grows_and_its_candidates_are_made_larger(sp_rerank):
+    code, out, err = sp_rerank("generate", PROMPT, *MINI, "--n", "3", "--seed", "10", "--json")
+    assert code == 0, err
+    run = Path(json.loads(out)["run"])
+    code, out, err = sp_rerank("replay", str(run), "1", "2", "--scale", "2", "--strength", "0.5", "--out", "large")
+    assert code == 0, err
+    assert out.split() == [str(Path("large") / f"0000{index}-x2-strength0.5.png") for index in (1, 2)]
+    assert open_image("large/00002-x2-strength0.5.png").size == (128, 128)
+    code, _, err = sp_rerank("replay", str(run), "1", "2", "--out", "one.png")
+    assert (code, err) == (2, "error: --out is 'one.png'; expected a folder, for 2 candidates\n")
+    code, _, err = sp_rerank("replay", str(run), "1", "--strength", "0.5")
+    assert code == 2
+    assert "--strength is 0.5; expected none without a scale" in err
+
+    code, out, err = sp_rerank("generate", PROMPT, *MINI, "--seed", "10", "--more", "1", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["run"], json.loads(out)["n"], json.loads(out)["made"]) == (str(run), 4, 4)
+    code, _, err = sp_rerank("compare", str(run), str(run), "--sheet", "both.html")
+    assert code == 2
+    assert "was given twice" in err
+    code, _, err = sp_rerank("generate", PROMPT, *MINI, "--n", "2", "--out", "other", "--steps", "1")
+    assert code == 0, err
+    code, out, err = sp_rerank("compare", str(run), "other", "--sheet", "both.html")
+    assert code == 0, err
+    assert "written: both.html" in err
+    assert "other/images/00001.png" in Path("both.html").read_text()
+    code, _, err = sp_rerank("compare", str(run), "other", "--sheet", "both.pdf")
+    assert (code, err) == (2, "error: --sheet is 'both.pdf'; expected a name that ends in .html\n")
+    code, out, _ = sp_rerank("gallery", str(run), "--one-file", "lemon.html")
+    assert code == 0
+    assert out.startswith("lemon.html, ")
+    assert "data:image/png;base64," in Path("lemon.html").read_text()
+
+    code, _, err = sp_rerank("generate", PROMPT, *MINI, "--more", "2")
+    assert code == 2
+    assert "--more is 2; expected none: there is no run of this kind in runs" in err
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' solver

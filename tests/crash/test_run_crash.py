@@ -85,7 +85,7 @@ def test_fifteen_kills_lose_nothing(tmp_path, whole):
     assert corrupt == 0
 
 
-@pytest.mark.parametrize("way", ["run", "search"])
+@pytest.mark.parametrize("way", ["run", "search", "grow"])
 def test_death_at_every_file_operation(tmp_path, way):
     done = subprocess.run(
         [sys.executable, "-m", "support.deaths", str(tmp_path), way],

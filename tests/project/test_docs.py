@@ -80,6 +80,8 @@ def parse(words: list[str], *, whole: bool) -> None:
     """
     command: Any = PROGRAM
     while getattr(command, "commands", None) and words and not words[0].startswith("-"):
+        if hasattr(command, "default") and words[0] not in command.commands:
+            words = [command.default, *words]
         assert words[0] in command.commands, f"no command {words[0]!r}; expected one of {', '.join(command.commands)}"
         command, words = command.commands[words[0]], words[1:]
     try:

@@ -5,9 +5,8 @@ Every page is watched: an error, a message on the console, a dialog or a request
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
+from support.browsing import BROWSER
 from support.hostile_prompts import HOSTILE
 from support.painted_runs import make_run
 
@@ -18,10 +17,7 @@ from sp_rerank.report.overview import write_overview
 from sp_rerank.run.records import StageScore
 from sp_rerank.scorers.calibration import ScorerCalibration
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-
+pytestmark = BROWSER
 N = 12
 SCORES = {
     "sp@1f": [(index * 5 % N) / N for index in range(N)],
@@ -33,68 +29,10 @@ ORDERS = [order[::-1] for order in ORDERS]
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        # root, as in a container, has no sandbox to give
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("it's a folder") / "run 1"
     write_gallery(make_run(folder, SCORES, negative_prompt="text"))
     return folder
-
-
-class Tab:
-    """A page that notes what must not happen.
-
-    Attributes:
-        page: Playwright's.
-        folder: that the file lies in.
-        trouble: errors, messages, dialogs, and requests that leave the folder.
-    """
-
-    def __init__(self, browser, **options):
-        self.page = browser.new_context(**options).new_page()
-        self.folder, self.trouble = "", []
-        self.page.on("console", lambda message: self.trouble.append(message.text))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.allows(request.url) or self.trouble.append(request.url))
-
-    def allows(self, url):
-        return url == "about:blank" or url.startswith(self.folder)
-
-    def open(self, path):
-        self.folder = path.parent.as_uri() + "/"
-        self.page.goto("about:blank")  # from the page to itself would be no new page
-        self.page.goto(path.as_uri())
-        return self.page
-
-
-@pytest.fixture(scope="module")
-def desktop(browser):
-    return Tab(browser, viewport={"width": 1200, "height": 900})
-
-
-@pytest.fixture
-def opened(browser, desktop):
-    """Open a file on a desktop, or in a window with other properties."""
-    tabs = [desktop]
-    desktop.trouble.clear()
-
-    def open_page(path, **options):
-        if options:
-            tabs.append(Tab(browser, **options))
-        return tabs[-1].open(path)
-
-    yield open_page
-    for tab in tabs[1:]:
-        tab.page.context.close()
-    assert [trouble for tab in tabs for trouble in tab.trouble] == []
 
 
 @pytest.fixture

@@ -544,7 +544,8 @@ def test_names_tell_configurations_apart():
     name = run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=1))
     assert name.startswith("a-lemon-on-the-beach-")
     assert name == run_folder_name(RunConfig(n=1, prompt="A lemon, on the béach!"))
-    assert name != run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=2))
+    assert name != run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=1, steps=2))
+    assert name == run_folder_name(RunConfig(prompt="A lemon, on the béach!", n=2))  # a run can grow
 
 
 def test_nothing_is_logged_in_a_plain_run(tmp_path, caplog):

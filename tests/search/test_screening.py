@@ -17,7 +17,7 @@ from sp_rerank.config import Round, SearchPlan
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import NothingUsableError, SpRerankError, UsageError
 from sp_rerank.generate import generate
-from sp_rerank.replay import replay_to
+from sp_rerank.replay import Replays
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.search.schedule import RunShape, Schedule, plan_for, read_schedule, strategy_of, to_toml
@@ -205,8 +205,8 @@ def test_a_dropped_candidate_is_replayed_whole(tmp_path, schedule):
     folder = RunDir.read(tmp_path / "run")
     dropped = next(row.index for row in folder.rows.values() if row.status == "dropped")
     finished = next(row.index for row in folder.rows.values() if row.status == "ok")
-    assert replay_to(folder, dropped, tmp_path / "a.png", pipe=BlurredPipe()) is None
-    assert replay_to(folder, finished, tmp_path / "b.png", pipe=BlurredPipe()) is True
+    assert Replays(folder, BlurredPipe()).write(dropped, tmp_path / "a.png") is None
+    assert Replays(folder, BlurredPipe()).write(finished, tmp_path / "b.png") is True
 
 
 RUN = RunShape(n=100, top_k=4, steps=20, model="mini", scorer="clip-mini@abc")

@@ -1,4 +1,4 @@
-"""python deaths.py FOLDER run|search: a run dies at its 1st, 2nd, ... file operation, each time in a folder of its own.
+"""python deaths.py FOLDER run|search|grow: a run dies at its 1st, 2nd, ... file operation, each in a folder of its own.
 
 It dies before an operation that names a file, and in the middle of what fsync was to make durable. Every folder is then
 resumed and left for inspection: FOLDER/whole is an uninterrupted run, FOLDER/died-1 and so on are those that died and
@@ -14,7 +14,8 @@ from pathlib import Path
 from sp_rerank.run.folder import RunDir
 from support import crash_writer
 
-SIZES = {"run": 10, "search": 4}  # a batch and a quarter; two that are finished and two that are dropped
+SIZES = {"run": 10, "search": 4, "grow": 18}  # a batch and a quarter; two finished and two dropped; twice 9
+WRITERS = {"run": crash_writer.write_run, "search": crash_writer.write_search, "grow": crash_writer.write_run}
 HARMLESS = ("left by an interrupted write", "not in candidates.jsonl")  # what the next --resume removes
 
 
@@ -62,20 +63,30 @@ def unsound(folder):
     """Problems that the next resume would not clear."""
     if not (folder / "run.json").exists():
         return []
-    return [problem for problem in RunDir.read(folder).verify() if not problem.endswith(HARMLESS)]
+    run = RunDir.read(folder)
+    if run.missing and run.result:
+        return ["said to be done, and is not"]
+    return [problem for problem in run.verify() if not problem.endswith(HARMLESS)]
 
 
 def main():
     os.fsync = lambda descriptor: None
-    folder, write = Path(sys.argv[1]), {"run": crash_writer.write_run, "search": crash_writer.write_search}[sys.argv[2]]
-    n = SIZES[sys.argv[2]]
-    write(folder / "whole", n=n)
+    folder, way = Path(sys.argv[1]), sys.argv[2]
+    n, write = SIZES[way], WRITERS[way]
+
+    def begin(name):
+        if way == "grow":
+            write(folder / name, n=n // 2)
+        return folder / name
+
+    write(begin("whole"), n=n)
     operation, problems, dies = 0, 0, True
     while dies:
         operation += 1
-        dies = died(write, folder / f"died-{operation}", n, operation)
-        problems += len(unsound(folder / f"died-{operation}"))
-        write(folder / f"died-{operation}", n=n, resume=True)
+        died_here = begin(f"died-{operation}")
+        dies = died(write, died_here, n, operation)
+        problems += len(unsound(died_here))
+        write(died_here, n=n, resume=True)
     print(problems)
 
 

@@ -1,5 +1,6 @@
 // The page of a run, made handy: order, filter, columns, zoom, keys. It only rearranges what the page says already;
-// every text goes in as text, never as HTML.
+// every text goes in as text, never as HTML. How a picture is looked at closely is in closeup.js, marks are in marks.js.
+// It is one file, for its parts share what is ordered, passing, open and focused.
 "use strict";
 (() => {
   const find = (id) => document.getElementById(id);
@@ -9,7 +10,7 @@
   const { scorers, candidates } = data;
   const columns = find("columns"), tools = find("tools"), least = find("least");
   const zoom = find("zoom"), keys = find("keys");
-  const state = { scorer: 0, view: "sheet", least: -Infinity, open: null, opener: null };
+  const state = { scorer: 0, view: "sheet", least: -Infinity, open: null, opener: null, pinned: null };
 
   // What the data say
 
@@ -36,20 +37,22 @@
   };
 
   const picture = (index) => {
-    const { file, size, seed } = candidates[index];
+    const { file, small, size, seed } = candidates[index];
     if (!file) return make("span", "no image", "absent");
     const image = make("img");
     image.loading = "lazy";
     image.decoding = "async";
     [image.width, image.height] = size;
     image.alt = `Seed ${seed}`;
-    image.src = file;
+    image.src = small;
     return image;
   };
 
   // The sheet
 
   const items = new Map([...sheet.children].map((item) => [Number(item.dataset.index), item]));
+  if (data.embedded) // each image is in the page once
+    for (const [index, item] of items) candidates[index].file = candidates[index].small = item.querySelector("img")?.src;
   const stateOf = (index) => {
     const { status, stages } = candidates[index];
     if (status === "dropped") return stages.length ? shown(0, stages.at(-1)[1]) : "dropped";
@@ -122,12 +125,13 @@
         const item = make("li", undefined, candidates[index].status);
         item.dataset.index = index;
         const anchor = make("a");
-        anchor.href = candidates[index].file ?? `#c${index}`;
+        anchor.href = (!data.embedded && candidates[index].file) || `#c${index}`;
         const label = make("span", undefined, "caption"), [rank, score] = caption(s, index);
         label.append(make("b", rank), make("span", score, "score"), make("i", `#${candidates[index].seed}`));
         anchor.append(picture(index), label);
         item.append(anchor);
         list.append(item);
+        if (marks.of(index)) item.classList.add(marks.of(index));
       }
       column.append(head, list);
       columns.append(column);
@@ -200,15 +204,14 @@
 
   // The zoomed view
 
-  const command = (index) => {
-    let folder = ".";
-    if (location.protocol === "file:") {
-      const path = decodeURIComponent(location.pathname).replace(/\/[^/]*$/, "").replace(/^\/(?=[A-Za-z]:)/, "");
-      const plain = !/[\u0000-\u001f\u007f]/.test(path);
-      if (plain) folder = /^[\w@%+=:,./-]+$/.test(path) && path[0] !== "-" ? path : `'${path.replaceAll("'", "'\\''")}'`;
-    }
-    return `sp-rerank replay ${folder} ${index}`;
+  const folder = () => {
+    if (data.embedded) return "RUN"; // the page is not in its folder
+    if (location.protocol !== "file:") return ".";
+    const path = decodeURIComponent(location.pathname).replace(/\/[^/]*$/, "").replace(/^\/(?=[A-Za-z]:)/, "");
+    if (/[\u0000-\u001f\u007f]/.test(path)) return ".";
+    return /^[\w@%+=:,./-]+$/.test(path) && path[0] !== "-" ? path : `'${path.replaceAll("'", "'\\''")}'`;
   };
+  const command = (index) => `sp-rerank replay ${folder()} ${index}`;
 
   const ties = (index) => {
     const said = scorers.map((scorer, s) => {
@@ -241,6 +244,35 @@
     );
   };
 
+  const pane = (index, words) => {
+    const { file } = candidates[index], image = picture(index);
+    if (file) Object.assign(image, { src: file, loading: "eager", alt: data.prompt, draggable: false });
+    const frame = make("figure", undefined, "pane");
+    frame.append(image);
+    if (words) frame.append(make("figcaption", words));
+    return frame;
+  };
+
+  const fillPanes = (index) => { // the pinned one and the open one; what one shows of itself, the other shows too
+    const { pinned } = state, two = pinned !== null && pinned !== index;
+    const said = (of) => `seed ${candidates[of].seed}`;
+    const panes = two ? [pane(pinned, `pinned: ${said(pinned)}`), pane(index, said(index))] : [pane(index, pinned === index ? "pinned: go on to see others beside it" : "")];
+    find("picture").replaceChildren(...panes);
+    find("picture").classList.toggle("two", two);
+    if (two) near.draw();
+    else near.fit();
+  };
+
+  const drawButtons = (index) => {
+    for (const button of zoom.querySelectorAll("[data-mark]")) button.setAttribute("aria-pressed", marks.of(index) === button.dataset.mark);
+    find("pin").setAttribute("aria-pressed", state.pinned === index);
+  };
+
+  const pin = () => {
+    state.pinned = state.pinned === state.open ? null : state.open;
+    fillZoom(state.open);
+  };
+
   const fillZoom = (index) => {
     const candidate = candidates[index];
     state.open = index;
@@ -249,10 +281,8 @@
       ? `${ordinal(rank)} of ${scorers[state.scorer].ranked}${scorers.length > 1 ? ` by ${scorers[state.scorer].label}` : ""}`
       : "Not ranked";
     find("why").textContent = candidate.why;
-    const image = picture(index);
-    image.loading = "eager";
-    image.alt = data.prompt;
-    find("picture").replaceChildren(image);
+    drawButtons(index);
+    fillPanes(index);
     fill(find("scores"), scorers.map((scorer, s) => {
       const place = rankOf(s, index);
       return [scorer.label, shown(s, candidate.scores[s]), place ? `${place} of ${scorer.ranked}` : "–"];
@@ -262,8 +292,8 @@
     find("seed").textContent = candidate.seed;
     find("index").textContent = `${index} of 0–${data.last}`;
     find("evaluations").textContent = candidate.evaluations;
-    find("file").textContent = candidate.file ?? "none";
-    if (candidate.file) find("file").href = candidate.file;
+    find("file").textContent = candidate.file ? candidate.name : "none";
+    if (candidate.file && !data.embedded) find("file").href = candidate.file;
     else find("file").removeAttribute("href");
     if (!find("replay")) return; // a steered image: no command makes it again
     find("replay").textContent = command(index);
@@ -282,14 +312,42 @@
     if (!by) return zoom.close();
     const passing = order().filter(passes), at = passing.indexOf(state.open);
     const next = at < 0 ? passing[0] : passing[at + by];
-    if (next !== undefined) fillZoom(next);
+    if (next === undefined) return;
+    fillZoom(next);
+    const ahead = candidates[passing[passing.indexOf(next) + Math.sign(by)]]?.file;
+    if (ahead) new Image().src = ahead; // so that the next one is there at once
   };
+
+  const near = closeup(find("picture"), { swipe: go });
+
+  // Favorites and rejects
+
+  const showMark = (index) => {
+    for (const item of document.querySelectorAll(`li[data-index="${index}"]`)) {
+      item.classList.toggle("favorite", marks.of(index) === "favorite");
+      item.classList.toggle("reject", marks.of(index) === "reject");
+    }
+    if (state.open === index) drawButtons(index);
+  };
+  const marks = markings(find("tray"), {
+    key: `sp-rerank marks ${data.run}`, candidates, folder, changed: showMark,
+    show: (index) => {
+      const item = make("li"), button = make("button");
+      item.dataset.index = index;
+      button.type = "button";
+      button.append(picture(index));
+      button.setAttribute("aria-label", `Favorite, seed ${candidates[index].seed}`);
+      button.addEventListener("click", () => open(index, button));
+      item.append(button);
+      return item;
+    },
+  });
 
   // The focus goes back to where it came from, or to the candidate that is open by now
   zoom.addEventListener("close", () => {
     const { opener, open: index } = state;
     find("picture").replaceChildren();
-    state.open = null;
+    state.open = state.pinned = null;
     if (!opener) return;
     const other = Number(indexOf(opener)) === index ? null : (opener.closest("ol") ?? sheet).querySelector(`li[data-index="${index}"]`);
     if (other?.offsetParent) focusOn(other);
@@ -350,11 +408,13 @@
     open(Number(indexOf(anchor)), anchor);
   });
   zoom.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-go]");
-    if (button) go(Number(button.dataset.go));
+    const button = event.target.closest("[data-go], [data-mark]");
+    if (button?.dataset.mark) marks.toggle(state.open, button.dataset.mark);
+    else if (button) go(Number(button.dataset.go));
     else if (event.target === zoom) zoom.close();
   });
   find("copy")?.addEventListener("click", copy);
+  find("pin").addEventListener("click", pin);
   find("ask").addEventListener("click", () => keys.showModal());
   columns?.addEventListener("pointerover", (event) => {
     const index = indexOf(event.target);
@@ -378,6 +438,8 @@
     input.dispatchEvent(new Event("input", { bubbles: true }));
   };
 
+  const MARKS = { f: "favorite", x: "reject" };
+  document.addEventListener("keyup", ({ key }) => key === "z" && near.release());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || keys.open) return;
     const { key } = event;
@@ -385,12 +447,19 @@
       if (key === "ArrowLeft") go(-1);
       else if (key === "ArrowRight") go(1);
       else if (key === "c" && find("copy")) copy();
+      else if (key in MARKS) marks.toggle(state.open, MARKS[key]);
+      else if (key === "p") pin();
+      else if (key === "z") near.hold();
+      else if (key === "+" || key === "=") near.zoom(1.5);
+      else if (key === "-") near.zoom(1 / 1.5);
+      else if (key === "0") near.fit();
       return;
     }
     if (event.target.matches?.("input") && key !== "Escape") return;
     const item = event.target.closest?.(".sheet li, .column li");
     const next = item && step(item, key);
     if (next) focusOn(next);
+    else if (item && key in MARKS) marks.toggle(Number(item.dataset.index), MARKS[key]);
     else if (!item && key === "ArrowDown" && event.target === document.body) focusOn(visible(lists()[state.view === "sheet" ? 0 : 1])[0]);
     else if (key === "/" && least) least.focus();
     else if (key === "Escape" && least) {
@@ -409,6 +478,7 @@
 
   for (const anchor of sheet.querySelectorAll("a")) anchor.tabIndex = -1;
   setCurrent(sheet, sheet.firstElementChild);
+  items.forEach((_, index) => showMark(index));
   filter();
   measure();
   addEventListener("resize", measure);
