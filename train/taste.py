@@ -1,8 +1,7 @@
 """A scorer of one person's own taste, out of some dozens to hundreds of answers, in seconds.
 
-A linear head on a base scorer's score and embeddings, by Bradley and Terry's model with a Gaussian prior (ridge). How
-far it may leave the base is chosen by leaving out one prompt after the other. Every figure is of answers that the head
-had no part in. Knows preferences and features; how a taste scores is in `sp_rerank.scorers.taste`.
+A linear head (`head`) on a base scorer's score and embeddings. Every figure is of answers that the head had no part in.
+Knows preferences and what a base sees; how a taste scores is in `sp_rerank.scorers.taste`.
 """
 
 from __future__ import annotations
@@ -12,81 +11,27 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 from scipy.stats import binomtest
 
 from sp_rerank.choosing.consistency import Share
 from sp_rerank.errors import UsageError
-from sp_rerank.stats.bradley_terry import posterior
 from sp_rerank.stats.calibration import Calibration, calibrate
 from sp_rerank.storage import atomic
+from sp_rerank.train.head import FEWEST, Answers, Array, Head, predict_onward
 from sp_rerank.train.preferences import ImageReader, ImageSource, Pair, PreferenceGroup
 
 if TYPE_CHECKING:
     from sp_rerank.scorers.taste import TasteScorer
     from sp_rerank.types import Scorer
 
-Array = NDArray[np.float64]
-
-FEWEST = 10  # answers that one image is better, before anything is fitted
-VARIANCES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-"""Of the head's prior, in units of the gaps' root mean square; with 0 the base's score is all that counts."""
-
-SCORE_VARIANCE = 4.0  # of the weight of the base's score, whose gaps have spread 1
-DIRECTIONS = 128  # in which the answers' gaps differ most; the others are left at 0
 LAST = 60  # answers of the figure that is reported first
-REFITS = 20  # heads of which each predicts the next answers
 CHANCE = 0.05
 """Of answers at random, the share that would pass for a taste."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers as numbers, in the order in which they were given.
-
-    Attributes:
-        score: (k,) the base's score of the first image minus that of the second.
-        gaps: (k, m) the same of all features but the score.
-        labels: (k,) 1, 0 or .5.
-        prompts: (k,) number of each answer's prompt.
-        fresh: (k,) whether the question was asked for the first time.
-    """
-
-    score: Array
-    gaps: Array
-    labels: Array
-    prompts: NDArray[np.int64]
-    fresh: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def part(self, which: Any) -> Answers:
-        """Some of the answers."""
-        return Answers(self.score[which], self.gaps[which], self.labels[which], self.prompts[which], self.fresh[which])
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Fitted weights.
-
-    Attributes:
-        score: Of the base's score.
-        weights: (m,) of the other features.
-        variance: The one of VARIANCES that was chosen.
-        left_out: (k,) log-odds of each answer, predicted without its prompt; without itself, where there is one prompt.
-    """
-
-    score: float
-    weights: Array
-    variance: float
-    left_out: Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,75 +59,6 @@ class TasteReport:
     base_all: Share
     taste_prompts: Share | None
     temperature: float
-
-
-def fit(answers: Answers) -> Head:
-    """The head that predicts left-out prompts best."""
-    score_scale, gap_scale = _scale(answers.score), _scale(np.linalg.norm(answers.gaps, axis=1))
-    reduced, directions = _reduce(answers.gaps / gap_scale)
-    scaled = answers.score / score_scale
-    groups = answers.prompts if len(set(answers.prompts.tolist())) > 1 else np.arange(len(answers))
-    best: tuple[float, float, Array, Array] | None = None
-    for variance in VARIANCES:
-        x = np.column_stack([scaled, reduced]) if variance else scaled[:, None]
-        spread = np.full(x.shape[1], variance)
-        spread[0] = SCORE_VARIANCE
-        found = posterior(x, answers.labels, variance=spread)
-        left_out = _without_group(x, answers.labels, found.mean, found.covariance, groups)
-        loss = float(np.sum(np.logaddexp(0, left_out) - answers.labels * left_out))
-        if best is None or loss < best[0]:
-            best = loss, variance, found.mean, left_out
-    assert best is not None
-    _, variance, mean, left_out = best
-    weights = directions @ mean[1:] / gap_scale if variance else np.zeros(answers.gaps.shape[1])
-    return Head(float(mean[0] / score_scale), weights, variance, left_out)
-
-
-def predict(head: Head, answers: Answers) -> Array:
-    """(k,) log-odds that the first image is preferred."""
-    return answers.score * head.score + answers.gaps @ head.weights
-
-
-def _scale(values: Array) -> float:
-    return float(np.sqrt(np.mean(values**2))) or 1.0
-
-
-def _reduce(gaps: Array) -> tuple[Array, Array]:
-    """Gaps in the directions in which they differ most, and these directions as columns."""
-    if not gaps.shape[1]:
-        return gaps, np.zeros((0, 0))
-    _, _, directions = np.linalg.svd(gaps, full_matrices=False)
-    kept = directions[:DIRECTIONS].T
-    return gaps @ kept, kept
-
-
-def _without_group(x: Array, labels: Array, w: Array, covariance: Array, groups: NDArray[Any]) -> Array:
-    """Log-odds of each answer by the weights that its group had no part in, up to one Newton step.
-
-    Approximate leave-one-out (Rad and Maleki 2020, arXiv 1801.10243, equation 8), a group at a time: with H the Hessian
-    of all, A = X H^-1 X', and the group's own curvature W and residual r, it is eta + A (I - W A)^-1 r.
-    """
-    logits = x @ w
-    p = expit(logits)
-    found = logits.copy()
-    for group in np.unique(groups):
-        own = groups == group
-        a = x[own] @ covariance @ x[own].T
-        curvature = (p[own] * (1 - p[own]))[:, None]
-        found[own] += a @ np.linalg.solve(np.eye(len(a)) - curvature * a, p[own] - labels[own])
-    return found
-
-
-def predict_onward(answers: Answers) -> Array:
-    """(k,) log-odds of each answer by a head that was fitted on answers before it; NaN of the first FEWEST.
-
-    Prequential (Dawid 1984): no answer is lost to a test set. The head is fitted anew REFITS times.
-    """
-    found = np.full(len(answers), math.nan)
-    ends = np.unique(np.linspace(FEWEST, len(answers), REFITS + 1).astype(int))
-    for begin, end in pairwise(ends.tolist()):
-        found[begin:end] = predict(fit(answers.part(slice(begin))), answers.part(slice(begin, end)))
-    return found
 
 
 def report(answers: Answers, head: Head, base: str) -> tuple[TasteReport, Calibration]:

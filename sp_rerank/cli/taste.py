@@ -33,6 +33,7 @@ def taste(
 
     with quiet():
         from sp_rerank.train import taste as fitting
+        from sp_rerank.train.head import fit
         from sp_rerank.train.readers import read_preferences
 
         fitting.check_place(out)
@@ -44,7 +45,7 @@ def taste(
         count = len({(group.prompt, source) for group in groups for source in group.images})
         with progress_bar(count, "images") as progress:
             answers, people = fitting.read_answers(groups, scorer, annotator=annotator, progress=progress)
-        head = fitting.fit(answers)
+        head = fit(answers)
         fitting.check_told_from_chance(answers, head)
         found, fitted = fitting.report(answers, head, scorer.name)
         made = fitting.as_scorer(

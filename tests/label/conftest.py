@@ -52,7 +52,7 @@ def session(begin):
 
 @pytest.fixture
 def site(session, begin):
-    """The application for two people, a client that is nobody yet, and how to come in."""
+    """The application for two people, a client that has not come in yet, and how to come in."""
     people = {"me": session, "you": begin("you")}
     keys = Keys(tuple(people))
     app = build_app(people, keys, "127.0.0.1", PORT)

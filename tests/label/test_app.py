@@ -207,13 +207,13 @@ def test_undo_asks_again(client, store):
 
 
 def test_no_reply_tells_a_seed_a_score_a_rank_or_a_file(client, place):
-    told = [client.get(path).content for path in PATHS[:3]]
+    replies = [client.get(path).content for path in PATHS[:3]]
     for _ in range(15):
         question = shown(client)
-        told += [client.get(f"/image/{question[side]}").content for side in ("left", "right")]
-        told.append(post(client, "/answer", {"id": question["id"], "said": "left", "milliseconds": 9}).content)
-    told += [json.dumps(dict(client.get("/state").headers)).encode(), client.get("/best").content]
-    everything = b"\n".join(told)
+        replies += [client.get(f"/image/{question[side]}").content for side in ("left", "right")]
+        replies.append(post(client, "/answer", {"id": question["id"], "said": "left", "milliseconds": 9}).content)
+    replies += [json.dumps(dict(client.get("/state").headers)).encode(), client.get("/best").content]
+    everything = b"\n".join(replies)
     secrets = [b"secret-scorer", str(place.path).encode(), place.path.name.encode() + b"/", b"images/", b".sqlite"]
     secrets += [f"{index:05d}.png".encode() for index in range(12)]
     secrets += [str(7_770_000 + index).encode() for index in range(12)]
@@ -233,7 +233,7 @@ def test_a_picture_has_the_pixels_and_nothing_of_what_was_written_in_its_file(si
     from sp_rerank.storage.images import encode
 
     rng = np.random.default_rng(0)
-    folder = tmp_path / "told"
+    folder = tmp_path / "replies"
     folder.mkdir()
     pixels = [rng.integers(0, 256, (9, 7, 3), dtype=np.uint8) for _ in range(2)]
     for i, array in enumerate(pixels):

@@ -18,9 +18,11 @@ from sp_rerank.scorers.calibration import calibration_of
 from sp_rerank.scorers.taste import TasteScorer, look
 from sp_rerank.stats.bradley_terry import posterior
 from sp_rerank.storage.atomic import sha256_of
+from sp_rerank.train import head as heads
 from sp_rerank.train import taste
+from sp_rerank.train.head import Answers, fit, predict, predict_onward
 from sp_rerank.train.readers import read_preferences
-from sp_rerank.train.taste import Answers, fit, predict, predict_onward, report
+from sp_rerank.train.taste import report
 
 
 def answers_of(k, *, seed=0, prompts=10, base=0.0, noise=False, d=12):
@@ -62,9 +64,9 @@ def test_the_scale_of_score_and_features_does_not_matter():
 def test_left_out_is_what_a_fit_without_the_prompt_predicts():
     answers = answers_of(60, prompts=6, noise=True)
     head = fit(answers)
-    scaled = np.column_stack([answers.score / taste._scale(answers.score), answers.gaps / taste._scale(
+    scaled = np.column_stack([answers.score / heads._scale(answers.score), answers.gaps / heads._scale(
         np.linalg.norm(answers.gaps, axis=1))])  # fmt: skip
-    spread = np.array([taste.SCORE_VARIANCE, *[head.variance] * answers.gaps.shape[1]])
+    spread = np.array([heads.SCORE_VARIANCE, *[head.variance] * answers.gaps.shape[1]])
     for prompt in range(6):
         own = answers.prompts == prompt
         without = posterior(scaled[~own], answers.labels[~own], variance=spread)
@@ -76,11 +78,11 @@ def test_left_out_is_what_a_fit_without_the_prompt_predicts():
 def test_every_answer_is_predicted_by_those_before_it():
     answers = answers_of(90, noise=True)
     whole = predict_onward(answers)
-    assert np.isnan(whole[: taste.FEWEST]).all() and np.isfinite(whole[taste.FEWEST :]).all()
+    assert np.isnan(whole[: heads.FEWEST]).all() and np.isfinite(whole[heads.FEWEST :]).all()
     later = answers.labels.copy()
     later[60:] = 1 - later[60:]
     changed = predict_onward(Answers(answers.score, answers.gaps, later, answers.prompts, answers.fresh))
-    same = whole[taste.FEWEST : 60] == changed[taste.FEWEST : 60]
+    same = whole[heads.FEWEST : 60] == changed[heads.FEWEST : 60]
     assert same.all(), "what came later changes nothing"
     assert not np.allclose(whole[70:], changed[70:])
 

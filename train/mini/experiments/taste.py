@@ -1,10 +1,11 @@
 """python -m sp_rerank.train.mini.experiments.taste [--images build/mini/images/picks] [--prompts 30]
 
 What a taste learns from 30 to 300 answers: how often it orders two images of an unseen prompt as the person does,
-beside clip-mini, which it builds on. Five simulated people, each of whom wants what the judge wants and, as much again,
-five things of their own: light, color, warmth, contrast and detail, weighed at random. Answers are clean, or a fifth of
-them is flipped. IMAGES is a folder of candidates, PROMPT-IMAGE.png beside captions.json; two thirds of the prompts are
-answered about, the others are unseen. Two minutes on two cores.
+beside clip-mini, which it builds on. Five simulated people of each of two kinds. Of the first kind each wants what
+clip-mini scores and, as much again, one direction of its image embeddings, drawn at random: a taste for what the base
+sees. Of the second each wants light, color, warmth, contrast and detail, weighed at random, which a small CLIP hardly
+sees. Answers are clean, or a fifth of them is flipped. IMAGES is a folder of candidates, PROMPT-IMAGE.png beside
+captions.json; two thirds of the prompts are answered about, the others are unseen.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor
 from sp_rerank import load_scorer
 from sp_rerank.report.tables import table
 from sp_rerank.scorers.taste import look
+from sp_rerank.train.head import Answers, fit, predict
 from sp_rerank.train.mini.annotators import Shown
 from sp_rerank.train.mini.experiments.choosing import Candidates, read_candidates
-from sp_rerank.train.taste import Answers, fit, predict
 from sp_rerank.types import Scorer
 
 Array = NDArray[np.float64]
@@ -33,6 +34,7 @@ COUNTS = (30, 60, 120, 300)
 FLIPPED = 0.2
 UNSEEN = 400  # pairs of unseen prompts, a person
 BASE = "clip-mini"
+KINDS = ("for what the base sees", "for looks")
 
 
 def looks(images: Tensor) -> Array:
@@ -44,11 +46,17 @@ def looks(images: Tensor) -> Array:
     return torch.stack([gray.mean(dim=(1, 2)), color, warmth, gray.std(dim=(1, 2)), detail], dim=1).double().numpy()
 
 
-def likings(found: Candidates, person: int) -> Array:
-    """(prompts, candidates) what a person makes of the images."""
-    weights = np.random.default_rng(person).normal(size=5)
-    own = np.stack([_standard(looks(group.images)) @ weights / np.linalg.norm(weights) for group in found.shown])
-    return _standard(own.T).T + _standard(found.utilities.T).T
+def likings(found: Candidates, features: list[Array], kind: str, person: int) -> Array:
+    """(prompts, candidates) what a person of a kind makes of the images."""
+    rng = np.random.default_rng(person)
+    if kind == KINDS[0]:
+        dimension = (features[0].shape[1] - 1) // 2
+        direction = rng.normal(size=dimension)
+        own = [_standard(each[:, 1 : dimension + 1] @ direction) + _standard(each[:, 0]) for each in features]
+    else:
+        weights = rng.normal(size=5)
+        own = [_standard(looks(group.images)) @ weights for group in found.shown]
+    return np.stack(own)
 
 
 def _standard(values: Array) -> Array:
@@ -88,17 +96,19 @@ def measure(found: Candidates) -> str:
     answered, unseen = numbers[: len(numbers) * 2 // 3], numbers[len(numbers) * 2 // 3 :]
     rows: dict[str, list[float]] = {}
     slowest = 0.0
-    for person in range(PEOPLE):
-        liking, rng = likings(found, person), np.random.default_rng([person, 1])
-        test = ask(features, liking, unseen, UNSEEN, rng)
-        rows.setdefault(BASE, []).append(_right(test.score, test))
-        for count in COUNTS:
-            clean = ask(features, liking, answered, count, rng)
-            for kind, answers in (("clean", clean), ("a fifth flipped", flip(clean, rng))):
-                began = time.perf_counter()
-                head = fit(answers)
-                slowest = max(slowest, time.perf_counter() - began)
-                rows.setdefault(f"taste, {count} answers, {kind}", []).append(_right(predict(head, test), test))
+    for kind in KINDS:
+        for person in range(PEOPLE):
+            liking, rng = likings(found, features, kind, person), np.random.default_rng([person, 1])
+            test = ask(features, liking, unseen, UNSEEN, rng)
+            rows.setdefault(f"{kind}: {BASE}", []).append(_right(test.score, test))
+            for count in COUNTS:
+                clean = ask(features, liking, answered, count, rng)
+                for how, answers in (("clean", clean), ("a fifth flipped", flip(clean, rng))):
+                    began = time.perf_counter()
+                    head = fit(answers)
+                    slowest = max(slowest, time.perf_counter() - began)
+                    name = f"{kind}: taste, {count} answers, {how}"
+                    rows.setdefault(name, []).append(_right(predict(head, test), test))
     head = ["", *(f"person {person + 1}" for person in range(PEOPLE)), "mean"]
     lines = [[name, *(f"{value:.2f}" for value in values), f"{np.mean(values):.2f}"] for name, values in rows.items()]
     return f"{table(head, lines)}\nthe slowest fit took {slowest:.1f} s"
