@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 ScorerOption = Annotated[
-    str, typer.Option(help="Ranks the candidates: a name of `sp-rerank scorers`, or sp@FOLDER for a trained one.")
+    str,
+    typer.Option(
+        help="Ranks the candidates: a name of `sp-rerank scorers`, sp@FOLDER for a trained one, a+b for several."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.")]
 Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: half precision where it is fast.")]

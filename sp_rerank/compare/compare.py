@@ -133,7 +133,8 @@ def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComp
             f"{run.path}: no candidate can be compared: {'; '.join(scored.problems[:3]) or 'it holds none'}"
         )
     loaded = {scorer.name: scorer for scorer in scorers}
-    means = ranking.mean_ranks(list(columns.values()))
+    single = [column for name, column in columns.items() if not _is_mean_of(name, columns)]
+    means = ranking.mean_ranks(single)
     places = ranking.top([-mean for mean in means], len(means))
     return RunComparison(
         run=str(run.path),
@@ -150,6 +151,12 @@ def _compare(scored: ScoredRun, scorers: Sequence[Scorer], seed: int) -> RunComp
         ensemble=tuple(indices[place] for place in places),
         problems=tuple(scored.problems),
     )
+
+
+def _is_mean_of(name: str, others: Mapping[str, object]) -> bool:
+    """Whether a scorer is the mean of the ranks of others, which are there by themselves."""
+    parts = name.split("+")
+    return len(parts) > 1 and all(part in others for part in parts)
 
 
 def _view(name: str, columns: Mapping[str, list[float]], scored: ScoredRun, scorer: Scorer | str) -> ScorerView:

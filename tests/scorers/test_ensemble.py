@@ -125,6 +125,13 @@ def test_elsewhere_it_says_what_to_take(tmp_path):
         compare([RunDir.read(tmp_path / "run")], [MeanRank([RED, GREEN])])
 
 
+def test_a_comparison_counts_each_scorer_once(tmp_path):
+    run(tmp_path / "run", n=7)
+    (found,) = compare([RunDir.read(tmp_path / "run")]).runs
+    assert [view.scorer for view in found.views] == ["red@1", "green@2", "red@1+green@2"]
+    assert list(found.ensemble) == ranking.order([-mean for mean in expected_order(7)[1]])
+
+
 def test_weights_make_a_scorer_like_any_other(tmp_path):
     weighted = WeightedSum([RED, GREEN], [0.002, -1.0])
     assert weighted.name == "0.002*red@1+-1*green@2"
