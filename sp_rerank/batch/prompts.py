@@ -115,7 +115,7 @@ def read_prompts(*places: str | Path) -> Iterator[PromptRow]:
             row = _row(found, f"{name}-{number}" if name else str(number))
             if row.id in seen:
                 raise UsageError(
-                    f"{found.place}: the id {brief(row.id)} stands at {seen[row.id]} too; give each its own"
+                    f"{found.place}: the id {brief(row.id)} is that of row {seen[row.id]} too; give each its own"
                 )
             seen[row.id] = len(seen)
             yield row

@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused_in_a_line(sp_rerank, tmp_path, monkeypatch, w
     for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "p.txt").write_text("a\n")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    (tmp_path / "latin.txt").write_bytes(b"ol\xe9\n")
     (tmp_path / "rows.csv").write_text("prompt,n\na,2\n")
     code, out, err = sp_rerank("batch", *words, "--top-k", "4")
     assert (code, out, len(err.splitlines())) == (2, "", 1), err

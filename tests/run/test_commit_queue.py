@@ -77,6 +77,7 @@ def test_a_full_disk_leaves_what_was_committed_and_the_run_resumes(tmp_path, mon
             assert run.state.score(first) == 0.5  # known at once
         run.finish([])
     monkeypatch.undo()
+    assert sorted(run.rows) == [0, 1]
     folder = RunDir.read(tmp_path / "run")
     assert (sorted(folder.rows), folder.verify()) == ([0, 1], [])
     with RunWriter.start(tmp_path / "run", config, resume=True) as run:
