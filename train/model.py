@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,19 +68,27 @@ def freeze(scorer: DualEncoder, trainable_image_blocks: int, trainable_text_bloc
     """
     clip: Any = scorer.clip
     visual = clip.visual
+    image_blocks, behind = _image_parts(visual)
     towers = (
-        ("image", trainable_image_blocks, visual, visual, (visual.ln_post, visual.proj)),
-        ("text", trainable_text_blocks, None, clip, (clip.ln_final, clip.text_projection)),
-    )
-    for name, count, whole, tower, behind in towers:
-        blocks = tower.transformer.resblocks
+        ("image", trainable_image_blocks, visual.parameters(), image_blocks, behind),
+        ("text", trainable_text_blocks, _text_parameters(clip), clip.transformer.resblocks,
+         (clip.ln_final, clip.text_projection)),
+    )  # fmt: skip
+    for name, count, everything, blocks, behind in towers:
         if count > len(blocks):
             raise UsageError(f"trainable_{name}_blocks is {count}, but the {name} tower has {len(blocks)} blocks")
-        everything = whole.parameters() if whole else _text_parameters(clip)
         for parameter in everything:
             parameter.requires_grad = count == -1
         for part in (*blocks[len(blocks) - max(count, 0) :], *behind) if count > 0 else ():
             part.requires_grad_(True)
+
+
+def _image_parts(visual: Any) -> tuple[Sequence[nn.Module], tuple[Any, ...]]:
+    """The blocks of a tower, the first one first, and what lies behind them: of a transformer or a ResNet."""
+    if hasattr(visual, "transformer"):
+        return visual.transformer.resblocks, (visual.ln_post, visual.proj)
+    stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
+    return [block for stage in stages for block in stage], (visual.attnpool,)
 
 
 def _text_parameters(clip: nn.Module) -> list[nn.Parameter]:

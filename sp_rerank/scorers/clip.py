@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -90,6 +90,17 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
             raise UsageError(
                 f"{config['name']}: score_scale must be 'cosine' or 'logit', got {config['score_scale']!r}"
             )
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module does, but batch norms (of a ResNet tower) keep the statistics that they have.
+
+        An image's score must not depend on the batch that it is learned from in, as when it is used.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+        return self
 
     def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
         """Embed images, with a gradient to the weights but not to the pixels.

@@ -1,4 +1,4 @@
-"""The mini world: captions say what scenes show, held-out combinations stay out, and the judge reads both."""
+"""The mini world: captions say what scenes show, held-out combinations stay out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sp_rerank.train.mini.grammar import BACKGROUNDS, OBJECTS, Description, draw_description, parse
-from sp_rerank.train.mini.scenes import draw_scene, draw_scenes, drawing, styles_of
+from sp_rerank.train.mini.scenes import draw_scenes, drawing, styles_of
 from sp_rerank.train.mini.training import pixels, scenes_of_step
 from sp_rerank.train.mini.vocabulary import CONTEXT, build_tokenizer
 
@@ -99,7 +99,8 @@ def test_training_resumes_to_the_bit(tmp_path, monkeypatch):
 
     def train(folder, killed_at=None):
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.2), nn.Flatten(), nn.Linear(4 * 62 * 62, 1))
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Flatten(), nn.Linear(4 * 62 * 62, 1)
+        net = nn.Sequential(*layers)
 
         def loss_of(step):
             if step == killed_at:
@@ -112,38 +113,5 @@ def test_training_resumes_to_the_bit(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", killed_at=20)
     whole, resumed = train(tmp_path / "whole"), train(tmp_path / "cut")
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_the_judge_reads_scenes_that_it_never_saw():
-    from sp_rerank.train.mini.judge import exact_objects, load_judge, truth_of
-
-    judge = load_judge()
-    unseen, held_out = draw_scenes(500, seed=99), draw_scenes(500, seed=99, held_out=True)
-    labels = {}
-    for name, scenes in (("unseen", unseen), ("held out", held_out)):
-        there = truth_of(scenes)[0] > 0
-        read = judge.read(pixels(scenes) / 2 + 0.5).counts.argmax(-1) > 0
-        labels[name] = read[there].float().mean().item()
-    exact = exact_objects(judge, unseen)
-    print(f"object labels read right: {labels}; all objects and counts of {exact:.1%} of unseen scenes")
-    assert labels["unseen"] >= 0.97
-    assert exact >= 0.95
-    assert labels["held out"] >= 0.95  # of 2,000 such scenes .969; the goal is .97
-
-
-def test_the_judge_prefers_what_was_asked_for():
-    from sp_rerank.train.mini.judge import load_judge
-
-    asked = parse("a lemon left of a cat on the beach")
-    others = (
-        "a lemon right of a cat on the beach",
-        "a lemon and a pig on the beach",
-        "a lemon left of a cat in the snow",
-    )
-    rng = random.Random(1)
-    scenes = [draw_scene(description, rng) for description in (asked, *map(parse, others))]
-    scores = load_judge().score(asked.caption, pixels(scenes) / 2 + 0.5)
-    assert scores.argmax() == 0
-    assert scores.shape == (4,)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name

@@ -23,6 +23,30 @@ def test_freezing_marks_parameters(trainable_image_blocks: int, trainable_text_b
     assert (len(learning) - 1) / (len(list(scorer.parameters())) - 1) >= share
 
 
+RESNET = {"image_size": 32, "layers": [1, 2, 1, 1], "width": 4, "head_width": 32}
+
+
+@pytest.mark.parametrize(("blocks", "learns", "frozen"), [(1, "layer4.0", "layer3.0"), (3, "layer2.1", "layer2.0")])
+def test_the_last_blocks_of_a_resnet_learn(blocks: int, learns: str, frozen: str):
+    scorer = make_encoder(vision_cfg=RESNET)
+    freeze(scorer, blocks, 0)
+    learning = {name for name, p in scorer.named_parameters() if p.requires_grad}
+    assert f"clip.visual.{learns}.conv1.weight" in learning
+    assert f"clip.visual.{frozen}.conv1.weight" not in learning
+    assert "clip.visual.attnpool.c_proj.weight" in learning
+    with pytest.raises(UsageError, match="the image tower has 5 blocks"):
+        freeze(scorer, 6, 0)
+
+
+def test_a_resnet_scores_in_training_as_when_it_is_used():
+    """With statistics of the batch, an image's score would depend on what it is learned beside."""
+    scorer = make_encoder(vision_cfg=RESNET)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    used = scorer.encode_image(images)
+    assert torch.equal(scorer.train().encode_image(images), used)
+    assert torch.allclose(scorer.encode_image(images[:1]), used[:1], atol=1e-5)
+
+
 def test_more_blocks_than_there_are_is_an_error():
     with pytest.raises(UsageError, match="trainable_text_blocks is 3, but the text tower has 2 blocks"):
         freeze(make_encoder(), 1, 3)

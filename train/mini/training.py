@@ -76,7 +76,8 @@ def fit(
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.99))
-    first = _resume(folder, names, params, average, optimizer)
+    buffers = dict(module.named_buffers())
+    first = _resume(folder, names, params, average, buffers, optimizer)
     began = time.monotonic()
     module.train()
     for step in range(first, steps):
@@ -100,15 +101,15 @@ def fit(
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
-            _save(folder, step + 1, names, params, average, optimizer)
+            _save(folder, step + 1, names, params, average, buffers, optimizer)
     with torch.no_grad():
         for p, mean in zip(params, average, strict=True):
             p.copy_(mean)
     module.eval()
 
 
-def _save(folder: Path, step: int, names, params, average, optimizer) -> None:
-    tensors = {}
+def _save(folder: Path, step: int, names, params, average, buffers, optimizer) -> None:
+    tensors = {f"buffer/{name}": value for name, value in buffers.items()}  # the statistics of batch norms
     for name, p, mean in zip(names, params, average, strict=True):
         state = optimizer.state[p]
         tensors |= {f"weight/{name}": p.detach(), f"average/{name}": mean}
@@ -120,7 +121,7 @@ def _save(folder: Path, step: int, names, params, average, optimizer) -> None:
     temporary.replace(folder / "state.safetensors")
 
 
-def _resume(folder: Path, names, params, average, optimizer) -> int:
+def _resume(folder: Path, names, params, average, buffers, optimizer) -> int:
     from safetensors import safe_open
 
     path = folder / "state.safetensors"
@@ -130,6 +131,8 @@ def _resume(folder: Path, names, params, average, optimizer) -> int:
         step = int(file.metadata()["step"])
     tensors = load_file(path)
     with torch.no_grad():
+        for name, value in buffers.items():
+            value.copy_(tensors[f"buffer/{name}"])
         for name, p, mean in zip(names, params, average, strict=True):
             p.copy_(tensors[f"weight/{name}"])
             mean.copy_(tensors[f"average/{name}"])
