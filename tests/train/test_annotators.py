@@ -1,17 +1,18 @@
-"""Simulated annotators: they agree as often as is asked for, prefer what the judge prefers, and write what we read."""
+"""Simulated annotators: they agree as often as is asked for, prefer what the truth prefers, and write what we read."""
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
-from sp_rerank.train.mini import annotators
-from sp_rerank.train.mini.annotators import WEIGHTS, Shown
+from sp_rerank.train.mini import annotators, images
 from sp_rerank.train.mini.grammar import parse
-from sp_rerank.train.mini.judge import TERMS, load_judge
+from sp_rerank.train.mini.scenes import draw_scene
+from sp_rerank.train.mini.truth import FULL
 from sp_rerank.train.readers import read_preferences
 
 
@@ -21,13 +22,13 @@ def test_two_annotators_agree_as_often_as_asked_for(agreement):
     utility = rng.normal(size=(400, 8)) * rng.exponential(3, size=(400, 1))
     ranked = annotators.opinions(utility, annotators.noise_for(utility, agreement), 2, rng)
     first, second = np.triu_indices(8, 1)
-    one, other = (ranked[:, k, first] < ranked[:, k, second] for k in (0, 1))
-    measured = (one == other).mean()
-    print(f"two annotators agree on {measured:.1%} of {one.size} pairs, {agreement:.0%} was asked for")
+    first_person, other = (ranked[:, k, first] < ranked[:, k, second] for k in (0, 1))
+    measured = (first_person == other).mean()
+    print(f"two annotators agree on {measured:.1%} of {other.size} pairs, {agreement:.0%} was asked for")
     assert measured == pytest.approx(agreement, abs=0.02)
 
 
-def test_many_annotators_find_the_order_of_the_judge():
+def test_many_annotators_find_the_order_of_the_truth():
     utility = np.array([[0.0, 3.0, 1.0, 2.0]])
     ranked = annotators.opinions(utility, 1.0, 500, np.random.default_rng(1))
     assert annotators.ranks(-ranked.mean(axis=1)).tolist() == annotators.ranks(utility).tolist() == [[4, 1, 3, 2]]
@@ -35,59 +36,63 @@ def test_many_annotators_find_the_order_of_the_judge():
 
 
 def test_captions_are_new_and_survive_a_mirror():
-    known: set[str] = set()
-    learned = annotators.draw_captions(random.Random(0), 100, held_out=False, known=known)
-    tested = annotators.draw_captions(random.Random(0), 50, held_out=True, known=known)
-    assert len({*learned, *tested}) == 150
-    assert {parse(caption).relation for caption in learned + tested} <= {None, "and", "above"}
-    assert [parse(caption).held_out for caption in learned + tested] == [False] * 100 + [True] * 50
+    captions = images.captions_of_domains(100)
+    every = [caption for some in captions.values() for caption in some]
+    assert len(set(every)) == len(every)
+    assert {parse(caption).relation for caption in every} <= {None, "and", "above"}
+    assert all(parse(caption).held_out for caption in captions["other"])
+    assert not any(parse(caption).held_out for name in ("train", "test", "picks") for caption in captions[name])
 
 
-def test_something_wrong_is_one_thing():
+def test_more_prompts_to_learn_from_change_no_other():
+    few, many = images.captions_of_domains(20), images.captions_of_domains(60)
+    assert many["train"][:20] == few["train"]
+    assert {name: many[name] for name in many if name != "train"} == {
+        name: few[name] for name in few if name != "train"
+    }
+
+
+def test_careless_people_agree_less():
+    utility = np.random.default_rng(0).normal(size=(500, 8))
+    ranked = annotators.opinions(utility, 0.0, 2, np.random.default_rng(1))
+    mixed = annotators.careless(ranked, np.random.default_rng(2))
+    same = (mixed == ranked).all(axis=2).mean()
+    assert same == pytest.approx(1 - annotators.CARELESS, abs=0.04)
+    assert all(sorted(row) == list(range(1, 9)) for row in mixed[:, 0].tolist())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A domain each of two prompts with three scenes, as `sp_rerank.train.mini.images` writes them."""
     rng = random.Random(0)
-    for caption in ("a lemon wearing sunglasses on the beach", "two pigs in the snow", "a cat above a car", "a frog"):
-        asked = parse(caption)
-        for _ in range(20):
-            other = annotators.wrong(asked, rng)
-            assert other != asked
-            assert parse(other.caption) == other
+    for name in ("train", "validation", "test", "other"):
+        captions = ["a lemon", "a cat on the beach"]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "captions.json").write_text(json.dumps(captions))
+        for number, caption in enumerate(captions):
+            for j, shown in enumerate((caption, caption, "a pig in the snow")):
+                scene = draw_scene(parse(shown), rng)
+                Image.fromarray(scene.image).save(tmp_path / name / f"{number:04}-{j:02}.png")
+    return tmp_path
 
 
-def test_every_damage_shows():
-    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    for seed in range(12):
-        damaged = annotators.damage(image, random.Random(seed))
-        assert damaged.shape == image.shape
-        assert 0 <= damaged.min() <= damaged.max() <= 1
-        assert (damaged - image).abs().mean() > 0.01
+def test_the_truth_of_a_domain_is_computed_once(folder, monkeypatch):
+    first = annotators.truth_of(folder / "train", jobs=1)
+    assert (first.utility()[:, 2] < first.utility()[:, :2].min(axis=1)).all()
+    monkeypatch.setattr(annotators, "_terms_of_prompt", lambda _: pytest.fail("computed a second time"))
+    assert np.array_equal(annotators.truth_of(folder / "train", jobs=1).utility(), first.utility())
 
 
-def test_a_pool_prefers_what_it_cares_for():
-    judge = load_judge()
-    captions = annotators.draw_captions(random.Random(2), 6, held_out=True, known=set())
-    shown = list(annotators.draw_domain(captions, 3))
-    mini, other = (annotators.utilities(judge, shown, WEIGHTS[pool]) for pool in ("mini", "other"))
-    assert mini.shape == other.shape == (6, annotators.IMAGES)
-    assert not np.allclose(annotators.ranks(mini), annotators.ranks(other))
-    assert set(WEIGHTS["other"]) == set(TERMS)
-    # what was drawn as asked for, undamaged, against what is wrong
-    assert (mini[:, :2].mean(axis=1) > mini[:, 4:].mean(axis=1)).all()
-
-
-def test_the_files_are_read_as_the_layouts_they_imitate(tmp_path):
-    rng = np.random.default_rng(0)
-    shown = [Shown("a lemon", torch.rand(3, 3, 64, 64)), Shown("a cat", torch.rand(3, 3, 64, 64))]
-    utility = rng.normal(size=(2, 3))
-    for name in ("train", "validation", "test"):
-        ranked = annotators.opinions(utility, 1.0, 4, rng)
-        annotators.write_domain(tmp_path, name, shown, utility, ranked)
-        groups = list(read_preferences(tmp_path / f"{name}.json"))
-        each = 4 if name == "train" else 1
-        assert [group.prompt for group in groups] == ["a lemon"] * each + ["a cat"] * each
+def test_the_files_are_read_as_the_layouts_they_imitate(folder):
+    annotators.write_labels(folder, folder / "full", FULL, rankings=4)
+    for name in ("bradley-terry", "careless", "validation", "test", "other"):
+        groups = list(read_preferences(folder / "full" / f"{name}.json", images=folder))
+        learned = name in ("bradley-terry", "careless")
+        each = 4 if learned else 1
+        assert [group.prompt for group in groups] == ["a lemon"] * each + ["a cat on the beach"] * each
         assert {len(group.pairs) for group in groups} == {3}
-        assert {len(group.annotations) for group in groups} == {0 if name == "train" else 4}
+        assert {len(group.annotations) for group in groups} == {0 if learned else annotators.PEOPLE}
         assert groups[0].images[0].open().size == (64, 64)
-        if name == "train":
-            assert [list(group.ranks or ()) for group in groups] == [row.tolist() for many in ranked for row in many]
         if name == "test":
+            utility = annotators.truth_of(folder / name, jobs=1).utility()
             assert [list(group.ranks or ()) for group in groups] == annotators.ranks(utility).tolist()

@@ -120,13 +120,13 @@ def _background(kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 @functools.cache
-def _backgrounds(kind: str) -> list[np.ndarray]:
+def backgrounds(kind: str) -> list[np.ndarray]:
     """VARIANTS pictures of a background, (64, 64, 3) float32 in [0, 1]."""
     rng = np.random.default_rng(list(BACKGROUNDS).index(kind))
     return [_background(kind, rng).clip(0, 255) / 255 for _ in range(VARIANTS)]
 
 
-def _paste(canvas: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
+def paste(canvas: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
     """Put a sprite on the canvas, cut at the edges."""
     height, width = sprite.shape[:2]
     y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + height, SIDE), min(left + width, SIDE)
@@ -169,17 +169,28 @@ def _size(description: Description, rng: random.Random) -> int:
     return _spread(rng, *SIZES["worn" if description.accessory else "one"])
 
 
-def _wear(canvas: np.ndarray, accessory: str, style: str, box: tuple[int, int, int, int]) -> None:
-    """Put sunglasses on the upper half of an object, a crown or a hat on its top."""
-    left, top, right, bottom = box
-    width, height = right - left, bottom - top
+def worn(sprite: np.ndarray, accessory: str, style: str) -> tuple[np.ndarray, int]:
+    """A drawing that wears something: sunglasses on its upper half, a crown or a hat on its top.
+
+    Returns:
+        The whole, premultiplied, its drawing centered from left to right; and the row at which the drawing begins.
+    """
+    height, width = sprite.shape[:2]
     if accessory == "sunglasses":
-        sprite = drawing(style, accessory, round(min(width * 0.95, 34)))
-        y = top + round(height * 0.38) - sprite.shape[0] // 2
+        put = drawing(style, accessory, round(min(width * 0.95, 34)))
+        row = round(height * 0.38) - put.shape[0] // 2
     else:
-        sprite = drawing(style, accessory, round(min(max(width, 24) * 0.66, 26)))
-        y = top - round(sprite.shape[0] * 0.68)
-    _paste(canvas, sprite, (left + right - sprite.shape[1]) // 2, y)
+        put = drawing(style, accessory, round(min(max(width, 24) * 0.66, 26)))
+        row = -round(put.shape[0] * 0.68)
+    top = max(0, -row)
+    side = max(0, (put.shape[1] - width + 1) // 2)
+    whole = np.zeros((top + max(height, row + put.shape[0]), width + 2 * side, 4), np.float32)
+    whole[top : top + height, side : side + width] = sprite
+    left = side + (width - put.shape[1]) // 2
+    region = whole[top + row : top + row + put.shape[0], left : left + put.shape[1]]
+    region *= 1 - put[..., 3:]
+    region += put
+    return whole, top
 
 
 def draw_scene(description: Description, rng: random.Random) -> Scene:
@@ -188,7 +199,7 @@ def draw_scene(description: Description, rng: random.Random) -> Scene:
     Things of one kind share a style, as on an emoji keyboard; the two of a pair do not have to.
     """
     background = description.background or rng.choice(list(BACKGROUNDS))
-    canvas = rng.choice(_backgrounds(background)).copy()
+    canvas = rng.choice(backgrounds(background)).copy()
     names = [description.first] * description.count + ([description.second] if description.second else [])
     style_of = {name: rng.choice(styles_of(name)) for name in names}
     size, placed = _size(description, rng), []
@@ -197,9 +208,8 @@ def draw_scene(description: Description, rng: random.Random) -> Scene:
         height, width = sprite.shape[:2]
         left, top = round(x - width / 2), round(y - height / 2)
         box = (left, top, left + width, top + height)
-        _paste(canvas, sprite, left, top)
-        if description.accessory:
-            _wear(canvas, description.accessory, style_of[name], box)
+        whole, above = worn(sprite, description.accessory, style_of[name]) if description.accessory else (sprite, 0)
+        paste(canvas, whole, left - (whole.shape[1] - width) // 2, top - above)
         placed.append(Placed(name, style_of[name], box, description.accessory))
     image = (canvas * 255 + 0.5).clip(0, 255).astype(np.uint8)
     return Scene(image, description, tuple(placed), background)

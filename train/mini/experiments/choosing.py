@@ -2,8 +2,8 @@
 
 How soon a person who answers "which of these two?" comes to the best of a hundred candidates, with the questions that
 the label page asks: the share of the way from the mean candidate to the best one after 0, 10, 20 and 40 answers. The
-person is simulated: the judge's utilities with Bradley and Terry's noise, such that two answers to a pair agree in 76
-of 100. The prior is a made one that correlates .6 with the person, and the embedded scorers as they are.
+person is simulated: the truth with Bradley and Terry's noise, such that two answers to a pair agree in 76 of 100. The
+prior is a made one that correlates .6 with the person, and the embedded scorers as they are.
 
 IMAGES is a folder of candidates, PROMPT-IMAGE.png beside captions.json. The simulation takes two minutes on two cores.
 """
@@ -11,7 +11,6 @@ IMAGES is a folder of candidates, PROMPT-IMAGE.png beside captions.json. The sim
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,24 @@ from sp_rerank.choosing.contest import Contest, Item
 from sp_rerank.choosing.questions import Question, Questions
 from sp_rerank.choosing.store import Answer
 from sp_rerank.report.tables import table
-from sp_rerank.storage.images import open_image
-from sp_rerank.train.mini.annotators import WEIGHTS, Shown, noise_for, utilities
-from sp_rerank.train.mini.judge import load_judge
+from sp_rerank.train.mini.annotators import noise_for, truth_of
+from sp_rerank.train.mini.images import read_captions, read_images
 
 Array = NDArray[np.float64]
 
 AGREEMENT = 0.76  # of two answers of one person to a pair
 CORRELATION = 0.6  # of the made prior with the person
 ANSWERS = (0, 10, 20, 40)
-SCORERS = ("clip-mini", "sp-mini")
+SCORERS = ("clip-mini", "stable-preference-mini")
 WAITING = 2  # questions that are chosen ahead, as on the page
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The images of one prompt, (n, 3, 64, 64) in [0, 1]."""
+
+    caption: str
+    images: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +61,17 @@ class Candidates:
 
 
 def read_candidates(folder: Path, prompts: int) -> Candidates:
-    """The candidates of the first prompts of a folder, and what the judge and the scorers think of them."""
-    captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))[:prompts]
-    shown = [Shown(caption, _images(folder, number)) for number, caption in enumerate(captions)]
+    """The candidates of the first prompts of a folder, and what the truth and the scorers make of them."""
+    shown = [
+        Shown(caption, torch.from_numpy(read_images(folder, number)).movedim(-1, 1) / 255)
+        for number, caption in enumerate(read_captions(folder)[:prompts])
+    ]
     scorers = {name: load_scorer(name) for name in SCORERS}
     scores = {
         name: np.stack([scorer.score(group.caption, group.images).double().numpy() for group in shown])
         for name, scorer in scorers.items()
     }
-    return Candidates(shown, utilities(load_judge(), shown, WEIGHTS["mini"]), scores)
-
-
-def _images(folder: Path, prompt: int) -> torch.Tensor:
-    files = sorted(folder.glob(f"{prompt:04}-[0-9][0-9].png"))
-    arrays = np.stack([np.asarray(open_image(file)) for file in files])
-    return torch.from_numpy(arrays).movedim(-1, 1) / 255
+    return Candidates(shown, truth_of(folder).utility()[:prompts], scores)
 
 
 @dataclass(frozen=True, slots=True)

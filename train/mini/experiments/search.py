@@ -2,14 +2,14 @@
 
 What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
 world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
-can be acted out on the same images. Two views: of the scorer that selects, and of the judge, which does not. clip-mini
-selects, and beside it sp-mini, which learned to look through previews. Steering makes other images than the seeds, so
-it is run on a few prompts and compared with all hundred of theirs. The seconds are measured apart, on a few prompts,
-the strategies in turn. Everything is simulated.
+can be acted out on the same images. Two views: of the scorer that selects, and of the truth (`truth`), which does not.
+clip-mini selects, and beside it stable-preference-mini, which learned to look through previews. Steering makes other
+images than the seeds, so it is run on a few prompts and compared with all hundred of theirs. The seconds are measured
+apart, on a few prompts, the strategies in turn. Everything is simulated.
 
 The first prompts are recorded at every stage: `sp-rerank plan build/mini/search/0[01]?` made the schedule that ships
-of them, with `--strategy halving` and `--scorer sp-mini` the others. Recordings are made once and go on after an
-interruption: an hour on two cores.
+of them, with `--strategy halving` and `--scorer stable-preference-mini` the others. Recordings are made once and go on
+after an interruption: an hour on two cores.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import write
-from sp_rerank.train.mini.annotators import draw_captions
-from sp_rerank.train.mini.judge import Judge, load_judge
+from sp_rerank.train.mini.images import draw_captions
+from sp_rerank.train.mini.truth import Truth
 
 SEED = 13_000_000  # of the candidates; nothing else uses these
 CANDIDATES, TOP_K = 100, 4
 CHOOSING = 20  # prompts before those of the measurement, for `sp-rerank plan`
 STEPS, SCHEDULER = 20, "DPMSolverMultistep"
 DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
-SELECTING, NOISE_AWARE = "clip-mini", "sp-mini"
+SELECTING, NOISE_AWARE = "clip-mini", "stable-preference-mini"
 HALVING = {
     SELECTING: Schedule("halving", ((0.4, 0.7), (0.55, 0.3))),
     NOISE_AWARE: Schedule("halving", ((0.4, 0.4), (0.55, 0.15))),
 }
 """By scorer, of the schedules that look at .25, .4 and .55, the cheapest that keeps a share of the gain on the first
-prompts: to clip-mini .98 for the pick and .96 for the best four, to sp-mini .99 and .97."""
+prompts: to clip-mini .98 for the pick and .96 for the best four, to stable-preference-mini .99 and .97."""
 
 TIMED, STEERED = 3, 10  # prompts
 STOCHASTIC = "EulerAncestralDiscrete"  # steering needs a scheduler that draws noise
@@ -122,20 +122,20 @@ def make_recordings(out: Path, prompts: int, jobs: int, progress: Callable[[str]
     return [out / f"{number:03}" for number in range(len(asked))]
 
 
-def judged(folder: Path, judge: Judge) -> RunDir:
-    """A recording with the judge's scores of the finished candidates, taken once."""
+def with_truth(folder: Path, truth: Truth) -> RunDir:
+    """A recording with the truth's scores of the finished candidates, taken once."""
     run = RunDir.read(folder)
-    if all(judge.name in row.scores for row in run.rows.values()):
+    if all(truth.name in row.scores for row in run.rows.values()):
         return run
     images = [run.read_image(index) for index in range(run.n)]
-    scores = score_images(judge, run.config.prompt, images)
-    return add_scores(folder, {judge.name: dict(enumerate(scores))})
+    scores = score_images(truth, run.config.prompt, images)
+    return add_scores(folder, {truth.name: dict(enumerate(scores))})
 
 
 def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
-    """What the pick of the first n is worth to the scorer that picks and to the judge, a mean over prompts for each n.
+    """What the pick of the first n is worth to the scorer that picks and by the truth, a mean over prompts for each n.
 
-    As a share of the way from the mean candidate to the pick of all; the judge's ways are summed over prompts first.
+    As a share of the way from the mean candidate to the pick of all; the truth's ways are summed over prompts first.
     """
     own, others, most = [], [], []
     for recording in recordings:
@@ -147,15 +147,15 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
 
 
-def judges_gain(recordings: Sequence[Recording]) -> Estimate:
-    """How far the scorer's pick of all goes from the judge's mean candidate to the judge's best of all."""
+def gain_by_truth(recordings: Sequence[Recording]) -> Estimate:
+    """How far the scorer's pick of all goes from the truth's mean candidate by the truth's best of all."""
     return agreement.ratio(
         _worths_of_picks(recordings), [recording.gold.max() - recording.gold.mean() for recording in recordings]
     )
 
 
 def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
-    """What the pick of all is worth to the judge above the mean candidate, a number a prompt."""
+    """What the pick of all is worth by the truth above the mean candidate, a number a prompt."""
     return [recording.gold[int(np.nanargmax(recording.finished))] - recording.gold.mean() for recording in recordings]
 
 
@@ -199,7 +199,7 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        gold: The same by the judge's score, summed over prompts first, over that of the pick of all.
+        gold: The same by the truth's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
     """
 
@@ -208,7 +208,7 @@ class Steered:
     evaluations: int
 
 
-def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
+def steered(recordings: Sequence[Recording], truth: Truth) -> Steered:
     """Steer as many particles as there are candidates, on each recorded prompt."""
     from sp_rerank import generate, load_scorer
 
@@ -222,7 +222,7 @@ def steered(recordings: Sequence[Recording], judge: Judge) -> Steered:
             )
             spent = RunDir.read(out).nfe
             picks.append(best.score)
-            worths.append(float(judge.score(recording.prompt, [best.candidate.image])[0]))
+            worths.append(float(truth.score(recording.prompt, [best.candidate.image])[0]))
     finished, judged = (
         np.array([getattr(recording, name) for recording in recordings]) for name in ("finished", "gold")
     )
@@ -237,17 +237,17 @@ def compare_search(
 ) -> dict[str, Any]:
     """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
     folders = make_recordings(out, prompts, jobs, progress)[CHOOSING:]
-    progress("asking the judge")
-    judge = load_judge()
-    runs = [judged(folder, judge) for folder in folders]
+    progress("asking the truth")
+    truth = Truth()
+    runs = [with_truth(folder, truth) for folder in folders]
     recordings = {
-        scorer: [planner.read_recording(run, judge.name, scorer=scorer) for run in runs] for scorer in HALVING
+        scorer: [planner.read_recording(run, truth.name, scorer=scorer) for run in runs] for scorer in HALVING
     }
     found = {
         name: planner.estimate(schedule, recordings[scorer], TOP_K) for name, (schedule, scorer) in measured().items()
     }
     progress("steering")
-    other = steered(recordings[SELECTING][:STEERED], judge)
+    other = steered(recordings[SELECTING][:STEERED], truth)
     progress("taking the time")
     clock = timed([recording.prompt for recording in recordings[SELECTING][:TIMED]])
     if figure:
@@ -259,7 +259,7 @@ def _figures(
     found: dict[str, PlanEstimate], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        f"the pick of all to the judge, % of the way to its own, {scorer}": percent(judges_gain(some))
+        f"the pick of all by the truth, % of the way to its own, {scorer}": percent(gain_by_truth(some))
         for scorer, some in recordings.items()
     }
     own = recordings[SELECTING][0].evaluations
@@ -270,7 +270,7 @@ def _figures(
             "gain of the best four, %": percent(promise.top_gain),
             "the same pick, %": percent(promise.same_pick),
             "overlap of the best four, %": percent(promise.overlap),
-            "worth of the pick to the judge, % of the pick of all": percent(promise.gold),
+            "worth of the pick by the truth, % of the pick of all": percent(promise.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(promise.saving, 2),
             f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(promise.saving * DEFAULT_STEPS / own, 2),
             "images and previews decoded and scored, of all": round(promise.decodes, 2),
@@ -285,7 +285,7 @@ def _steered(steered_run: Steered) -> dict[str, Any]:
     return {
         STEERING: {
             "gain of the pick, %": percent(steered_run.gain),
-            "worth of the pick to the judge, % of the pick of all": percent(steered_run.gold),
+            "worth of the pick by the truth, % of the pick of all": percent(steered_run.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / steered_run.evaluations, 2),
             "prompts": STEERED,
         }
@@ -296,16 +296,16 @@ def draw(found: dict[str, PlanEstimate], other: Steered, recordings: Sequence[Re
     """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
-    own, judge = curve(recordings)
+    own, truth = curve(recordings)
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
     axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
-    axes.plot(evaluations, 100 * judge, color="black", linestyle=":", label="exhaustive, by the judge's score")
+    axes.plot(evaluations, 100 * truth, color="black", linestyle=":", label="exhaustive, by the truth's score")
     points = [(name, evaluations[-1] / promise.saving, promise.gain, promise.gold) for name, promise in found.items()]
     points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.gold))
     for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
         axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
-    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: by the judge's score", fontsize=10)
+    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: by the truth's score", fontsize=10)
     axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)

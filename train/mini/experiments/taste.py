@@ -1,11 +1,8 @@
 """python -m sp_rerank.train.mini.experiments.taste [--images build/mini/images/picks] [--prompts 30]
 
 What a taste learns from 30 to 300 answers: how often it orders two images of an unseen prompt as the person does,
-beside clip-mini, which it builds on. Five simulated people of each of two kinds. Of the first kind each wants what
-clip-mini scores and, as much again, one direction of its image embeddings, drawn at random: a taste for what the base
-sees. Of the second each wants light, color, warmth, contrast and detail, weighed at random, which a small CLIP hardly
-sees. Answers are clean, or a fifth of them is flipped. IMAGES is a folder of candidates, PROMPT-IMAGE.png beside
-captions.json; two thirds of the prompts are answered about, the others are unseen.
+from sp_rerank.train.head import Answers, fit, predict
+from sp_rerank.train.mini.experiments.choosing import Candidates, Shown, read_candidates
 """
 
 from __future__ import annotations
@@ -23,8 +20,7 @@ from sp_rerank import load_scorer
 from sp_rerank.report.tables import table
 from sp_rerank.scorers.taste import look
 from sp_rerank.train.head import Answers, fit, predict
-from sp_rerank.train.mini.annotators import Shown
-from sp_rerank.train.mini.experiments.choosing import Candidates, read_candidates
+from sp_rerank.train.mini.experiments.choosing import Candidates, Shown, read_candidates
 from sp_rerank.types import Scorer
 
 Array = NDArray[np.float64]

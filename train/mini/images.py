@@ -1,0 +1,249 @@
+"""python -m sp_rerank.train.mini.images [--out build/mini/images] [--prompts 1000] [--jobs 2]
+
+Images of the embedded model for simulated people to rank, made once and kept. A domain is a folder of PNG files named
+PROMPT-IMAGE.png beside captions.json:
+
+    validation, test   unseen prompts at the setting that `sp-rerank generate` uses, 8 images each
+    other              a second domain: combinations that nothing was trained on, another scheduler, stronger guidance
+    picks              unseen prompts with 100 images each, for best-of-N
+    train              prompts to learn from, 8 images each, in an order that does not depend on how many are asked for;
+                       beside an image NAME.png lie NAME.preview-1.png and so on, what the model predicted after shares
+                       of its steps
+
+Prompts that say left or right are left out: mirroring an image should be a change that does not matter. Blocks of
+images that are there already are not made again. Five images a second on two cores. Knows nothing of what an image is
+worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+from torch import Tensor
+
+from sp_rerank import load_pipeline
+from sp_rerank.diffusion.loading import MODELS, find_dtype
+from sp_rerank.diffusion.previews import Previews
+from sp_rerank.diffusion.schedulers import predict_x0
+from sp_rerank.storage.atomic import write
+from sp_rerank.storage.images import open_image, to_images
+from sp_rerank.train.mini.grammar import draw_description
+
+SEED = 5_000_000  # of the images; no stage of the mini world uses these
+BLOCK = 5  # prompts that are made at once
+IMAGES = 8  # a prompt
+LOOKED_AT = (0.25, 0.4, 0.6)
+"""The shares of the steps after which previews are kept: where a search looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """Which images to make.
+
+    Attributes:
+        number: Decides captions and seeds.
+        prompts: Number of prompts.
+        images: Number of images a prompt.
+        held_out: Whether the prompts are combinations that nothing was trained on.
+        steps: Number of scheduler steps.
+        guidance_scale: Guidance.
+        ddim: Whether DDIM makes them instead of the pipeline's own scheduler.
+        previews: Whether previews are kept.
+    """
+
+    number: int
+    prompts: int
+    images: int = IMAGES
+    held_out: bool = False
+    steps: int = MODELS["mini"].steps
+    guidance_scale: float = MODELS["mini"].guidance_scale
+    ddim: bool = False
+    previews: bool = False
+
+
+DOMAINS = {
+    "validation": Domain(1, 120),
+    "test": Domain(2, 240),
+    "other": Domain(3, 240, held_out=True, steps=24, guidance_scale=5.0, ddim=True),
+    "picks": Domain(4, 64, images=100),
+    "train": Domain(5, 1000, previews=True),
+}
+"""In the order in which their captions are drawn: `train` is the last one, so that it can grow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some prompts whose images are made together: `first` is the number of the first one in its domain."""
+
+    domain: Domain
+    first: int
+    captions: tuple[str, ...]
+    folder: Path
+
+    def files(self, place: int) -> list[str]:
+        """The names of the images of a prompt, counted from 0 in the block."""
+        return [f"{self.first + place:04}-{j:02}.png" for j in range(self.domain.images)]
+
+
+def draw_captions(rng: random.Random, n: int, *, held_out: bool, known: set[str]) -> list[str]:
+    """n distinct captions that are not known yet; they become known."""
+    captions: list[str] = []
+    while len(captions) < n:
+        description = draw_description(rng, held_out=held_out)
+        if description.relation in ("left", "right") or description.caption in known:
+            continue
+        known.add(description.caption)
+        captions.append(description.caption)
+    return captions
+
+
+def captions_of_domains(prompts: int) -> dict[str, list[str]]:
+    """The captions of each domain, `prompts` of them to learn from; no caption is in two domains."""
+    known: set[str] = set()
+    captions = {}
+    for name, domain in DOMAINS.items():
+        n = prompts if name == "train" else domain.prompts
+        rng = random.Random(SEED + domain.number)
+        captions[name] = draw_captions(rng, n, held_out=domain.held_out, known=known)
+    return captions
+
+
+def blocks_of(out: Path, name: str, captions: Sequence[str]) -> list[Block]:
+    """The blocks of a domain."""
+    domain = DOMAINS[name]
+    each = max(1, BLOCK * IMAGES // domain.images)
+    starts = range(0, len(captions), each)
+    return [Block(domain, first, tuple(captions[first : first + each]), out / name) for first in starts]
+
+
+def make_images(
+    pipe: Any, captions: Sequence[str], seed: int, *, steps: int | None = None, guidance_scale: float | None = None
+) -> Tensor:
+    """One image a caption, (n, 3, 64, 64) in [0, 1]; the seeds count up from `seed`.
+
+    Steps and guidance are the mini model's own unless they are given.
+    """
+    return torch.cat([images for images, _ in _batches(pipe, captions, seed, steps, guidance_scale)])
+
+
+def _batches(
+    pipe: Any, captions: Sequence[str], seed: int, steps: int | None = None, guidance_scale: float | None = None
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The images of each batch, and where the pipeline has a `WatchedScheduler` their predicted latents a step."""
+    model = MODELS["mini"]
+    for first in range(0, len(captions), model.cpu_batch):
+        batch = list(captions[first : first + model.cpu_batch])
+        noise = [torch.Generator("cpu").manual_seed(seed + first + i) for i in range(len(batch))]
+        output = pipe(
+            batch,
+            generator=noise,
+            num_inference_steps=steps or model.steps,
+            guidance_scale=model.guidance_scale if guidance_scale is None else guidance_scale,
+            output_type="pt",
+        )
+        yield output.images.float(), getattr(pipe.scheduler, "predicted", [])
+
+
+class WatchedScheduler(PNDMScheduler):
+    """The embedded model's scheduler, remembering what was predicted at each step of the last call.
+
+    Attributes:
+        predicted: (b, 4, 16, 16) finished latents a step.
+    """
+
+    predicted: list[Tensor]
+
+    def set_timesteps(self, *args: Any, **more: Any) -> None:
+        """Begin a call."""
+        super().set_timesteps(*args, **more)
+        self.predicted = []
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **more: Any) -> Any:
+        """Take a step and remember."""
+        output = super().step(model_output, timestep, sample, *args, **more)
+        self.predicted.append(predict_x0(self, output, model_output, timestep, sample))
+        return output
+
+
+@cache
+def _pipeline(domain: Domain) -> Any:
+    pipe = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"))
+    scheduler = WatchedScheduler if domain.previews else DDIMScheduler if domain.ddim else PNDMScheduler
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+def make(block: Block) -> None:
+    """The files of a block, unless they are there; the last one to be written is the last image."""
+    files = [file for place in range(len(block.captions)) for file in block.files(place)]
+    if (block.folder / files[-1]).exists():
+        return
+    block.folder.mkdir(parents=True, exist_ok=True)
+    domain, pipe = block.domain, _pipeline(block.domain)
+    repeated = [caption for caption in block.captions for _ in range(domain.images)]
+    seed = SEED + 1_000_000 * domain.number + domain.images * block.first
+    at = 0
+    for images, predicted in _batches(pipe, repeated, seed, domain.steps, domain.guidance_scale):
+        batch = files[at : at + len(images)]
+        if domain.previews:
+            _save_previews(pipe, predicted, [block.folder / file for file in batch])
+        for file, image in zip(batch, to_images(images), strict=True):
+            temporary = block.folder / f"{file}.part"
+            image.save(temporary, format="PNG")
+            temporary.replace(block.folder / file)
+        at += len(images)
+
+
+def _save_previews(pipe: Any, predicted: list[Tensor], files: Sequence[Path]) -> None:
+    for k, share in enumerate(LOOKED_AT, start=1):
+        previews = Previews(pipe).decode(predicted[round(share * len(predicted)) - 1])
+        for file, image in zip(files, to_images(previews), strict=True):
+            image.save(file.with_name(f"{file.stem}.preview-{k}.png"))
+
+
+def read_captions(folder: Path) -> list[str]:
+    """The captions of a domain's folder, in the order of its images."""
+    return json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+
+
+def read_images(folder: Path, prompt: int) -> np.ndarray:
+    """The images of a prompt as their files hold them, (n, 64, 64, 3) uint8."""
+    files = sorted(folder.glob(f"{prompt:04}-[0-9][0-9].png"))
+    return np.stack([np.asarray(open_image(file)) for file in files])
+
+
+def main(out: Path, prompts: int, jobs: int, domains: Sequence[str]) -> None:
+    """Make the domains and write them to a folder."""
+    captions = captions_of_domains(prompts)
+    one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **one_core) as pool:
+        for name in domains:
+            blocks = blocks_of(out, name, captions[name])
+            waiting = [pool.submit(make, block) for block in blocks]
+            for number, future in enumerate(as_completed(waiting), start=1):
+                future.result()
+                if number % 20 == 0:
+                    print(f"{name}: {number} of {len(blocks)} blocks of images", flush=True)
+            write(out / name / "captions.json", json.dumps(captions[name]).encode())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/mini/images"))
+    parser.add_argument("--prompts", type=int, default=1000, help="to learn from")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, a core each")
+    parser.add_argument("--domains", nargs="+", choices=list(DOMAINS), default=list(DOMAINS))
+    args = parser.parse_args()
+    main(args.out, args.prompts, args.jobs, args.domains)
