@@ -37,7 +37,7 @@ CHECKPOINT_VARIABLE = "SP_RERANK_CHECKPOINT"
 
 _GROUP = "sp_rerank.scorers"
 _EMBEDDED = Path(__file__).parents[1] / "mini"
-_FOLDERS = {"clip-mini": "clip", "sp-mini": "sp"}
+_FOLDERS = {"clip-mini": "clip", "stable-preference-mini": "stable-preference"}
 """Of the scorers that come with the package, in `_EMBEDDED`."""
 
 
@@ -121,7 +121,8 @@ def resolve_sp(for_model: str | None) -> tuple[str, str]:
     if checkpoint:
         return f"sp@{checkpoint}", f"scorer: the checkpoint {checkpoint}, named by {CHECKPOINT_VARIABLE}"
     if for_model == "mini":
-        return "clip-mini", f"scorer: clip-mini, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
+        name = "stable-preference-mini"
+        return name, f"scorer: {name}, which belongs to the mini model; {CHECKPOINT_VARIABLE} names another"
     return "hps-v2.1", (
         f"scorer: hps-v2.1, for no Stable Preference checkpoint belongs to {for_model or 'images of unknown origin'}; "
         f"{CHECKPOINT_VARIABLE} names one, another scorer can be named"
@@ -264,19 +265,19 @@ _OWN = {
         Entry(
             name="clip-mini",
             summary="a small CLIP trained on the mini world, embedded here",
-            size="4 MB",
+            size="6 MB",
             scale="cosine",
             license="Apache-2.0",
             build=partial(_build_embedded, "clip-mini"),
             available=lambda: True,
         ),
         Entry(
-            name="sp-mini",
-            summary="clip-mini after Stable Preference on simulated people, previews as copies; embedded here",
-            size="4 MB",
+            name="stable-preference-mini",
+            summary="clip-mini after Stable Preference on simulated people: sp beside the mini model; embedded here",
+            size="6 MB",
             scale="cosine",
             license="Apache-2.0",
-            build=partial(_build_embedded, "sp-mini"),
+            build=partial(_build_embedded, "stable-preference-mini"),
             available=lambda: True,
         ),
         *map(_published_entry, PUBLISHED.values()),

@@ -85,7 +85,7 @@ def test_every_scorer_of_the_papers_tables_has_a_row(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []  # asking makes no folder
 
 
-@pytest.mark.parametrize("name", ["clip-mini", "sp-mini", "brightness"])
+@pytest.mark.parametrize("name", ["clip-mini", "stable-preference-mini", "brightness"])
 def test_every_scorer_that_is_here_keeps_the_contract(name: str):
     scorer = load_scorer(name)
     assert isinstance(scorer, Scorer)
@@ -136,7 +136,7 @@ def test_a_revision_needs_a_repository(tmp_path: Path):
 
 
 def test_sp_is_the_checkpoint_of_the_environment_else_the_mini_models_else_hps(monkeypatch: pytest.MonkeyPatch):
-    assert resolve_sp("mini")[0] == "clip-mini"
+    assert resolve_sp("mini")[0] == "stable-preference-mini"
     spec, why = resolve_sp("someone/some-model")
     assert spec == "hps-v2.1"
     assert "someone/some-model" in why

@@ -1,74 +1,128 @@
-"""The figures of the experiment, on scores whose figures are known."""
+"""The experiment on the method: figures on scores whose figures are known, and a whole run on few images."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from sp_rerank.train.mini.experiments import figures, method
-from sp_rerank.train.mini.experiments.figures import Scores
+from sp_rerank import load_scorer
+from sp_rerank.train.mini.experiments import figures, maps, method, runs
+from sp_rerank.train.mini.experiments.figures import Scores, Truths
 from sp_rerank.train.mini.experiments.method import BASELINE, METHOD, METHODS, SEARCH, Task
-from sp_rerank.train.preferences import ImageSource, PreferenceGroup
+from sp_rerank.train.mini.grammar import parse
+from sp_rerank.train.mini.scenes import draw_scene
 from sp_rerank.train.recipe import read_recipe
 
 
-def groups_of(orders):
-    return [
-        PreferenceGroup.ranked("a lemon", [ImageSource(Path(f"{i}.png")) for i in order], order) for order in orders
-    ]
+def test_right_order_is_counted_by_prompt():
+    truth = np.array([[3.0, 2, 1], [3, 2, 1]])
+    assert figures.right_by_prompt(np.array([[9.0, 8, 7], [1, 2, 3]]), truth).tolist() == [1, 0]
+    assert figures.right_by_prompt(np.array([[9.0, 9, 7], [2, 3, 1]]), truth).tolist() == [2 / 3, 2 / 3]
 
 
-def test_right_order_is_counted_by_prompt_and_view():
-    groups = groups_of([[1, 2, 3], [1, 1, 2]])  # the second has two strict pairs
-    scores = np.array([[[3.0, 2, 1], [5, 0, 3]], [[1, 2, 3], [3, 3, 3]]])
-    scored = figures.with_scores(groups, scores)
-    assert figures.right_by_prompt(scored).tolist() == [[1.0, 0.5], [0.0, 0.0]]
-
-
-def test_unsteadiness_is_of_the_views_against_the_first():
-    groups = groups_of([[1, 2, 3]])
+def test_steadiness_is_of_the_views_against_the_first():
     steady = np.array([[[0.0, 1.0, 2.0]]] * 3)
-    assert figures.unsteadiness(figures.with_scores(groups, steady)) == (0, 0)
+    assert (figures.order_flips(steady), figures.mean_shift(steady)) == (0, 0)
     turned = np.array([[[0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]])
-    flips, shift = figures.unsteadiness(figures.with_scores(groups, turned))
-    assert flips == 1
-    assert shift == pytest.approx((2 + 0 + 2) / 3 / np.std([0, 1, 2]))
+    assert figures.order_flips(turned) == 1
+    assert figures.mean_shift(turned) == pytest.approx((2 + 0 + 2) / 3 / np.std([0, 1, 2]))
 
 
-def test_a_scorer_that_sees_what_the_judge_sees_gains_everything():
+def test_rank_correlation_is_spearmans():
+    from scipy.stats import spearmanr
+
     rng = np.random.default_rng(0)
-    judged = rng.normal(size=(12, 20))
-    groups = groups_of([[1, 2, 3, 4]] * 12)
-    right = np.tile([4.0, 3.0, 2.0, 1.0], (5, 12, 1))
-    perfect = Scores(right, right, judged)
-    blind = Scores(-right, -right, -judged)
-    domains = {"test": groups, "other": groups}
-    best = figures.figures([perfect, perfect], blind, [blind], domains, judged)
-    assert best.test.value == best.other.value == best.gain.value == 1
-    assert best.ahead.value == 1
-    assert best.seeds == (1.0, 1.0)
-    assert best.unsteady == best.flips == best.shift == 0
-    assert best.picked.low > 0
-    itself = figures.figures([blind], blind, [blind], domains, judged)
-    assert itself.picked.value == itself.ahead.value == 0
-    assert "both" in figures.markdown({METHOD: best})
+    scores, truth = rng.normal(size=(2, 5, 30))
+    expected = [spearmanr(a, b).statistic for a, b in zip(scores, truth, strict=True)]
+    assert figures.correlations(scores, truth) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", [*METHODS, *SEARCH])
-def test_every_method_is_a_recipe(name, tmp_path):
-    recipe = method.recipe_of(Task(name, (METHODS | SEARCH)[name], 3, tmp_path, tmp_path))
-    assert recipe.seed == 3
-    assert recipe.steps == read_recipe("mini").steps
-    if name.startswith("stage 1"):
-        assert recipe.stage(recipe.steps - 1) == 1
-    if name == BASELINE:
-        assert recipe.stage(0) == 0
-        assert recipe.ai_weight == 0
+def test_a_scorer_that_sees_the_truth_gains_everything():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(12, 20))
+    truths = Truths(truth, truth, truth, truth)
+    perfect = Scores(np.stack([truth] * 3), np.stack([truth] * 3), truth)
+    blind = Scores(-perfect.test, -perfect.other, -truth)
+    best = figures.figures([perfect, perfect], blind, [blind], truths)
+    assert (best.test.value, best.other.value) == (1, 1)
+    assert (best.ahead.value, best.ahead_other.value) == (1, 1)
+    assert (best.flips, best.shift, best.changes) == (0, 0, (0, 0))
+    assert best.gain.value == best.gain_whole.value == 1
+    assert best.correlation.value == pytest.approx(1)
+    assert best.picked.low > 1
+    itself = figures.figures([blind], blind, [blind], truths)
+    assert (itself.picked.value, itself.ahead.value) == (0, 0)
+    assert itself.gain.value < 0
+    table = figures.markdown({"whole": best, "start": itself})
+    assert table.count("\n") == 4
+    assert "| whole | 100.0" in table
 
 
-def test_the_twin_recipe_is_the_baseline(tmp_path):
-    twin, ours = read_recipe("mini-ce"), method.recipe_of(Task("", METHODS[BASELINE], 0, tmp_path, tmp_path))
-    for key in ("steps", "batch_size", "learning_rate", "weighting", "ai_weight", "weight_decay", "warmup_steps"):
-        assert getattr(twin, key) == getattr(ours, key)
+def test_every_method_is_the_recipe_with_other_losses(tmp_path):
+    for name, changes in {**METHODS, **SEARCH}.items():
+        recipe = method.recipe_of(Task(name, changes, 7, "careless", "full", 10, tmp_path, tmp_path))
+        assert recipe.seed == 7
+        losses = ("weighting", "stage_1_steps", "gap_scale", "gate_b", "gate_tau", "temperature", "ai_weight",
+                  "ai_distance", "augment", "learning_rate")  # fmt: skip
+        shipped = read_recipe("mini")
+        assert replace(recipe, seed=0, **{key: getattr(shipped, key) for key in losses}) == shipped
+    assert METHODS[METHOD] == ()
+    assert METHODS[BASELINE] == ("weighting=uniform", "ai_weight=0.0")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Every domain with three prompts of four scenes, of which the last one is wrong."""
+    folder, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    for name in ("train", "validation", "test", "other", "picks"):
+        captions = ["a lemon", "a cat on the beach", "two pigs"]
+        (folder / name).mkdir()
+        (folder / name / "captions.json").write_text(json.dumps(captions))
+        for number, caption in enumerate(captions):
+            for j in range(4):
+                image = Image.fromarray(draw_scene(parse(caption if j < 3 else "a frog in the snow"), rng).image)
+                image.save(folder / name / f"{number:04}-{j:02}.png")
+                for k in (1, 2, 3):
+                    image.save(folder / name / f"{number:04}-{j:02}.preview-{k}.png")
+    return folder
+
+
+def test_maps_and_tail_are_the_scorer(images):
+    scorer = load_scorer("clip-mini")
+    made = maps.cached_maps(scorer, images / "test", images / "maps.safetensors", maps.under_hpcc)
+    assert made.shape[:3] == (3, 4, 1 + len(maps.RATIOS))
+    captions = ["a lemon", "a cat on the beach", "two pigs"]
+    found = runs.scores(maps.tail_of(scorer), captions, made)[0]
+    files = [[Image.open(images / "test" / f"{i:04}-{j:02}.png") for j in range(4)] for i in range(3)]
+    expected = [scorer.score(caption, some).tolist() for caption, some in zip(captions, files, strict=True)]
+    assert found == pytest.approx(np.array(expected), abs=0.02)  # bfloat16
+    assert torch.equal(maps.cached_maps(scorer, images / "test", images / "maps.safetensors", maps.as_it_is), made)
+
+
+def test_a_run_trains_the_tail_and_is_made_once(images, tmp_path, monkeypatch):
+    task = Task("x", ("steps=2", "stage_1_steps=1", "warmup_steps=1", "batch_size=12"), 0, "noise-free", "full", 3, images, tmp_path)
+    found = method.run(task)
+    assert found["last"].test.shape == (6, 3, 4)
+    assert found["last"].picks.shape == (3, 4)
+    assert method.curve_of(task)[-1]["step"] == 2
+    start = method.score_everything(maps.tail_of(load_scorer("clip-mini")), images, tmp_path)
+    assert not np.array_equal(found["last"].picks, start.picks)
+    monkeypatch.setattr(method, "train", lambda *_: pytest.fail("trained a second time"))
+    assert np.array_equal(method.run(task)["last"].picks, found["last"].picks)
+
+
+def test_what_a_tail_learned_goes_back_into_the_scorer():
+    scorer = load_scorer("clip-mini")
+    tail = maps.tail_of(scorer)
+    with torch.no_grad():
+        tail.clip.visual.attnpool.c_proj.bias += 1
+    whole = maps.with_tail(scorer, tail)
+    assert torch.equal(whole.clip.visual.attnpool.c_proj.bias, tail.clip.visual.attnpool.c_proj.bias)
+    assert torch.equal(whole.clip.visual.conv1.weight, scorer.clip.visual.conv1.weight)
+    assert not torch.equal(whole.clip.visual.attnpool.c_proj.bias, scorer.clip.visual.attnpool.c_proj.bias)

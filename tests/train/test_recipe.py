@@ -13,7 +13,6 @@ from sp_rerank.train.model import build_optimizer
 from sp_rerank.train.recipe import RECIPES, Recipe, read_recipe, recipe_names
 
 SHIPPED = ["mini", "clip-l", "clip-h", "clip-h-hps"]
-NOISE_AWARE = "mini-noise-aware"  # measured against clip-mini by the experiment on searches; no twin
 
 
 def write(folder: Path, text: str) -> str:
@@ -23,7 +22,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_the_recipes_that_ship_are_read_and_have_a_twin():
-    assert recipe_names() == sorted([*SHIPPED, *(f"{name}-ce" for name in SHIPPED), NOISE_AWARE])
+    assert recipe_names() == sorted([*SHIPPED, *(f"{name}-ce" for name in SHIPPED)])
     for name in SHIPPED:
         ours, twin = read_recipe(name), read_recipe(f"{name}-ce")
         assert ours.weighting == "stages"
@@ -36,13 +35,7 @@ def test_the_recipes_that_ship_are_read_and_have_a_twin():
         assert replace(twin, **{key: getattr(ours, key) for key in method}) == ours
 
 
-def test_the_noise_aware_recipe_takes_previews_as_copies():
-    recipe = read_recipe(NOISE_AWARE)
-    assert recipe.preview_probability > 0 < recipe.ai_weight
-    assert all(read_recipe(name).preview_probability == 0 for name in recipe_names() if name != NOISE_AWARE)
-
-
-@pytest.mark.parametrize("name", [*SHIPPED, NOISE_AWARE])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_each_opens_with_its_command_time_and_result(name: str):
     head = (RECIPES / f"{name}.toml").read_text().split("\n\n")[0]
     for expected in (f"train {name} --data", "expected time:", "expected result:"):

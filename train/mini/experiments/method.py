@@ -1,12 +1,14 @@
-"""python -m sp_rerank.train.mini.experiments.method [--data FOLDER] [--out FOLDER] [--seeds 3]
+"""python -m sp_rerank.train.mini.experiments.method [--images FOLDER] [--out FOLDER] [--seeds 3] [--prompts 250]
 
-What does Stable Preference do on the mini world? Trains every method of METHODS from clip-mini on the
-same noisy preferences, at equal steps, several seeds each, and compares them: accuracy in domain and across domains,
-steadiness under HP&CC, and the judge's score of the best of a hundred. With --search it tries the readings of
-SEARCH instead, one seed each, on the validation prompts: how the recipe's values were found.
+What does Stable Preference do on the mini world? Trains every method of METHODS from clip-mini on one noisy ranking a
+prompt, at equal steps, several seeds each and two pools of people, and compares them at the best validation step and at
+the last one: accuracy in domain and across domains, steadiness under HP&CC, and the pick of a hundred by the half of
+the truth that was not learned from. With --search it tries the learning rates and readings of SEARCH, one seed each,
+on the validation prompts; with --curve it trains cross-entropy and the whole method on more and more prompts.
 
-Needs the files of `sp_rerank.train.mini.annotators`. A run that is there already is not made again, so the same command
-goes on after an interruption. Everything it measures is simulated. Three quarters of an hour on two cores.
+People look at structure here; color is the held-out half (`--labels color` turns it around). The first two stages of
+the tower do not learn and are computed once (`maps`). Needs the images of `sp_rerank.train.mini.images`. A run that is
+there already is not made again. Everything it measures is simulated. An hour on two cores.
 """
 
 from __future__ import annotations
@@ -14,82 +16,83 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 
-from sp_rerank import load_pipeline, load_scorer
-from sp_rerank.diffusion.loading import find_dtype
+from sp_rerank import load_scorer
 from sp_rerank.report.tables import to_json
-from sp_rerank.scorers.scoring import score_images
+from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.storage.atomic import write
-from sp_rerank.storage.images import to_images
-from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
-from sp_rerank.train import loop
-from sp_rerank.train.mini.annotators import draw_captions
-from sp_rerank.train.mini.experiments.figures import Scores, figures, markdown, unsteadiness
-from sp_rerank.train.mini.judge import load_judge, make_images
-from sp_rerank.train.model import load_base
-from sp_rerank.train.preferences import ImageReader
-from sp_rerank.train.readers import read_preferences
+from sp_rerank.train.mini.annotators import LABELS, OTHER, careless, noise_for, opinions, truth_of
+from sp_rerank.train.mini.experiments import maps
+from sp_rerank.train.mini.experiments.figures import (
+    Scores,
+    Truths,
+    correlations,
+    figures,
+    markdown,
+    order_flips,
+    right_by_prompt,
+)
+from sp_rerank.train.mini.experiments.runs import Ranked, scores, train
+from sp_rerank.train.mini.images import SEED, read_captions
 from sp_rerank.train.recipe import Recipe, read_recipe
-from sp_rerank.train.scores import ScoredGroup, score_groups
-from sp_rerank.types import Scorer
 
-SEED = 9_000_000  # of the candidates; nothing else uses these
-PROMPTS, CANDIDATES = 24, 100
 BASE = "clip-mini"
-METHOD, BASELINE, TWIN = "both stages, L_ai", "cross-entropy", "cross-entropy, augmented"
+METHOD, BASELINE = "both stages + L_ai", "cross-entropy"
+DOMAINS = {"validation": maps.as_it_is, "test": maps.under_hpcc, "other": maps.under_hpcc, "picks": maps.as_it_is}
+POOLS = ("bradley-terry", "careless")
 
 _UNIFORM, _NO_COPIES = "weighting=uniform", "ai_weight=0.0"
 METHODS: dict[str, tuple[str, ...]] = {
     BASELINE: (_UNIFORM, _NO_COPIES),
-    TWIN: (_UNIFORM, _NO_COPIES, "augment=true"),
-    "no stages, L_ai": (_UNIFORM,),
+    "cross-entropy, augmented": (_UNIFORM, _NO_COPIES, "augment=true"),
+    "cross-entropy + L_ai": (_UNIFORM,),
     "stage 1": ("stage_1_steps=9999", _NO_COPIES),
-    "stage 1, L_ai": ("stage_1_steps=9999",),
     "stage 2": ("stage_1_steps=0", _NO_COPIES),
-    "stage 2, L_ai": ("stage_1_steps=0",),
     "both stages": (_NO_COPIES,),
     METHOD: (),
+    "both stages + L_ai of embeddings": ("ai_distance=embedding-cosine",),
 }
 """By name, what it changes in the recipe `mini`; a stage 1 of 9999 steps is one that lasts to the end."""
 
-_LOGITS = ("gap_scale=logit", "gate_b=0.1", "gate_tau=0.05")  # the deck's gate
-_RELATIVE = ("gap_scale=normalized", "gate_b=0.5", "gate_tau=0.5", "temperature=2.0")  # in deviations of the gaps
-_OF_SCORES, _OF_IMAGES = "ai_distance=score-logit", "ai_distance=embedding-cosine"
 SEARCH: dict[str, tuple[str, ...]] = {
-    "cross-entropy, rate 1e-5": (*METHODS[BASELINE], "learning_rate=1e-5"),
-    "cross-entropy, rate 3e-5": (*METHODS[BASELINE], "learning_rate=3e-5"),
-    "cross-entropy, rate 1e-4": (*METHODS[BASELINE], "learning_rate=1e-4"),
-    "logits, temperature 5, L_ai .1": (*_LOGITS, "temperature=5.0", "ai_weight=0.1", _OF_IMAGES),
-    "relative, L_ai 1": (*_RELATIVE, "ai_weight=1.0", _OF_IMAGES),
-    "relative, L_ai 10": (*_RELATIVE, "ai_weight=10.0", _OF_IMAGES),
-    "relative, L_ai 1 of scores": (*_RELATIVE, "ai_weight=1.0", _OF_SCORES),
-    "relative, L_ai 1 of scores, rate 1e-5": (*_RELATIVE, "ai_weight=1.0", _OF_SCORES, "learning_rate=1e-5"),
-    "relative, L_ai 3 of scores": (*_RELATIVE, "ai_weight=3.0", _OF_SCORES),
-    "relative, L_ai 10 of scores": (*_RELATIVE, "ai_weight=10.0", _OF_SCORES),
+    **{f"{BASELINE}, rate {rate}": (*METHODS[BASELINE], f"learning_rate={rate}") for rate in ("1e-4", "3e-4", "1e-3")},
+    **{
+        f"{METHOD}, weight {weight}, rate {rate}": (f"ai_weight={weight}", f"learning_rate={rate}")
+        for weight in ("1.0", "3.0")
+        for rate in ("1e-4", "3e-4", "1e-3")
+    },
+    f"{METHOD}, logit reading": ("gap_scale=logit", "gate_b=0.1", "gate_tau=0.05", "temperature=5.0"),
 }
-"""The same for the learning rates and readings that are tried first; where no rate is named it is the recipe's."""
+CURVE = (125, 250, 500, 1000)  # prompts
+EVERY = 50  # steps between validations
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One training run."""
+    """One training run: a method's changes of the recipe, on the rankings of so many prompts by a pool of people."""
 
     name: str
     changes: tuple[str, ...]
     seed: int
-    data: Path
-    folder: Path
+    pool: str
+    labels: str
+    prompts: int
+    images: Path
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its scores are kept."""
+        name = "".join(c if c.isalnum() else "-" for c in self.name)
+        return self.out / "runs" / f"{self.labels}-{self.pool}-{self.prompts}" / f"{name}-{self.seed}"
 
 
 def recipe_of(task: Task) -> Recipe:
@@ -99,151 +102,169 @@ def recipe_of(task: Task) -> Recipe:
     return recipe.with_overrides([*changes, f"seed={task.seed}"])
 
 
-def train(task: Task) -> float:
-    """Make a run, unless it is there; its best validation accuracy. The scorer is in FOLDER/best."""
-    done = task.folder / "outcome.json"
-    if not done.exists():
-        recipe = recipe_of(task)
-        outcome = loop.train(
-            recipe,
-            list(read_preferences(task.data / "train.json")),
-            scorer=load_base(recipe),
-            out=task.folder,
-            validation=list(read_preferences(task.data / "validation.json")),
-            resume=task.folder.exists(),
-        )
-        figures = {"best_step": outcome.best_step, "accuracy": outcome.best_accuracy, "first": outcome.first_accuracy}
-        write(done, json.dumps(figures).encode())
-    return json.loads(done.read_text(encoding="utf-8"))["accuracy"]
+def rankings(images: Path, labels: str, pool: str, prompts: int, n: int = 1) -> np.ndarray:
+    """(prompts, n, images) ranks by simulated people; pool "noise-free" is the order of the truth."""
+    utility = truth_of(images / "train").utility(LABELS[labels])
+    if pool == "noise-free":
+        return opinions(utility[:prompts], 0.0, 1, np.random.default_rng(0))
+    ranked = opinions(utility, noise_for(utility), n, np.random.default_rng(SEED))
+    if pool == "careless":
+        ranked = careless(ranked, np.random.default_rng(SEED + 1))
+    return ranked[:prompts]
 
 
-def train_and_score(task: Task, candidates: Path) -> Scores:
-    """Make a run, unless it is there, and score everything with the scorer of its best validation step."""
-    train(task)
-    return score_everything(f"sp@{task.folder / 'best'}", task.data, candidates, task.folder / "scores.npz")
+def truths(images: Path, labels: str) -> Truths:
+    """The truth of all test images; `held_out` is the half that `labels` leaves out, or all where it leaves none."""
+    mine = LABELS[labels]
+    half = LABELS[{"structure": "color", "color": "structure"}.get(labels, "full")]
+    other = tuple(weight * share for weight, share in zip(mine, OTHER, strict=True))
+    return Truths(
+        test=truth_of(images / "test").utility(mine),
+        other=truth_of(images / "other").utility((other[0], other[1], other[2], other[3])),
+        picks=truth_of(images / "picks").utility(mine),
+        held_out=truth_of(images / "picks").utility(half),
+    )
 
 
-def score_everything(spec: str, data: Path, candidates: Path, kept: Path) -> Scores:
-    """The scores of one scorer, unless they are there."""
-    if not kept.exists():
-        scorer = load_scorer(spec)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(".part.npz")
-        domains: dict[str, Any] = {name: _domain_scores(scorer, data / f"{name}.json") for name in ("test", "other")}
-        np.savez(temporary, candidates=_candidate_scores(scorer, candidates), **domains)
-        temporary.replace(kept)
-    with np.load(kept) as file:
-        return Scores(file["test"], file["other"], file["candidates"])
+@cache
+def data_of(images: Path, out: Path, name: str) -> tuple[list[str], maps.Tensor]:
+    """Captions and maps of a domain."""
+    views = maps.with_previews if name == "train" else DOMAINS[name]
+    scorer = load_scorer(BASE)
+    assert isinstance(scorer, DualEncoder)
+    kept = out / "maps" / f"{name}-{scorer.name.split('@')[1]}.safetensors"
+    return read_captions(images / name), maps.cached_maps(scorer, images / name, kept, views)
 
 
-def _domain_scores(scorer: Scorer, file: Path) -> np.ndarray:
-    return np.stack([group.scores for group in _scored(scorer, file)], axis=1)
+def score_everything(tail: DualEncoder, images: Path, out: Path) -> Scores:
+    """The scores of all test images."""
+    test, other, picks = (scores(tail, *data_of(images, out, name)) for name in ("test", "other", "picks"))
+    return Scores(test, other, picks[0])
 
 
-def _scored(scorer: Scorer, file: Path) -> list[ScoredGroup]:
-    views = [lambda image: image, *(partial(flip_and_crop, ratio=ratio) for ratio in RATIOS)]
-    return list(score_groups(scorer, read_preferences(file), reader=ImageReader(), batch_size=100, views=views))
+def run(task: Task) -> dict[str, Scores]:
+    """Make a run, unless it is there: its scores at the best validation step and at the last one."""
+    kept = {when: task.folder / f"{when}.npz" for when in ("best", "last")}
+    if not kept["last"].exists():
+        _run(task)
+    return {when: _read(path) for when, path in kept.items()}
 
 
-def _candidate_scores(scorer: Scorer, candidates: Path) -> np.ndarray:
-    images = load_file(candidates)["images"]
-    return np.array([
-        score_images(scorer, caption, list(to_images(some / 255)))
-        for caption, some in zip(captions_of_candidates(candidates.parent), images, strict=True)
-    ])
+def _run(task: Task) -> None:
+    recipe, base = recipe_of(task), load_scorer(BASE)
+    assert isinstance(base, DualEncoder)
+    captions, kept = data_of(task.images, task.out, "train")
+    n = task.prompts
+    ranked = rankings(task.images, task.labels, task.pool, n)
+    judged = truth_of(task.images / "validation").utility(LABELS[task.labels])
+    best, curve = -1.0, []
+
+    def look(step: int, tail: DualEncoder) -> None:
+        nonlocal best
+        found = scores(tail, *data_of(task.images, task.out, "validation"))[0]
+        accuracy = float(right_by_prompt(found, judged).mean())
+        curve.append({"step": step, "accuracy": accuracy, "correlation": float(correlations(found, judged).mean())})
+        if accuracy > best:
+            best = accuracy
+            _write(score_everything(tail, task.images, task.out), task.folder / "best.npz")
+        if step == recipe.steps:
+            write(task.folder / "curve.json", json.dumps(curve).encode())
+            _write(score_everything(tail, task.images, task.out), task.folder / "last.npz")
+
+    train(recipe, maps.tail_of(base), Ranked(captions[:n], kept[:n, :, : maps.COPIES + 1], ranked), EVERY, look)
 
 
-def captions_of_candidates(folder: Path) -> list[str]:
-    """The prompts of the best-of-a-hundred test, kept by `make_candidates`."""
-    return json.loads((folder / "captions.json").read_text(encoding="utf-8"))
-
-
-def make_candidates(data: Path, out: Path) -> Path:
-    """A hundred candidates each of prompts that are in no file of preferences, with the judge's scores; made once."""
-    path = out / "candidates.safetensors"
-    if path.exists():
-        return path
-    out.mkdir(parents=True, exist_ok=True)
-    known = {group.prompt for file in data.glob("*.json") for group in read_preferences(file)}
-    rng = random.Random(SEED)
-    half = PROMPTS // 2
-    captions = [c for held in (False, True) for c in draw_captions(rng, half, held_out=held, known=known)]
-    pipe, judge = load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu")), load_judge()
-    images, judged = [], []
-    for i, caption in enumerate(captions):
-        made = make_images(pipe, [caption] * CANDIDATES, SEED + i * CANDIDATES)
-        judged.append(judge.score(caption, made))
-        images.append((made * 255).round().byte())
-        print(f"candidates: {i + 1} of {PROMPTS} prompts", flush=True)
-    write(out / "captions.json", json.dumps(captions).encode())
-    temporary = path.with_suffix(".part")
-    save_file({"images": torch.stack(images), "judge": torch.stack(judged)}, temporary)
+def _write(found: Scores, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part.npz")
+    np.savez(temporary, test=found.test, other=found.other, picks=found.picks)
     temporary.replace(path)
-    return path
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _read(path: Path) -> Scores:
+    with np.load(path) as file:
+        return Scores(file["test"], file["other"], file["picks"])
+
+
+def curve_of(task: Task) -> list[dict[str, float]]:
+    """What a run had on the validation prompts at each look."""
+    return json.loads((task.folder / "curve.json").read_text(encoding="utf-8"))
+
+
+def run_all(tasks: Sequence[Task], jobs: int) -> list[dict[str, Scores]]:
+    """All runs, some side by side."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: two runs side by side are quicker than one on two cores
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(run, task): task for task in tasks}
+        for number, future in enumerate(as_completed(waiting), start=1):
+            future.result()
+            print(f"{number} of {len(tasks)} runs: {waiting[future].name}", flush=True)
+    return [run(task) for task in tasks]
 
 
-def try_reading(task: Task) -> tuple[float, float, float]:
-    """The best validation accuracy of a reading, and its unsteadiness on the validation images."""
-    accuracy = train(task)
-    scorer = load_scorer(f"sp@{task.folder / 'best'}")
-    return accuracy, *unsteadiness(_scored(scorer, task.data / "validation.json"))
-
-
-def search(data: Path, out: Path, jobs: int) -> None:
-    """Print what each reading of SEARCH gives on the validation prompts."""
-    tasks = [Task(name, how, 0, data, out / "search" / _folder_name(name)) for name, how in SEARCH.items()]
-    with _pool(jobs) as pool:
-        waiting = {pool.submit(try_reading, task): task for task in tasks}
-        for future in as_completed(waiting):
-            accuracy, flips, shift = future.result()
-            print(
-                f"{waiting[future].name}: accuracy {accuracy:.4f}, order flips {flips:.4f}, shift {shift:.4f}",
-                flush=True,
-            )
-
-
-def main(data: Path, out: Path, seeds: int, jobs: int) -> None:
-    """Train, score, compare; the table goes to OUT/table.md and to the terminal, the figures to OUT/figures.json."""
-    candidates = make_candidates(data, out)
-    base = score_everything(BASE, data, candidates, out / f"{BASE}.npz")
+def compare(images: Path, out: Path, labels: str, pool: str, prompts: int, seeds: int, jobs: int) -> None:
+    """The table of all methods under one pool of people, at the best step and at the last."""
     tasks = [
-        Task(name, how, seed, data, out / "runs" / f"{_folder_name(name)}-{seed}")
+        Task(name, how, seed, pool, labels, prompts, images, out)
         for seed in range(seeds)
         for name, how in METHODS.items()
     ]
-    runs: dict[str, list[Scores]] = {name: [] for name in METHODS}
-    with _pool(jobs) as pool:
-        waiting = {pool.submit(train_and_score, task, candidates): task for task in tasks}
-        for number, future in enumerate(as_completed(waiting), start=1):
-            runs[waiting[future].name].append(future.result())
-            print(f"{number} of {len(tasks)} runs: {waiting[future].name}", flush=True)
-    domains = {name: list(read_preferences(data / f"{name}.json")) for name in ("test", "other")}
-    judged = load_file(candidates)["judge"].double().numpy()
-    results = {BASE: figures([base], base, runs[BASELINE], domains, judged)}
-    results |= {name: figures(some, base, runs[BASELINE], domains, judged) for name, some in runs.items()}
-    write(out / "figures.json", json.dumps(to_json(results), indent=1).encode())
-    write(out / "table.md", markdown(results).encode())
-    print(markdown(results))
+    runs = dict(zip([(task.name, task.seed) for task in tasks], run_all(tasks, jobs), strict=True))
+    base = load_scorer(BASE)
+    assert isinstance(base, DualEncoder)
+    start, truth = score_everything(maps.tail_of(base), images, out), truths(images, labels)
+    for when in ("best", "last"):
+        mine = {name: [runs[name, seed][when] for seed in range(seeds)] for name in METHODS}
+        results = {BASE: figures([start], start, mine[BASELINE], truth)}
+        results |= {name: figures(some, start, mine[BASELINE], truth) for name, some in mine.items()}
+        stem = f"{labels}-{pool}-{when}"
+        write(out / f"{stem}.json", json.dumps(to_json(results), indent=1).encode())
+        write(out / f"{stem}.md", markdown(results).encode())
+        print(f"{pool}, {when} step\n\n{markdown(results)}")
 
 
-def _folder_name(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+def search(images: Path, out: Path, labels: str, prompts: int, jobs: int) -> None:
+    """What each rate and reading of SEARCH gives on the validation prompts."""
+    tasks = [Task(name, how, 0, POOLS[0], labels, prompts, images, out) for name, how in SEARCH.items()]
+    for task, found in zip(tasks, run_all(tasks, jobs), strict=True):
+        curve = curve_of(task)
+        most = max(row["accuracy"] for row in curve)
+        print(
+            f"{task.name}: accuracy {most:.4f}, at the last step {curve[-1]['accuracy']:.4f}; "
+            f"order flips {order_flips(found['last'].test):.4f}"
+        )
+
+
+def learning_curve(images: Path, out: Path, labels: str, jobs: int) -> None:
+    """The correlation with the truth among unseen validation candidates, by the number of prompts learned from."""
+    tasks = [
+        Task(name, METHODS[name], 0, pool, labels, prompts, images, out)
+        for prompts in CURVE
+        for pool in (POOLS[0], "noise-free")
+        for name in (BASELINE, METHOD)
+    ]
+    run_all(tasks, jobs)
+    for task in tasks:
+        most = max(row["correlation"] for row in curve_of(task))
+        print(f"{task.prompts} prompts, {task.pool}, {task.name}: correlation {most:.3f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("build/mini/preferences"))
+    parser.add_argument("--images", type=Path, default=Path("build/mini/images"))
     parser.add_argument("--out", type=Path, default=Path("build/mini/experiment"))
+    parser.add_argument("--labels", choices=list(LABELS), default="structure")
+    parser.add_argument("--pools", nargs="+", choices=list(POOLS), default=list(POOLS))
+    parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a core each")
     parser.add_argument("--search", action="store_true")
+    parser.add_argument("--curve", action="store_true")
     args = parser.parse_args()
     if args.search:
-        search(args.data, args.out, args.jobs)
+        search(args.images, args.out, args.labels, args.prompts, args.jobs)
+    elif args.curve:
+        learning_curve(args.images, args.out, args.labels, args.jobs)
     else:
-        main(args.data, args.out, args.seeds, args.jobs)
+        for people in args.pools:
+            compare(args.images, args.out, args.labels, people, args.prompts, args.seeds, args.jobs)

@@ -1,0 +1,118 @@
+"""Images of the mini world halfway through clip-mini's tower, kept so that many trainings can share them.
+
+The first two stages of the tower are the same for all and do not learn; what they make of an image, of its perturbed
+copies and of its previews is computed once. What learns is the rest, as a scorer of its own that takes these maps for
+images, so that `train.step` trains it as it trains any other. Knows images and towers; knows no labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sp_rerank.scorers.clip import DualEncoder
+from sp_rerank.storage.images import open_image
+from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
+from sp_rerank.train.mini.images import LOOKED_AT, read_captions
+
+AT_ONCE = 64
+COPIES = 2  # of an image, each perturbed at random
+MIN_RATIO = 0.85  # of a copy's sides
+
+Views = Callable[[Image.Image, Path, random.Random], list[Image.Image]]
+"""An image, its file and a source of randomness in; the image itself and its versions out."""
+
+
+class Tail(nn.Module):
+    """The third and fourth stage and the attention pool of a tower; takes maps (n, 8 width, 16, 16)."""
+
+    def __init__(self, visual: Any):
+        super().__init__()
+        self.layer1, self.layer2 = nn.Sequential(), nn.Sequential()
+        self.layer3, self.layer4, self.attnpool = visual.layer3, visual.layer4, visual.attnpool
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(n, d) embeddings, not normalized."""
+        return self.attnpool(self.layer4(self.layer3(maps.to(self.layer3[0].conv1.weight.dtype))))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Not needed here."""
+
+
+def tail_of(scorer: DualEncoder) -> DualEncoder:
+    """A copy of a scorer that takes maps for images."""
+    whole: Any = copy.deepcopy(scorer)
+    whole.clip.visual = Tail(whole.clip.visual)
+    return whole
+
+
+def with_tail(scorer: DualEncoder, tail: DualEncoder) -> DualEncoder:
+    """A copy of a scorer with what a tail of it has learned."""
+    whole: Any = copy.deepcopy(scorer)
+    whole.load_state_dict(tail.state_dict(), strict=False)
+    return whole
+
+
+@torch.inference_mode()
+def maps_of(scorer: DualEncoder, images: Sequence[Image.Image]) -> Tensor:
+    """(n, 8 width, 16, 16) bfloat16: images after the second stage."""
+    visual: Any = scorer.clip.visual
+    made = []
+    for first in range(0, len(images), AT_ONCE):
+        pixels = scorer.preprocess(images[first : first + AT_ONCE], device="cpu")
+        with torch.autocast("cpu", torch.bfloat16):
+            made.append(visual.layer2(visual.layer1(visual.stem(pixels))).bfloat16())
+    return torch.cat(made)
+
+
+def as_it_is(image: Image.Image, _file: Path, _rng: random.Random) -> list[Image.Image]:
+    """One version."""
+    return [image]
+
+
+def under_hpcc(image: Image.Image, _file: Path, _rng: random.Random) -> list[Image.Image]:
+    """The image, and HP&CC at each ratio of the paper's table."""
+    return [image, *(flip_and_crop(image, ratio) for ratio in RATIOS)]
+
+
+def with_copies(image: Image.Image, _file: Path, rng: random.Random) -> list[Image.Image]:
+    """The image and COPIES perturbed ones."""
+    return [image, *(_perturbed(image, rng) for _ in range(COPIES))]
+
+
+def with_previews(image: Image.Image, file: Path, rng: random.Random) -> list[Image.Image]:
+    """The image, COPIES perturbed ones, and its previews, one in two of them mirrored."""
+    previews = [open_image(file.with_name(f"{file.stem}.preview-{k}.png")) for k in range(1, len(LOOKED_AT) + 1)]
+    mirrored = [flip_and_crop(preview, 1.0, flip=rng.random() < 0.5) for preview in previews]
+    return [*with_copies(image, file, rng), *mirrored]
+
+
+def _perturbed(image: Image.Image, rng: random.Random) -> Image.Image:
+    return flip_and_crop(image, MIN_RATIO + (1 - MIN_RATIO) * rng.random(), flip=rng.random() < 0.5)
+
+
+def cached_maps(scorer: DualEncoder, folder: Path, kept: Path, views: Views, prompts: int | None = None) -> Tensor:
+    """(prompts, images, versions, 8 width, 16, 16) bfloat16 of a domain's folder; made once and kept in a file."""
+    if kept.exists():
+        return load_file(kept)["maps"]
+    made = []
+    for number in range(len(read_captions(folder)[:prompts])):
+        versions = [
+            views(open_image(file), file, random.Random(f"{file.name}"))
+            for file in sorted(folder.glob(f"{number:04}-[0-9][0-9].png"))
+        ]
+        flat = maps_of(scorer, [version for image in versions for version in image])
+        made.append(flat.unflatten(0, (len(versions), len(versions[0]))))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(".part")
+    save_file({"maps": torch.stack(made)}, temporary)
+    temporary.replace(kept)
+    return load_file(kept)["maps"]
