@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.scorers.clip import DualEncoder
-from sp_rerank.storage.images import to_images
 from sp_rerank.train import losses
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.model import build_optimizer, freeze, load_base, random_base
@@ -32,7 +32,7 @@ from sp_rerank.train.preferences import ImageReader, ImageSource, PreferenceGrou
 from sp_rerank.train.recipe import Recipe, read_recipe
 from sp_rerank.train.step import TrainStep
 
-PROMPTS = 40  # with eight images each
+PROMPTS, IMAGES = 40, 8
 
 
 def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
@@ -50,7 +50,11 @@ def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> d
     Returns:
         Pairs a second (median), their ratio (median of neighbors), and the largest difference of the losses.
     """
-    recipe = read_recipe("mini").with_overrides([f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1"])
+    recipe = (
+        read_recipe("mini")
+        .with_overrides(["precision=float32"])
+        .with_overrides([f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1"])
+    )
     took: dict[str, list[float]] = {"ours": [], "plain loop": []}
     apart = 0.0
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,16 +153,18 @@ def _kept_storages(seen: dict[int, int]) -> AbstractContextManager[Any]:
 
 def _preferences(folder: Path) -> list[PreferenceGroup]:
     """Drawn scenes in a random order."""
-    from sp_rerank.train.mini.annotators import draw_captions, draw_domain
+    from sp_rerank.train.mini.scenes import draw_scenes
 
     rng = random.Random(0)
     groups = []
-    for i, shown in enumerate(draw_domain(draw_captions(rng, PROMPTS, held_out=False, known=set()), seed=0)):
-        paths = [folder / f"{i}-{j}.png" for j in range(len(shown.images))]
-        for path, image in zip(paths, to_images(shown.images), strict=True):
-            image.save(path)
+    for i in range(PROMPTS):
+        scenes = draw_scenes(IMAGES, seed=i)
+        paths = [folder / f"{i}-{j}.png" for j in range(IMAGES)]
+        for path, scene in zip(paths, scenes, strict=True):
+            Image.fromarray(scene.image).save(path)
         ranks = rng.sample(range(len(paths)), len(paths))
-        groups.append(PreferenceGroup.ranked(shown.caption, [ImageSource(path) for path in paths], ranks))
+        caption = scenes[0].description.caption
+        groups.append(PreferenceGroup.ranked(caption, [ImageSource(path) for path in paths], ranks))
     return groups
 
 

@@ -101,7 +101,7 @@ def test_generate_verify_replay_rank(sp_rerank, tmp_path):
     assert open_image("more.png").tobytes() != image.tobytes()
 
     (run / "images" / "broken.png").write_bytes(b"not an image")
-    words = ("rank", str(run / "images"), "--prompt", PROMPT, "--scorer", "clip-mini")
+    words = ("rank", str(run / "images"), "--prompt", PROMPT, "--scorer", "stable-preference-mini")
     code, out, err = sp_rerank(*words, "--json")
     ranking = json.loads(out)["ranking"]
     assert code == 0
@@ -169,7 +169,7 @@ def test_search_also_diverse_compare_gallery(sp_rerank):
 
     code, out, err = sp_rerank("compare", "run", "--no-keep")
     assert code == 0, err
-    assert "clip-mini would have chosen" in out and "brightness would have chosen" in out
+    assert "stable-preference-mini would have chosen" in out and "brightness would have chosen" in out
     page = Path("run/index.html").read_text()
     assert "draft, 2 steps" in page and PROMPT in page
     assert sp_rerank("gallery", "run")[:2] == (0, "run/index.html\n")

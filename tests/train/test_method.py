@@ -106,7 +106,16 @@ def test_maps_and_tail_are_the_scorer(images):
 
 
 def test_a_run_trains_the_tail_and_is_made_once(images, tmp_path, monkeypatch):
-    task = Task("x", ("steps=2", "stage_1_steps=1", "warmup_steps=1", "batch_size=12"), 0, "noise-free", "full", 3, images, tmp_path)
+    task = Task(
+        "x",
+        ("steps=2", "stage_1_steps=1", "warmup_steps=1", "batch_size=12"),
+        0,
+        "noise-free",
+        "full",
+        3,
+        images,
+        tmp_path,
+    )
     found = method.run(task)
     assert found["last"].test.shape == (6, 3, 4)
     assert found["last"].picks.shape == (3, 4)

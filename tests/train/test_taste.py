@@ -168,7 +168,7 @@ def made(likes_red, tmp_path, monkeypatch, capsys):
     return tmp_path / "me", out, err
 
 
-def test_from_answers_to_a_scorer(made, likes_red):
+def test_from_answers_to_a_scorer(made, likes_red, base):
     folder, out, err = made
     assert out == f"sp@{folder}\n"
     assert "clip-mini agreed with you in" in err and "of the last 50 answers" in err
@@ -180,7 +180,7 @@ def test_from_answers_to_a_scorer(made, likes_red):
     assert scorer.name.startswith("taste-me@")
     calibration = calibration_of(scorer)
     assert calibration is not None and calibration.pairs == 60 and not calibration.simulated
-    assert scorer.embed(images).shape == (3, 128)
+    assert scorer.embed(images).shape == (3, base.config["embed_dim"])
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000, "without the base"
 
 
@@ -226,7 +226,7 @@ def test_what_a_base_sees_adds_up_to_its_score(base):
     assert seen.score.tolist() == pytest.approx(
         base.score(["a lemon", "two cats", "a lemon"], images).tolist(), abs=1e-5
     )
-    assert seen.image.shape == seen.match.shape == (3, 128)
+    assert seen.image.shape == seen.match.shape == (3, base.config["embed_dim"])
 
 
 def test_a_base_without_embeddings_is_refused(likes_red):
