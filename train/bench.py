@@ -50,11 +50,8 @@ def compare_train(steps: int, rounds: int, progress: Callable[[str], None]) -> d
     Returns:
         Pairs a second (median), their ratio (median of neighbors), and the largest difference of the losses.
     """
-    recipe = (
-        read_recipe("mini")
-        .with_overrides(["precision=float32"])
-        .with_overrides([f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1"])
-    )
+    changes = [f"steps={max(steps, 1)}", "stage_1_steps=0", "warmup_steps=1", "precision=float32"]
+    recipe = read_recipe("mini").with_overrides(changes)
     took: dict[str, list[float]] = {"ours": [], "plain loop": []}
     apart = 0.0
     with tempfile.TemporaryDirectory() as scratch:
