@@ -47,19 +47,28 @@ AGREEMENT = 0.65  # of two people
 CARELESS = 1 / 3  # of the people
 
 
-def truth_of(folder: Path, jobs: int = 2) -> Terms:
-    """The terms of a domain's images, (prompts, images) each; computed once and kept in FOLDER/truth.npz."""
+def truth_of(folder: Path, jobs: int = 1) -> Terms:
+    """The terms of a domain's images, (prompts, images) each; computed once and kept in FOLDER/truth.npz.
+
+    Args:
+        folder: of the domain.
+        jobs: processes, a core each; 1 is this one.
+    """
     captions, kept = read_captions(folder), folder / "truth.npz"
     known = _read_terms(kept) if kept.exists() else []
     if len(known) < len(captions):
         asked = [(folder, number, caption) for number, caption in enumerate(captions)][len(known) :]
-        one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **one_core) as pool:
-            known += pool.map(_terms_of_prompt, asked, chunksize=10)
+        known += map(_terms_of_prompt, asked) if jobs == 1 else _terms_side_by_side(asked, jobs)
         temporary = kept.with_suffix(".part.npz")
         np.savez(temporary, terms=np.array(known))
         temporary.replace(kept)
     return Terms(*np.moveaxis(np.array(known[: len(captions)]), 1, 0))
+
+
+def _terms_side_by_side(asked: Sequence[tuple[Path, int, str]], jobs: int) -> list[np.ndarray]:
+    one_core: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), **one_core) as pool:
+        return list(pool.map(_terms_of_prompt, asked, chunksize=10))
 
 
 def _read_terms(kept: Path) -> list[np.ndarray]:
@@ -150,9 +159,9 @@ def testing_file(domain: str, captions: Sequence[str], ranked: np.ndarray, order
     return json.dumps(entries, indent=1).encode()
 
 
-def write_labels(images: Path, out: Path, weights: Weights, rankings: int = 1) -> float:
+def write_labels(images: Path, out: Path, weights: Weights, rankings: int = 1, jobs: int = 1) -> float:
     """All files of one way of looking; `rankings` a prompt to learn from. Returns the noise."""
-    terms = {name: truth_of(images / name) for name in ("train", "validation", "test", "other")}
+    terms = {name: truth_of(images / name, jobs) for name in ("train", "validation", "test", "other")}
     captions = {name: read_captions(images / name) for name in terms}
     utility = {name: terms[name].utility(weights) for name in ("train", "validation", "test")}
     mixed: Any = tuple(weight * share for weight, share in zip(weights, OTHER, strict=True))
@@ -174,7 +183,7 @@ def write_labels(images: Path, out: Path, weights: Weights, rankings: int = 1) -
 def main(images: Path, out: Path) -> None:
     """Write everything to a folder."""
     for name, weights in LABELS.items():
-        noise = write_labels(images, out / name, weights)
+        noise = write_labels(images, out / name, weights, jobs=2)
         print(f"{name}: noise {noise:.3f}")
 
 
