@@ -7,6 +7,7 @@ prompt: the file opened by Pillow, the original's own preprocessing, its own net
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,20 @@ def hps_transform(image: Image.Image, size: int = EDGE, *, antialias: bool = Tru
     return torchvision.normalize(tensor, list(MEAN), list(STD))
 
 
-def _open_clip(folder: Path, *, quick_gelu: bool) -> tuple[Any, Any]:
+def _register() -> None:
+    """Both small networks, once a process: every test finds them, whichever ran before."""
+    folder = Path(tempfile.mkdtemp(prefix="tiny-parity-"))
+    for name, quick_gelu in (("tiny-parity-quickgelu", True), ("tiny-parity-gelu", False)):
+        (folder / f"{name}.json").write_text(json.dumps(TINY_CLIP | {"quick_gelu": quick_gelu}))
+    open_clip.add_model_config(folder)
+
+
+_register()
+
+
+def _open_clip(_folder: Path, *, quick_gelu: bool) -> tuple[Any, Any]:
     """A small network of open_clip's and the transform that comes with it, by the names that its factory knows."""
     name = f"tiny-parity-{'quickgelu' if quick_gelu else 'gelu'}"
-    (folder / f"{name}.json").write_text(json.dumps(TINY_CLIP | {"quick_gelu": quick_gelu}))
-    open_clip.add_model_config(folder / f"{name}.json")
     network, _, transform = open_clip.create_model_and_transforms(name, pretrained=None)
     randomize(network)
     return network.eval(), transform
