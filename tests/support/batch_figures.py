@@ -34,11 +34,11 @@ class NullPool:
         self.hired += 1
         return self.hired - 1
 
-    def give(self, worker, row):
+    def give(self, worker, pack):
         from sp_rerank.batch.drive import Event
-        from sp_rerank.batch.worker import Outcome
+        from sp_rerank.batch.order import Outcome
 
-        self.events.append(Event(worker, "outcome", Outcome(row.id, "ok")))
+        self.events.append(Event(worker, "outcomes", tuple(Outcome(row_id, "ok") for row_id in pack.due)))
 
     def wait(self, seconds):
         return [self.events.popleft()] if self.events else []
@@ -73,7 +73,7 @@ def driver() -> None:
         def settle(place, prompts):
             ledger = Ledger(Path(folder) / place)
             ledger.add_prompts(read_prompts(prompts))
-            return sum(1 for _ in Driver(ledger, NullPool(), workers=64, rules=Rules()).settle(ledger.rows()))
+            return sum(1 for _ in Driver(ledger, NullPool(), workers=64, rules=Rules()).settle(ledger.packs(1)))
 
         settle("small", small)
         before, began = resident(), time.process_time()
