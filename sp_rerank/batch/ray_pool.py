@@ -132,7 +132,7 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self._forget(worker)
-            return Event(worker, "dead", error=lines[0][:300])
+            return Event(worker, "dead", error=": ".join(dict.fromkeys((lines[0][:200], lines[-1][:300]))))
         if what == "batches":
             before, self._batches[worker] = self._batches.get(worker, 0), value
             return Event(worker, "progress") if value != before else None

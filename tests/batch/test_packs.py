@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -197,6 +199,7 @@ def test_a_batch_from_before_packs_goes_on(tmp_path):
 def test_two_workers_make_packs_as_one_does(tmp_path, monkeypatch):
     """The same bytes, through processes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the workers find the double
     for workers in (1, 2):
         batch = PromptBatch(
             [f"prompt {number}" for number in range(5)], tmp_path / str(workers), models=Models.of(poisoned),
