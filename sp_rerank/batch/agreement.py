@@ -25,7 +25,7 @@ def compare_batch(ledger: Ledger, *, seed: int = 0) -> Comparison:
     """The scorers of a batch by each other: averages over its prompts, without the single ones.
 
     Args:
-        ledger: The batch, with units that are done; of a prompt the candidates count that both scorers have a score for.
+        ledger: The batch, with units that are done; of a prompt the candidates count that both scorers gave a score.
         seed: Of the bootstrap.
 
     Raises:

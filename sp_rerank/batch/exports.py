@@ -19,6 +19,7 @@ from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.second_pass import units_of
 from sp_rerank.batch.units import OWN_COLUMNS, StoredUnit, image_type, name_of, with_features
 from sp_rerank.errors import NothingUsableError, OptionError, UsageError
+from sp_rerank.report.tables import markdown_text
 from sp_rerank.storage import atomic
 from sp_rerank.storage.images import read_image
 
@@ -300,7 +301,7 @@ def _card(unit: StoredUnit, about: str) -> str:
         "guidance scale": config.guidance_scale, "scheduler": config.scheduler, "candidates of a prompt": config.n,
         "ranked by": config.scorers[0], "other scores": ", ".join(config.scorers[1:]) or "-",
     }  # fmt: skip
-    lines = [f"| {name} | {value} |" for name, value in facts.items()]
+    lines = [f"| {name} | {markdown_text(str(value))} |" for name, value in facts.items()]
     notes = "Scores compare candidates of one prompt only. The license is that of the model that made the images."
     head = [
         "---",

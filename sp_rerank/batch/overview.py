@@ -105,7 +105,8 @@ def _same_picks(table: ScoreTable, labels: Sequence[str]) -> list[str]:
     sentences: list[str] = []
     for a, b in combinations(range(len(labels)), 2):
         same, both = table.connection.execute(
-            f"select count(*) filter (where p{a} = p{b}), count(*) from (select {picks} from scores group by prompt_id) "
+            f"with picks as (select {picks} from scores group by prompt_id) "
+            f"select count(*) filter (where p{a} = p{b}), count(*) from picks "
             f"where p{a} is not null and p{b} is not null"
         ).fetchone()
         if both:

@@ -104,8 +104,8 @@ def read_prompts(*places: str | Path) -> Iterator[PromptRow]:
 
     Args:
         *places: Files by their suffix: .txt (a line a prompt), .csv, .tsv (tabs, no quoting), .json (a list of texts
-            or of objects, or an object of prompts by id), .jsonl, .parquet; "-" is standard input: lines, or JSON. A file
-            may be one of a data set of the hub, hf://datasets/OWNER/NAME/FILE.
+            or of objects, or an object of prompts by id), .jsonl, .parquet; "-" is standard input: lines, or JSON; a
+            file of a data set of the hub is hf://datasets/OWNER/NAME/FILE.
 
     Raises:
         UsageError: Naming file and row, if a row cannot be used, two have the same id, or there is no row.

@@ -37,8 +37,8 @@ IMAGES_OF_A_GROUP = 16
 """Pictures of a row group: reading one picture reads its group."""
 
 OWN_COLUMNS = frozenset((
-    "prompt_id", "prompt", "index", "seed", "status", "rank", "score", "nfe", "batch_size", "stages", "sha256", "hardware",
-    "image",
+    "prompt_id", "prompt", "index", "seed", "status", "rank", "score", "nfe", "batch_size", "stages", "sha256",
+    "hardware", "image",
 ))  # fmt: skip
 """Columns of a unit that are no other scorer's."""
 

@@ -1,6 +1,6 @@
 """Pure: how far two scorings of many prompts agree, prompt by prompt, all rows of a matrix at once. Knows no file.
 
-The figures are those of `sp_rerank.stats.agreement` without their intervals, which 10,000 prompts do not need one by one.
+The figures are those of `sp_rerank.stats.agreement` without an interval for each prompt: of 10,000 the mean is wanted.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class FakeHub:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 hub.tokens.add(self.headers.get("Authorization", ""))
-                self.reply(status if status != 200 else 200, {} if status != 200 else hub.answer(self.path, body))
+                self.reply(status, {} if status != 200 else hub.answer(self.path, body))
 
             def do_GET(self) -> None:
                 self.reply(404, {})
@@ -71,11 +71,8 @@ class FakeHub:
             kind = "datasets/" if asked.get("type") == "dataset" else ""
             return {"url": f"{self.url}/{kind}{asked['organization']}/{asked['name']}"}
         if "/preupload/" in path:
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            return {"files": files}
+            how = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": file["path"], **how} for file in json.loads(body)["files"]]}
         if "/commit/" in path:
             for line in body.splitlines():
                 entry = json.loads(line)
