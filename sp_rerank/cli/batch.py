@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from sp_rerank.cli.console import (
+    OUT_VARIABLE,
     Device,
     Dtype,
     Json,
@@ -88,7 +90,11 @@ def make(
     ],
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", help="Folder, or URL such as s3://bucket/path. [default: batches/NAME]"),
+        typer.Option(
+            "--out",
+            "-o",
+            help=f"Folder, or URL such as s3://bucket/path. [default: NAME in {OUT_VARIABLE}, or else in batches]",
+        ),
     ] = None,
     model: Model = "auto",
     scorer: ScorerOption = "sp",
@@ -148,7 +154,8 @@ def make(
 
     options["pipe_kwargs"] = assignments(options["pipe_kwargs"])
     check_search(GenerationOptions(**options))
-    place = out or str(Path("batches") / ("stdin" if prompts[0] == STDIN else Path(prompts[0]).stem))
+    name = "stdin" if prompts[0] == STDIN else Path(prompts[0]).stem
+    place = out or f"{os.environ.get(OUT_VARIABLE) or 'batches'}/{name}"
     batch = PromptBatch(
         read_prompts(*prompts),
         place,
