@@ -231,7 +231,7 @@ def test_the_environment_stands_in_for_options(run: Run, monkeypatch: pytest.Mon
         assert all(line.split("  ")[-1].split(" ")[-1].startswith("elsewhere/a-") for line in out.splitlines())
     assert asked == [("mini", "cpu")] * 2
     (folder,) = Path("elsewhere").glob("a-lemon-*")
-    assert RunDir.read(folder).config.scorer.startswith("brightness")
+    assert RunDir.read(folder).config.scorers[0].startswith("brightness")
     assert (
         run("generate", "a lemon", "--steps", "2", "--n", "2", "--scorer", "nothing")[0] == 2
     )  # an option counts more
