@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 nox.options.default_venv_backend = "none"
 nox.options.error_on_external_run = False
-nox.options.sessions = ["lint", "types", "build", "docs", "tests"]
+nox.options.sessions = ["lint", "types", "build", "docs", "site", "tests"]
 
 
 @nox.session
@@ -109,7 +109,7 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", "-q", "tests/project", *session.posargs)
 
 
-@nox.session(default=False)
+@nox.session
 def site(session: nox.Session) -> None:
     """The documentation site, in build/site; a dead link or a page that no menu holds is an error."""
     session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})

@@ -41,9 +41,8 @@ def test_packed_by_anybody_at_any_time_an_archive_is_the_same(sessions, tmp_path
         sessions.repack(path, 1_700_000_000)
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as tar:
-        assert {entry.name: (entry.mtime, entry.mode) for entry in tar} == dict.fromkeys(
-            ("p/a.py", "p/b.py"), (1700000000, 420)
-        )
+        found = [(entry.name, entry.mtime, entry.mode) for entry in tar]
+        assert found == [("p/a.py", 1_700_000_000, 0o644), ("p/b.py", 1_700_000_000, 0o644)]
         held = tar.extractfile("p/b.py")
         assert held
         assert held.read() == b"p/b.py"
@@ -52,9 +51,7 @@ def test_packed_by_anybody_at_any_time_an_archive_is_the_same(sessions, tmp_path
 def test_the_container_is_ten_lines_and_gets_what_the_build_needs():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     assert len(lines) <= 10
-    sent = {
-        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
-    }
+    sent = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {project["readme"], "pyproject.toml", "sp_rerank", "train", "pipelines"}
     needed |= {pattern.partition("/")[0] for pattern in project["license-files"]}

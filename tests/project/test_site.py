@@ -76,7 +76,8 @@ def test_links_out_of_the_docs_lead_to_the_page_that_stands_for_the_file(site):
         "[d](https://a.b/c) [e](#here)"
     )
     assert site.relink(text, "scorers.md", "scorers.md") == (
-        "[a](project/contributing.md) [b](project/examples.md) [c](reports/search.md#steering) [d](https://a.b/c) [e](#here)"
+        "[a](project/contributing.md) [b](project/examples.md) [c](reports/search.md#steering) "
+        "[d](https://a.b/c) [e](#here)"
     )
     top = site.relink("[a](docs/scorers.md#weights) [b](SECURITY.md)", "project/contributing.md", "../CONTRIBUTING.md")
     assert top == "[a](../scorers.md#weights) [b](../project/security.md)"
@@ -85,7 +86,6 @@ def test_links_out_of_the_docs_lead_to_the_page_that_stands_for_the_file(site):
 def test_every_page_is_in_the_menu():
     menu = set(re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     written = {page.relative_to(ROOT / "docs").as_posix() for page in pages() if page.is_relative_to(ROOT / "docs")}
-    assert menu - written == {
-        f"project/{name}.md" for name in ("changelog", "comfyui", "contributing", "examples", "security")
-    }
+    made = ("changelog", "comfyui", "contributing", "examples", "security")
+    assert menu - written == {f"project/{page}.md" for page in made}
     assert written - menu == set()
