@@ -119,6 +119,8 @@ class Sampler:
         self._text: dict[str, Any] | None = None
         self._scheduler: Any = None
         """Other than the pipeline's own."""
+        self.on_step: Callable[[float], None] | None = None
+        """Called after each call of the denoiser with what is done of the batch in hand, in images."""
         self._check_steps()
 
     def batches(self, seeds: Mapping[int, int], done: Container[int] = ()) -> Iterator[Batch]:
@@ -220,7 +222,7 @@ class Sampler:
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
         arguments = self.call_arguments(seeds)
-        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=self._counted(before, len(seeds)))
         try:
             with pipeline_errors(self.pipe):
                 return twin.bind_call(self.call, self.pipe, double)(**arguments)
@@ -228,6 +230,20 @@ class Sampler:
             twin.free_hooks(self.pipe)
             if getattr(double, "_interrupt", False):
                 vars(self.pipe)["_interrupt"] = True
+
+    def _counted(self, before: twin.Before, images: int) -> twin.Before:
+        """The same, and `on_step` gets the calls before."""
+        calls, on_step = 0, self.on_step
+        if on_step is None:
+            return before
+
+        def counted(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
+            nonlocal calls
+            on_step(images * min(1.0, calls / self.steps))
+            calls += 1
+            return before(args, more)
+
+        return counted
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
