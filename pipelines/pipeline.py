@@ -36,6 +36,7 @@ from sp_rerank.scorers.scoring import name_of, score_images
 from sp_rerank.search.base import Strategy
 from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
+from sp_rerank.storage.images import are_finite
 from sp_rerank.types import Scorer
 
 _AS_IT_IS: Any = object()
@@ -502,7 +503,7 @@ def _asked_seeds(seed: int | None, generator: torch.Generator | list[torch.Gener
 
 def _finished(batch: Batch, scores: torch.Tensor) -> list[_Finished]:
     """The candidates of a batch. Their pixels are copied: a view would hold on to the whole batch."""
-    finite = batch.images.isfinite().flatten(start_dim=1).all(dim=1).tolist()
+    finite = are_finite(batch.images).tolist()
     return [
         _Finished(score if usable and not flagged else math.nan, index, seed, flagged, pixels.clone())
         for score, usable, flagged, index, seed, pixels in zip(
