@@ -67,10 +67,10 @@ def read_image(source: Callable[[], str | Path | BinaryIO], name: str) -> Image.
         raise _unreadable(name, f"{error}" or type(error).__name__) from error
 
 
-def pixels_of(file: bytes) -> int:
+def pixels_of(file: bytes | Path) -> int:
     """How many pixels an image file holds by its header; 0 for what is no image."""
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
             return image.width * image.height
     except Exception:  # `read_image` says what is wrong with it
         return 0
