@@ -57,6 +57,7 @@ class Batch:
         flagged: Which of them the safety checker replaced.
         nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
             counts as one.
+        of_call: Number of images of the call, where images of other prompts were made in it; 0 where these are all.
     """
 
     indices: tuple[int, ...]
@@ -64,6 +65,12 @@ class Batch:
     images: Tensor
     flagged: tuple[bool, ...]
     nfe: int
+    of_call: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images of the call that made these."""
+        return self.of_call or len(self.indices)
 
 
 class Sampler:
@@ -183,7 +190,7 @@ class Sampler:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
         if self._text is None:
             with torch.no_grad():
-                self._text = self._encode_text()
+                self._text = self._encode_text(self._prompt)
         return {
             **self._text,
             **self._arguments,
@@ -259,9 +266,9 @@ class Sampler:
         output = self.call_pipeline(seeds, count)
         return batch_of(output, indices, seeds, nfe)
 
-    def _encode_text(self) -> dict[str, Any]:
+    def _encode_text(self, prompt: str) -> dict[str, Any]:
         """The pipeline's text arguments, encoded once where its family is known, the plain strings otherwise."""
-        plain: dict[str, Any] = {"prompt": self._prompt}
+        plain: dict[str, Any] = {"prompt": prompt}
         takes = parameters_of(self.call)
         if "negative_prompt" in takes and self._negative_prompt is not None:
             plain["negative_prompt"] = self._negative_prompt
@@ -300,23 +307,37 @@ def sampler_of(
     memory_limit: MemoryLimit | None = None,
 ) -> Sampler:
     """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
+    options = sampler_options(config, steps=steps, batch_size=batch_size, memory_limit=memory_limit)
+    return Sampler(pipe, config.prompt, **options)
+
+
+def sampler_options(
+    config: RunConfig,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    memory_limit: MemoryLimit | None = None,
+) -> dict[str, Any]:
+    """What `Sampler` is given for a run beside pipeline and prompt.
+
+    Raises:
+        OptionError: If an argument of the pipeline is an option of its own.
+    """
     sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
     taken = [name for name in config.pipe_kwargs if name in OPTIONS]
     if taken:
         raise OptionError(
             "pipe_kwargs", taken[0], "further arguments of the pipeline; this one is an option of its own"
         )
-    return Sampler(
-        pipe,
-        config.prompt,
-        batch_size=batch_size or config.batch_size,
-        guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt or None,
-        memory_limit=memory_limit,
-        num_inference_steps=steps or config.steps,
+    return {
+        "batch_size": batch_size or config.batch_size,
+        "guidance_scale": config.guidance_scale,
+        "negative_prompt": config.negative_prompt or None,
+        "memory_limit": memory_limit,
+        "num_inference_steps": steps or config.steps,
         **sizes,
         **config.pipe_kwargs,
-    )
+    }
 
 
 def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
