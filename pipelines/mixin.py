@@ -44,6 +44,7 @@ from sp_rerank.scorers.scoring import name_of, score_images
 from sp_rerank.search.base import Strategy
 from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
+from sp_rerank.storage.images import are_finite
 from sp_rerank.types import Scorer
 
 Base: Any = DiffusionPipeline if TYPE_CHECKING else object
@@ -415,7 +416,7 @@ def _output(found: Sequence[_Finished], output_type: str | None) -> BestOfNPipel
 
 def _finished(batch: Batch, scores: torch.Tensor) -> list[_Finished]:
     """The candidates of a batch. Their pixels are copied: a view would hold on to the whole batch."""
-    finite = batch.images.isfinite().flatten(start_dim=1).all(dim=1).tolist()
+    finite = are_finite(batch.images).tolist()
     return [
         _Finished(score if usable and not flagged else math.nan, index, seed, flagged, pixels.clone())
         for score, usable, flagged, index, seed, pixels in zip(

@@ -266,8 +266,8 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     """Which of the run's rules ends it here; None where none does."""
-    config, finished = state.config, state.finished
-    if not config.stop or not finished:
+    config = state.config
+    if not config.stop or not (finished := state.finished):
         return None
     spent = stopping.Spent(
         nfe=state.nfe,
