@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from support.batch_worlds import poisoned
 
 from sp_rerank.batch.agreement import compare_batch
@@ -33,9 +35,7 @@ class Redness(BrightnessScorer):
     name = 'red"; drop table scores; --@1'
 
     def score(self, prompt, images):
-        import numpy as np
-
-        return [float(np.asarray(image.convert("RGB"))[..., 0].mean()) for image in images]
+        return torch.tensor([float(np.asarray(image.convert("RGB"))[..., 0].mean()) for image in images])
 
 
 def make(folder: Path, prompts=PROMPTS, **options) -> Ledger:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import tracking
+from accelerate.utils import LoggerType
 
 from sp_rerank.errors import UsageError
 from sp_rerank.train.metrics import Tracker, check_tracker
@@ -44,6 +46,7 @@ def wandb(tmp_path, monkeypatch):
     (site / "wandb-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("WANDB_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])  # accelerate looks when it is imported
     importlib.invalidate_caches()
     yield lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
     sys.modules.pop("wandb", None)
