@@ -41,7 +41,7 @@ def wandb(tmp_path, monkeypatch):
     """A package of that name, as far as accelerate uses it; its notes."""
     site = tmp_path / "site"
     (site / "wandb").mkdir(parents=True)
-    (site / "wandb" / "__init__.py").write_text(WANDB.replace("\\\\n", "\\n"))
+    (site / "wandb" / "__init__.py").write_text(WANDB)
     (site / "wandb-1.0.dist-info").mkdir()
     (site / "wandb-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(site)
@@ -53,6 +53,7 @@ def wandb(tmp_path, monkeypatch):
 
 
 def write(out: Path, kind: str, *rows: dict, step: int = 0) -> None:
+    out.mkdir(exist_ok=True)
     with Tracker(out, kind, step, True, RECIPE) as tracker:
         for row in rows:
             tracker.write(row)
