@@ -205,7 +205,7 @@ def engine() -> None:
 def cpu_of(words: list[str], folder: Path) -> float:
     """Seconds of CPU of a command and of every process that comes of it, looked at four times a second.
 
-    Those that Ray starts are nobody's children when they end, so that the command itself cannot be asked for them.
+    Those that Ray starts have no parent left when they end, so that the command itself cannot be asked for them.
     """
     import psutil
 
