@@ -24,7 +24,7 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
-from sp_rerank.diffusion.loading import UNKNOWN_STEPS, default_settings, model_of
+from sp_rerank.diffusion.loading import UNKNOWN_STEPS, default_settings, model_of, provenance_of, set_provenance
 from sp_rerank.diffusion.sampler import Batch, Sampler, flags_of
 from sp_rerank.errors import UsageError
 from sp_rerank.pipelines.request import (
@@ -321,11 +321,16 @@ class BestOfNMixin(Base):
                 which all modules are converted, those of the other pipeline too.
         """
         # given by hand they are taken whatever their class: diffusers would drop a small decoder
-        shared = {name: part for name, part in pipeline.components.items() if name in parameters_of(cls.__init__)}
-        kwargs = {"scorer": None, **shared, **kwargs}
+        names = [name for name in parameters_of(cls.__init__) if name not in ("self", "scorer")]
+        shared = {name: part for name, part in pipeline.components.items() if name in names}
+        # settings that a pipeline keeps as attributes only, such as the layers of PAG
+        kept = {name: vars(pipeline)[name] for name in names if name in vars(pipeline) and name not in pipeline.config}
+        kwargs = {"scorer": getattr(pipeline, "scorer", None), **kept, **shared, **kwargs}
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = _AS_IT_IS
-        return super().from_pipe(pipeline, **kwargs)
+        pipe = super().from_pipe(pipeline, **kwargs)
+        set_provenance(pipe, provenance_of(pipeline))
+        return pipe
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers; the last step of `from_pipe` is one to a precision, which may be each module's own."""

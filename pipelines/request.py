@@ -14,7 +14,7 @@ import torch
 
 from sp_rerank.errors import UsageError
 
-OF_A_PROMPT = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_(embeds|attention_mask)\w*)?")
+OF_A_PROMPT = re.compile(r"(negative_)?((pooled_)?prompt(_\d|_(embeds|attention_mask)\w*)?|attention_mask)")
 """Arguments that hold something for each prompt: texts, embeddings and their masks."""
 
 
@@ -96,8 +96,8 @@ def subjects_of(
         raise UsageError(f"prompt: expected text with num_candidates={num_candidates}, because the scorer reads it")
     count = count_prompts(arguments)
     read = _one_each("score_prompt", texts, count)
-    held = {name: value for name, value in arguments.items() if value is not None and OF_A_PROMPT.fullmatch(name)}
-    rows = {name: _one_each(name, value, count) for name, value in held.items()}
+    held = {name: value for name, value in arguments.items() if OF_A_PROMPT.fullmatch(name)}
+    rows = {name: _one_each(name, value, count) for name, value in held.items() if embedded or value is not None}
     other = {name: value for name, value in arguments.items() if name not in held}
     return [
         _subject(read[i], {name: values[i] for name, values in rows.items()}, other, embedded) for i in range(count)
@@ -112,7 +112,7 @@ def _subject(text: str, row: dict[str, Any], other: Mapping[str, Any], embedded:
 
 def _one_each(name: str, value: Any, count: int) -> list[Any]:
     """The part of an argument that each prompt has: a text, or a tensor (or a list) with the one row."""
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return [value] * count
     if len(value) != count:
         raise UsageError(f"{name}: expected one, or one a prompt: got {len(value)} for {count} prompts")

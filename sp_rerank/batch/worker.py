@@ -24,7 +24,8 @@ from sp_rerank.batch.batch_config import BatchConfig, Keep, without_prompt
 from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import ImageFormat, Unit, encode, encode_image, key_of, name_of
-from sp_rerank.config import GenerationOptions
+from sp_rerank.config import CheckpointOptions, GenerationOptions
+from sp_rerank.diffusion.loading import device_of
 from sp_rerank.errors import (
     NothingUsableError,
     SpRerankError,
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 CUT_SHORT = TryAgainError.exit_code
 
 
+_PLAIN = CheckpointOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Models:
     """The models of a batch in words, for workers to load.
@@ -60,6 +64,7 @@ class Models:
         safety_checker: Whether a checkpoint's safety checker is used.
         device: "auto" takes the accelerator.
         dtype: Precision of the pipeline.
+        checkpoint: What is asked of the model beside its name.
         function: "module:function" that returns (pipe, scorer, others) in place of all that.
     """
 
@@ -70,6 +75,7 @@ class Models:
     safety_checker: bool = True
     device: str = "auto"
     dtype: str = "auto"
+    checkpoint: CheckpointOptions = _PLAIN
     function: str | None = None
 
     @classmethod
@@ -95,10 +101,10 @@ class Models:
         with loading.quiet():
             pipe, _ = loading.open_pipeline(
                 self.model, device=self.device, dtype=self.dtype, scheduler=self.scheduler,
-                safety_checker=self.safety_checker,
+                safety_checker=self.safety_checker, **self.checkpoint.keywords(),
             )  # fmt: skip
             specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
-            ranker, *others = (scorers.load_scorer(spec, device=str(pipe.device)) for spec in specs)
+            ranker, *others = (scorers.load_scorer(spec, device=str(loading.device_of(pipe))) for spec in specs)
         return pipe, ranker, others
 
 
@@ -131,6 +137,7 @@ class Order:
         """The order of a line."""
         record = json.loads(line)
         models = {**record["models"], "also": tuple(record["models"]["also"])}
+        models["checkpoint"] = CheckpointOptions(**models["checkpoint"])
         return cls(**{**record, "models": Models(**models)})
 
 
@@ -200,8 +207,9 @@ class UnitMaker:
         also = with_members(scorer, also)
         self._models = pipe, scorer, also
         self._memory = MemoryLimit()
-        cpu = pipe.device.type == "cpu"
-        self._hardware = "cpu" if cpu else _accelerator(pipe.device)
+        device = device_of(pipe)
+        cpu = device.type == "cpu"
+        self._hardware = "cpu" if cpu else _accelerator(device)
         config = BatchConfig(
             config=without_prompt(resolve("-", self._options, pipe=pipe, scorer=scorer, also=also)),
             top_k=self._options.kept,

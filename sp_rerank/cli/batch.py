@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -28,8 +29,7 @@ from sp_rerank.cli.console import (
     say,
     tell,
 )
-from sp_rerank.cli.generate import Also, Model, SafetyChecker, Scheduler, assignments, check_search, with_options
-from sp_rerank.config import GenerationOptions
+from sp_rerank.cli.generate import Also, Model, SafetyChecker, Scheduler, check_search, split_options, with_options
 from sp_rerank.errors import NothingUsableError, TryAgainError
 
 if TYPE_CHECKING:
@@ -146,13 +146,14 @@ def make(
     from sp_rerank.batch.shards import parse_shard
     from sp_rerank.batch.worker import Models
 
-    options["pipe_kwargs"] = assignments(options["pipe_kwargs"])
-    check_search(GenerationOptions(**options))
+    asked, checkpoint = split_options(options)
+    check_search(asked)
+    options = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
     place = out or str(Path("batches") / ("stdin" if prompts[0] == STDIN else Path(prompts[0]).stem))
     batch = PromptBatch(
         read_prompts(*prompts),
         place,
-        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype),
+        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype, checkpoint),
         settings=BatchSettings(
             keep=keep.value,
             image_format=image_format.value,

