@@ -108,7 +108,7 @@ class BestOfNMixin(Base):
         UsageError: If the scorer is a torch module that does not tell its device.
     """
 
-    scorer: Scorer | None
+    scorer: Any  # a Scorer, or None
 
     def __init_subclass__(cls, **more: Any) -> None:
         """Give a class the signatures of its stock class, from which diffusers reads components and arguments."""

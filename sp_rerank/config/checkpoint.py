@@ -70,7 +70,9 @@ class Embedding(NamedTuple):
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(TEXT.holds, value))
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return all(map(TEXT.holds, cast("Sequence[object]", value)))
 
 
 def _option(default: Any, rule: Rule, help: str) -> Any:
@@ -206,9 +208,9 @@ _ADDED = {
 
 def _entries(name: str, value: Any) -> list[Mapping[str, Any]]:
     wanted = _ADDED[name]
-    entries: list[Any] = value if isinstance(value, list) else [value]
+    entries = cast("list[Any]", value if isinstance(value, list) else [value])
     for entry in entries:
-        kinds = {key: type(item) for key, item in entry.items()} if isinstance(entry, dict) else None
-        if kinds != wanted:
+        record = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
+        if {key: type(item) for key, item in record.items()} != wanted:
             raise ValueError(f"{name}: expected a list of tables with {', '.join(wanted)}, got {brief(entry)}")
     return entries

@@ -344,12 +344,12 @@ def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
         ) from error
 
 
-def set_provenance(pipe: TextToImagePipeline, provenance: Provenance) -> None:
+def set_provenance(pipe: Any, provenance: Provenance) -> None:
     """Let a pipeline say what it was made of; its configuration, which is saved with it, stays as it is."""
     vars(pipe)[_PROVENANCE] = provenance
 
 
-def provenance_of(pipe: TextToImagePipeline) -> Provenance:
+def provenance_of(pipe: Any) -> Provenance:
     """What a pipeline says that it was made of; of one that was not loaded here nothing is known."""
     return vars(pipe).get(_PROVENANCE, Provenance())
 

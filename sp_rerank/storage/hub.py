@@ -74,16 +74,16 @@ def fetch_file(repo: str, files: Sequence[str], revision: str | None = None) -> 
         except LocalEntryNotFoundError:
             continue
     info = _probe(repo, revision, files[0])
-    commit, held = info.sha, {entry.rfilename for entry in info.siblings or ()}
+    held = {entry.rfilename for entry in info.siblings or ()}
     _announce(repo, info, {next((file for file in files if file in held), files[0])}.__contains__)
     for file in files:
         try:
-            return _with_commit(hf_hub_download(repo, file, revision=commit), file)
+            return _with_commit(hf_hub_download(repo, file, revision=revision), file)
         except Exception as error:  # a full disk, a connection that broke
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise _broken_off(f"{file} of {repo}", error) from error
-    raise UsageError(f"{repo} at {commit}: expected a file {' or '.join(files)}, found none")
+    raise UsageError(f"{repo} at {info.sha}: expected a file {' or '.join(files)}, found none")
 
 
 def fetch_pipeline(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
@@ -111,7 +111,7 @@ def fetch_pipeline(repo: str, revision: str | None = None, variant: str | None =
     info = _probe(repo, revision)
     _announce(repo, info, lambda name: _is_of_pipeline(name, variant))
     try:
-        return Path(DiffusionPipeline.download(repo, revision=revision or info.sha, **more))
+        return Path(DiffusionPipeline.download(repo, revision=revision, **more))
     except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
         raise _broken_off(repo, error) from error
 
@@ -135,7 +135,7 @@ def fetch_configuration(repo: str) -> Path:
         return folder
     info = _probe(repo, None)
     try:
-        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=patterns))
+        return Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # a full disk, a connection that broke
         raise _broken_off(repo, error) from error
 
@@ -161,7 +161,7 @@ def _download(repo: str, revision: str | None) -> Path:
     info = _probe(repo, revision)
     _announce(repo, info, lambda name: any(fnmatch(name, pattern) for pattern in _WANTED))
     try:
-        return Path(snapshot_download(repo, revision=info.sha, allow_patterns=_WANTED))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
     except Exception as error:  # a full disk, a connection that broke
         raise _broken_off(repo, error) from error
 
@@ -213,7 +213,11 @@ def _broken_off(what: str, error: Exception) -> SpRerankError:
 
 
 def _probe(repo: str, revision: str | None, file: str | None = None) -> ModelInfo:
-    """What the hub knows of a revision; asked with a short limit, for a download itself tries again for long."""
+    """What the hub knows of a revision; asked with a short limit, for a download itself tries again for long.
+
+    The download then names the revision and not its commit: of a commit the cache does not note what branch it was of,
+    and would not find it again without the hub.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 

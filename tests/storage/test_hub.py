@@ -68,6 +68,8 @@ def test_size_and_license_are_said_before_a_download(hub, repositories, tmp_path
     code, said = generate(hub, tmp_path, "owner/model")
     assert code == 0
     assert not any("downloading" in line for line in said)  # it is in the cache
+    code, said = generate({**hub, "HF_HUB_OFFLINE": "1"}, tmp_path, "owner/model")
+    assert code == 0, said  # and is found there without the hub
 
 
 def test_a_variant_is_fetched_alone(hub, tmp_path):
