@@ -133,7 +133,7 @@ def fetch_configuration(repo: str) -> Path:
         raise UsageError(f"{repo!r}: expected a folder that exists or a hub repository OWNER/NAME") from error
     if folder and (folder / "model_index.json").is_file():
         return folder
-    info = _probe(repo, None)
+    _probe(repo, None)
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns))
     except Exception as error:  # a full disk, a connection that broke

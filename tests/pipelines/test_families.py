@@ -292,7 +292,9 @@ def test_saved_folders_open_in_a_new_process_with_their_scorers(tmp_path, encode
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    wanted = [f"sp_rerank.pipelines {name} tiny {out.seeds[0]}" for name, out in expected.items() for _ in range(2)]
+    wanted = [
+        f"sp_rerank.pipelines {name} {encoder.name} {out.seeds[0]}" for name, out in expected.items() for _ in range(2)
+    ]
     assert lines == wanted
     for name, out in expected.items():
         assert close(np.load(tmp_path / f"{name}.npy"), out.images, 1e-4)
