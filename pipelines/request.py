@@ -120,12 +120,17 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     return list(value) if texts else [value[i : i + 1] for i in range(count)]
 
 
-def check_searchable(arguments: Mapping[str, Any], num_candidates: int) -> None:
+def check_searchable(pipe: Any, arguments: Mapping[str, Any], num_candidates: int) -> None:
     """Refuse what one candidate allows and several do not.
 
     Raises:
-        UsageError: Naming the argument.
+        UsageError: Naming the argument, or that there is no scorer.
     """
+    if pipe.scorer is None:
+        raise UsageError(
+            f"num_candidates={num_candidates} needs a scorer to choose with, and the pipeline has none; "
+            f'pass one: {type(pipe).__name__}.from_pipe(pipe, scorer=load_scorer("clip-mini"))'
+        )
     if arguments.get("latents") is not None:
         raise UsageError(
             f"latents: expected None with num_candidates={num_candidates}, because the noise comes from the seeds"

@@ -25,7 +25,7 @@ from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import ImageFormat, Unit, encode, encode_image, key_of, name_of
 from sp_rerank.config import CheckpointOptions, GenerationOptions
-from sp_rerank.diffusion.loading import device_of
+from sp_rerank.diffusion.placement import device_of
 from sp_rerank.errors import (
     NothingUsableError,
     SpRerankError,
@@ -104,7 +104,7 @@ class Models:
                 safety_checker=self.safety_checker, **self.checkpoint.keywords(),
             )  # fmt: skip
             specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
-            ranker, *others = (scorers.load_scorer(spec, device=str(loading.device_of(pipe))) for spec in specs)
+            ranker, *others = (scorers.load_scorer(spec, device=str(device_of(pipe))) for spec in specs)
         return pipe, ranker, others
 
 

@@ -30,7 +30,7 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Where the model is now. [default: as in the run]")] = None,
 ) -> None:
     """Make candidates again: the same pixels on the same machine, the same seed with other steps, or larger."""
-    from sp_rerank.diffusion.loading import provenance_of
+    from sp_rerank.diffusion.placement import provenance_of
     from sp_rerank.replay import STRENGTH, Replays
     from sp_rerank.run.folder import RunDir
 

@@ -136,7 +136,8 @@ def generate(
     _check_before_loading(prompt, asked)
     began = time.monotonic()
     with quiet():
-        from sp_rerank.diffusion.loading import device_of, model_of
+        from sp_rerank.diffusion.loading import model_of
+        from sp_rerank.diffusion.placement import device_of
         from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 

@@ -176,8 +176,8 @@ class Provenance:
         for name, kind in _KINDS.items():
             if name in record and type(record[name]) is not kind:
                 raise ValueError(f"{name}: expected {kind.__name__}, got {brief(record[name])}")
-        added = {name: tuple(_entries(name, record.get(name, []))) for name in _ADDED}
-        return cls(**{**record, **added})
+        values: dict[str, Any] = {**record, **{name: tuple(_entries(name, record.get(name, []))) for name in _ADDED}}
+        return cls(**values)
 
     def differences(self, other: Provenance) -> list[str]:
         """The names of the fields that decide pixels in which another differs; where its models wait decides none."""
@@ -212,5 +212,7 @@ def _entries(name: str, value: Any) -> list[Mapping[str, Any]]:
     for entry in entries:
         record = cast("dict[str, object]", entry) if isinstance(entry, dict) else {}
         if {key: type(item) for key, item in record.items()} != wanted:
-            raise ValueError(f"{name}: expected a list of tables with {', '.join(wanted)}, got {brief(entry)}")
+            raise ValueError(
+                f"{name}: expected a list of tables with {', '.join(wanted)}, got {brief(cast('object', entry))}"
+            )
     return entries

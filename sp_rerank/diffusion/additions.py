@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config.checkpoint import WEIGHTS, Embedding, Lora
-from sp_rerank.errors import StorageError, UsageError, is_out_of_memory
+from sp_rerank.errors import StorageError, UsageError, first_line, is_out_of_memory
 from sp_rerank.storage.atomic import sha256_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def read_weights(kind: str, file: str) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
-        raise StorageError(f"{kind} {file} is damaged: {_first_line(error)}") from error
+        raise StorageError(f"{kind} {file} is damaged: {first_line(error)}") from error
 
 
 def add_loras(pipe: Any, loras: Sequence[Lora]) -> tuple[Mapping[str, Any], ...]:
@@ -83,7 +83,7 @@ def _add_lora(pipe: Any, name: str, file: str) -> None:
         if is_out_of_memory(error):
             raise
         cause = error.__context__ if isinstance(error, KeyError) else error  # diffusers fails once more as it tidies up
-        raise UsageError(f"{other}: {_first_line(cause or error)}") from error
+        raise UsageError(f"{other}: {first_line(cause or error)}") from error
     placed = sum(_adapted_layers(part, name) for part in pipe.components.values())
     if not placed or placed < expected:
         raise UsageError(f"{other}: {placed} of its {max(expected, 1)} layers have a place in it")
@@ -120,7 +120,7 @@ def _add_embedding(pipe: Any, embedding: Embedding) -> Mapping[str, Any]:
             pipe.load_textual_inversion({token: vectors}, token=token, text_encoder=encoder, tokenizer=tokenizer)
         except (ValueError, RuntimeError, AttributeError) as error:
             raise UsageError(
-                f"the textual inversion {file} cannot be added as {token!r}: {_first_line(error)}"
+                f"the textual inversion {file} cannot be added as {token!r}: {first_line(error)}"
             ) from error
     return {"file": file, "sha256": sha256_of(Path(file)), "token": token}
 
@@ -143,7 +143,3 @@ def _check_fits(pipe: Any, file: str, weights: Mapping[str, Tensor], vectors: Te
             f"the textual inversion {file} is for another base than this {type(pipe).__name__}: expected {expected}, "
             f"got {came}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]

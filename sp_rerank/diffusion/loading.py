@@ -19,8 +19,10 @@ from sp_rerank.config.checkpoint import Embedding, Lora
 from sp_rerank.diffusion.additions import add_embeddings, add_loras
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.components import find_variant, load_networks, pipeline_class, read_index
+from sp_rerank.diffusion.placement import device_of, place, set_provenance
+from sp_rerank.diffusion.schedulers import other_scheduler
 from sp_rerank.diffusion.single_file import find_base, is_single_file, load_single_file
-from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError
+from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError, first_line
 from sp_rerank.storage import hub
 from sp_rerank.storage.atomic import sha256_of
 
@@ -70,7 +72,6 @@ ACCELERATOR_BATCH = 16  # doubled by guidance it stays below the 64 latents at w
 UNKNOWN_CPU_BATCH = 4
 UNKNOWN_STEPS = 50
 _PLAIN = CheckpointOptions()
-_PROVENANCE = "_sp_rerank_provenance"
 
 
 def find_device(device: str = "auto") -> str:
@@ -216,13 +217,13 @@ def load_pipeline(
     if "prompt" not in parameters_of(pipe):
         raise UsageError(f"{spec} is a {type(pipe).__name__}, not a text-to-image pipeline")
     if scheduler:
-        pipe.scheduler = _scheduler(pipe, scheduler)
+        pipe.scheduler = other_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     with quiet():
         embeddings = add_embeddings(pipe, [Embedding.parse(text) for text in asked.embeddings])
         loras = add_loras(pipe, [Lora.parse(text) for text in asked.loras])
         set_provenance(pipe, replace(made, loras=loras, embeddings=embeddings, offload=asked.offload))
-        return _placed(pipe, device, asked.offload)
+        return place(pipe, device, asked.offload)
 
 
 def _load_folder(
@@ -245,22 +246,6 @@ def _load_file(spec: str, asked: CheckpointOptions, dtype: torch.dtype, _: bool)
         raise OptionError("variant", asked.variant, "none: a model that is a file has one set of weights")
     name, folder = find_base(spec, asked.base)
     return load_single_file(spec, folder, dtype), Provenance(base=name, sha256=sha256_of(Path(spec)))
-
-
-def _placed(pipe: Any, device: str, offload: bool) -> Any:
-    """A pipeline on its device, or ready to go there module by module.
-
-    Raises:
-        UsageError: If the device does not take it, or there is none to go to.
-    """
-    if offload and device.split(":")[0] == "cpu":
-        raise OptionError("offload", offload, "an accelerator: models wait in main memory, where a CPU has them anyway")
-    try:
-        if offload:
-            pipe.enable_model_cpu_offload(device=device)
-        return pipe if offload else pipe.to(device)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
 
 
 def open_pipeline(
@@ -316,47 +301,6 @@ def quiet() -> Iterator[None]:
                 if bars:
                     library.enable_progress_bar()  # of transformers: those of downloads too
             (disable_progress_bars if no_downloads else enable_progress_bars)()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
-
-
-def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
-    """Another scheduler with the configuration of the pipeline's own.
-
-    Raises:
-        UsageError: If the model cannot take it, or it needs a package that is not installed.
-    """
-    kinds = getattr(pipe.scheduler, "compatibles", ())
-    compatible = {kind.__name__: kind for kind in kinds}
-    kind = compatible.get(name, compatible.get(f"{name}Scheduler"))
-    if kind is None:
-        listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
-        raise UsageError(f"no scheduler {name!r} for this model; expected one of {listed}")
-    try:
-        return kind.from_config(pipe.scheduler.config)
-    except ImportError as error:
-        backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
-        raise UsageError(
-            f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
-        ) from error
-
-
-def set_provenance(pipe: Any, provenance: Provenance) -> None:
-    """Let a pipeline say what it was made of; its configuration, which is saved with it, stays as it is."""
-    vars(pipe)[_PROVENANCE] = provenance
-
-
-def provenance_of(pipe: Any) -> Provenance:
-    """What a pipeline says that it was made of; of one that was not loaded here nothing is known."""
-    return vars(pipe).get(_PROVENANCE, Provenance())
-
-
-def device_of(pipe: TextToImagePipeline) -> torch.device:
-    """Where a pipeline computes: not where its modules wait when they are offloaded."""
-    return getattr(pipe, "_execution_device", pipe.device)
 
 
 def model_of(pipe: TextToImagePipeline) -> str:

@@ -169,3 +169,24 @@ def fork_generators(generators: Sequence[torch.Generator], kept: Sequence[int], 
         copies[place] += 1
         result.append(generator)
     return result
+
+
+def other_scheduler(pipe: Any, name: str) -> Any:
+    """Another scheduler with the configuration of the pipeline's own.
+
+    Raises:
+        UsageError: If the model cannot take it, or it needs a package that is not installed.
+    """
+    kinds = getattr(pipe.scheduler, "compatibles", ())
+    compatible = {kind.__name__: kind for kind in kinds}
+    kind = compatible.get(name, compatible.get(f"{name}Scheduler"))
+    if kind is None:
+        listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
+        raise UsageError(f"no scheduler {name!r} for this model; expected one of {listed}")
+    try:
+        return kind.from_config(pipe.scheduler.config)
+    except ImportError as error:
+        backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
+        raise UsageError(
+            f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
+        ) from error

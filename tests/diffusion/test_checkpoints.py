@@ -17,7 +17,7 @@ from sp_rerank import cli, generate, load_pipeline
 from sp_rerank.config import CheckpointOptions, Provenance, RunConfig
 from sp_rerank.config.checkpoint import Embedding, Lora
 from sp_rerank.diffusion import loading
-from sp_rerank.diffusion.loading import device_of, provenance_of
+from sp_rerank.diffusion.placement import device_of, provenance_of
 from sp_rerank.errors import HubUnavailableError, OptionError, StorageError, UsageError
 from sp_rerank.pipelines import best_of_n
 from sp_rerank.scorers.brightness import BrightnessScorer
