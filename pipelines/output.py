@@ -10,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from sp_rerank.diffusion.sampler import Batch
+from sp_rerank.storage.images import are_finite
 
 
 @dataclass
@@ -59,7 +60,7 @@ def output_of(found: Sequence[Finished], output_type: str | None) -> BestOfNPipe
 
 def finished(batch: Batch, scores: torch.Tensor) -> list[Finished]:
     """The candidates of a batch. Their pixels are copied: a view would hold on to the whole batch."""
-    finite = batch.images.isfinite().flatten(start_dim=1).all(dim=1).tolist()
+    finite = are_finite(batch.images).tolist()
     return [
         Finished(score if usable and not flagged else math.nan, index, seed, flagged, pixels.clone())
         for score, usable, flagged, index, seed, pixels in zip(

@@ -191,7 +191,8 @@ def load_pipeline(
         spec: A name of MODELS, a folder, a safetensors file that holds a whole model, or a repository.
         device: Where the weights go.
         dtype: Precision of the weights; float32 where None.
-        scheduler: The class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
+        scheduler: Another scheduler: the class name of one of diffusers, such as "DDIMScheduler" or just "DDIM", or a
+            name of AUTOMATIC1111, such as "DPM++ 2M Karras" (`sp_rerank.config.samplers`).
         safety_checker: False leaves a checkpoint's safety checker out.
         **checkpoint: The fields of `sp_rerank.config.CheckpointOptions`: base, variant, loras, embeddings, offload.
 
@@ -301,6 +302,11 @@ def quiet() -> Iterator[None]:
                 if bars:
                     library.enable_progress_bar()  # of transformers: those of downloads too
             (disable_progress_bars if no_downloads else enable_progress_bars)()
+
+
+def scheduler_name(pipe: TextToImagePipeline) -> str:
+    """What run.json calls a pipeline's scheduler: its class, or A1111's name of a class that is set up in one way."""
+    return getattr(pipe.scheduler, "sampler_name", type(pipe.scheduler).__name__)
 
 
 def model_of(pipe: TextToImagePipeline) -> str:

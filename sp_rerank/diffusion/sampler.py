@@ -56,6 +56,7 @@ class Batch:
         flagged: Which of them the safety checker replaced.
         nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
             counts as one.
+        of_call: Number of images of the call, where images of other prompts were made in it; 0 where these are all.
     """
 
     indices: tuple[int, ...]
@@ -63,6 +64,12 @@ class Batch:
     images: Tensor
     flagged: tuple[bool, ...]
     nfe: int
+    of_call: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images of the call that made these."""
+        return self.of_call or len(self.indices)
 
 
 class Sampler:
@@ -115,6 +122,8 @@ class Sampler:
         self._text: dict[str, Any] | None = None
         self._scheduler: Any = None
         """Other than the pipeline's own."""
+        self.on_step: Callable[[float], None] | None = None
+        """Called after each call of the denoiser with what is done of the batch in hand, in images."""
         self._check_steps()
 
     def batches(self, seeds: Mapping[int, int], done: Container[int] = ()) -> Iterator[Batch]:
@@ -200,7 +209,7 @@ class Sampler:
             return {**rows, "num_images_per_prompt": 1}
         if self._text is None:
             with torch.no_grad():
-                self._text = encode_text(self.pipe, self.call, self._prompt, self._negative_prompt, self._arguments)
+                self._text = self._encode_text(self._prompt)
         return {**self._text, "num_images_per_prompt": images}
 
     def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
@@ -222,7 +231,7 @@ class Sampler:
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
         arguments = self.call_arguments(seeds)
-        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=self._counted(before, len(seeds)))
         try:
             with pipeline_errors(self.pipe):
                 return twin.bind_call(self.call, self.pipe, double)(**arguments)
@@ -230,6 +239,20 @@ class Sampler:
             twin.free_hooks(self.pipe)
             if getattr(double, "_interrupt", False):
                 vars(self.pipe)["_interrupt"] = True
+
+    def _counted(self, before: twin.Before, images: int) -> twin.Before:
+        """The same, and `on_step` gets the calls before."""
+        calls, on_step = 0, self.on_step
+        if on_step is None:
+            return before
+
+        def counted(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
+            nonlocal calls
+            on_step(images * min(1.0, calls / self.steps))
+            calls += 1
+            return before(args, more)
+
+        return counted
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
@@ -268,6 +291,9 @@ class Sampler:
         output = self.call_pipeline(seeds, count)
         return batch_of(output, indices, seeds, nfe)
 
+    def _encode_text(self, prompt: str) -> dict[str, Any]:
+        return encode_text(self.pipe, self.call, prompt, self._negative_prompt, self._arguments)
+
 
 def sampler_of(
     config: RunConfig,
@@ -278,23 +304,37 @@ def sampler_of(
     memory_limit: MemoryLimit | None = None,
 ) -> Sampler:
     """The sampler that makes a run's candidates, perhaps with other steps or larger batches."""
+    options = sampler_options(config, steps=steps, batch_size=batch_size, memory_limit=memory_limit)
+    return Sampler(pipe, config.prompt, **options)
+
+
+def sampler_options(
+    config: RunConfig,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    memory_limit: MemoryLimit | None = None,
+) -> dict[str, Any]:
+    """What `Sampler` is given for a run beside pipeline and prompt.
+
+    Raises:
+        OptionError: If an argument of the pipeline is an option of its own.
+    """
     sizes = {name: side for name, side in (("height", config.height), ("width", config.width)) if side}
     taken = [name for name in config.pipe_kwargs if name in OPTIONS]
     if taken:
         raise OptionError(
             "pipe_kwargs", taken[0], "further arguments of the pipeline; this one is an option of its own"
         )
-    return Sampler(
-        pipe,
-        config.prompt,
-        batch_size=batch_size or config.batch_size,
-        guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt or None,
-        memory_limit=memory_limit,
-        num_inference_steps=steps or config.steps,
+    return {
+        "batch_size": batch_size or config.batch_size,
+        "guidance_scale": config.guidance_scale,
+        "negative_prompt": config.negative_prompt or None,
+        "memory_limit": memory_limit,
+        "num_inference_steps": steps or config.steps,
         **sizes,
         **config.pipe_kwargs,
-    )
+    }
 
 
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
