@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -29,6 +29,7 @@ from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import asked_first, with_members
 from sp_rerank.scorers.scoring import embedder
+from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
 from sp_rerank.types import Progress
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sp_rerank.diffusion.memory_limit import MemoryLimit
+    from sp_rerank.diffusion.sampler import Batch
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
 
@@ -156,6 +158,7 @@ class Job:
         scorer: Ranks them.
         also: Other scorers whose scores are kept.
         memory_limit: What earlier runs of the pipeline found to fit into memory.
+        batches: All candidates, where they were made in calls that other runs shared; None makes them.
     """
 
     config: RunConfig
@@ -164,6 +167,7 @@ class Job:
     scorer: Scorer
     also: Sequence[Scorer] = ()
     memory_limit: MemoryLimit | None = None
+    batches: Sequence[Batch] | None = None
 
 
 def run_search(
@@ -200,7 +204,6 @@ def search_into(
         out: The folder of the store, for the result.
     """
     from sp_rerank.diffusion.sampler import sampler_of
-    from sp_rerank.search.parts import search_parts
 
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
@@ -213,12 +216,9 @@ def search_into(
         others = {other.name: partial(score_batch, other, config.prompt) for other in job.also if other is not asked}
         ended, stage = _ending(state, margin, began), None
         score = partial(score_batch, asked, config.prompt)
-        sampler = sampler_of(config, job.pipe, memory_limit=job.memory_limit)
         latest = Progress(None, len(state.finished), 0, config.n, math.nan)
-        if progress:
-            sampler.on_step = lambda share: progress(replace(latest, in_hand=share))
-        search = search_parts(sampler, score, state, top_k=job.options.kept)
-        with closing(guarded(iter(()) if ended else search)) as batches:
+        on_step = (lambda share: progress(replace(latest, in_hand=share))) if progress else None
+        with closing(guarded(iter(()) if ended else _search(job, state, score, on_step))) as batches:
             for scored in batches:
                 if scored.stage:
                     store.add_stages(seen_candidates(scored, others if config.search.records else {}, state))
@@ -239,6 +239,20 @@ def search_into(
         return _concluded(store, job, ended or Ended(), embed, margin, out), state
 
 
+def _search(
+    job: Job, state: RunState, score: Callable[[Tensor], Tensor], on_step: Callable[[float], None] | None
+) -> Iterator[Scored]:
+    """What the run lacks, made and scored a batch at a time; `on_step` as of a `Sampler`."""
+    from sp_rerank.diffusion.sampler import sampler_of
+    from sp_rerank.search.parts import search_parts
+
+    if job.batches is not None:
+        return (Scored(batch, score(batch.images), None, state.n) for batch in job.batches)
+    sampler = sampler_of(state.config, job.pipe, memory_limit=job.memory_limit)
+    sampler.on_step = on_step
+    return search_parts(sampler, score, state, top_k=job.options.kept)
+
+
 def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContextManager[Store]:
     """Where the candidates are kept: a folder, or memory."""
     if out is None:
@@ -252,8 +266,8 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     """Which of the run's rules ends it here; None where none does."""
-    config, finished = state.config, state.finished
-    if not config.stop or not finished:
+    config = state.config
+    if not config.stop or not (finished := state.finished):
         return None
     spent = stopping.Spent(
         nfe=state.nfe,

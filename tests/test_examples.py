@@ -25,7 +25,7 @@ def example(name: str, *words: str, folder: Path) -> str:
 
 def test_every_example_is_run_here():
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"01_rank_a_folder.py", "02_drop_in_pipeline.py", "03_write_a_scorer.py"}
+    assert names == {"01_rank_a_folder.py", "02_drop_in_pipeline.py", "03_write_a_scorer.py", "04_modular_block.py"}
 
 
 def test_rank_a_folder(tmp_path):
@@ -44,6 +44,19 @@ def test_rank_a_folder(tmp_path):
 def test_the_drop_in_pipeline(tmp_path):
     assert "seed" in example("02_drop_in_pipeline.py", "best.png", folder=tmp_path)
     assert open_image(tmp_path / "best.png").width >= 64
+
+
+def test_the_modular_block(tmp_path):
+    lines = example("04_modular_block.py", "best.png", folder=tmp_path).splitlines()
+    by_block = [(line.split()[1], line.split()[2]) for line in lines]
+    assert len(by_block) == 4
+    assert by_block[0][0] == best_seed(tmp_path)
+    assert open_image(tmp_path / "best.png").size == (256, 256)
+
+
+def best_seed(folder: Path) -> str:
+    """Of the same prompt, seeds and steps, by the pipeline that chooses."""
+    return example("02_drop_in_pipeline.py", "other.png", folder=folder).splitlines()[0].split()[1]
 
 
 def test_write_a_scorer(tmp_path):

@@ -59,6 +59,10 @@ ScorerOption = Annotated[
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.", envvar=DEVICE_VARIABLE)
 ]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(metavar="OWNER/NAME", help="Upload the result to this repository of the hub; a new one is private."),
+]
 Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: half precision where it is fast.")]
 
 
