@@ -13,6 +13,8 @@ from sp_rerank.config.samplers import A1111_SAMPLERS, a1111_name, find_sampler
 from sp_rerank.diffusion import loading
 from sp_rerank.errors import UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
+
 
 @pytest.fixture(scope="module")
 def pipe() -> StableDiffusionPipeline:
