@@ -9,6 +9,8 @@ Knows nothing of models. There are three geometries, because the scorers' origin
   1/255 (of noise, up to 24/255). Here a score does not depend on the Pillow that happens to be installed.
 - "squash", of BLIP's own evaluation, does so without regard to the proportions.
 - "longest_edge_pad", of HPS v2 and v2.1, resizes the float tensor with torch and pads it to a square.
+
+For a gradient to the pixels each has a differentiable form: the same weights on floats, nothing rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -104,9 +106,14 @@ class Preprocess:
         """Plain values that JSON can hold."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor | Sequence[Image.Image], device: torch.device | str | None = None) -> Tensor:
-        """Prepare n images for an encoder; no gradient passes.
+    def __call__(
+        self,
+        images: Tensor | Sequence[Image.Image],
+        device: torch.device | str | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Tensor:
+        """Prepare n images for an encoder; no gradient passes unless asked for.
 
         A tensor is rounded to 8 bits first: it is scored as the PNG saved from it would be. PIL images are turned into
         RGB first (open_clip turns them after resizing, which for palettes means nearest-neighbour).
@@ -114,18 +121,26 @@ class Preprocess:
         Args:
             images: (n, 3, H, W) float in [0, 1], clipped to that range; or n PIL images of any sizes.
             device: where to compute and where the result lies; by default a tensor's own, the CPU for PIL images.
+            differentiable: of a tensor only: with a gradient to it, and not rounded to 8 bits: no pixel is further than
+                2.5/255 (before the normalization) from what it is otherwise. The gradient is 0 where a pixel, or what
+                the resize makes of it, is clipped.
 
         Returns:
             (n, 3, size, size) float32, normalized. An image with a NaN or an infinity is NaN throughout.
 
         Raises:
-            UsageError: if a tensor is not of shape (n, 3, H, W), or not of floats.
+            UsageError: if a tensor is not of shape (n, 3, H, W), or not of floats, or a gradient is asked for to others.
         """
-        if isinstance(images, Tensor):
-            return self._from_floats(images.to(device or images.device))
-        if not images:
-            return torch.empty(0, 3, self.size, self.size, device=device)
-        return torch.cat([self._from_image(seen_rgb(image), torch.device(device or "cpu")) for image in images])
+        if differentiable:
+            if not isinstance(images, Tensor):
+                raise UsageError(f"images: expected a tensor, for a gradient to its pixels, got a {type(images).__name__}")
+            return self._with_gradient(images.to(device or images.device))
+        with torch.no_grad():
+            if isinstance(images, Tensor):
+                return self._from_floats(images.to(device or images.device))
+            if not images:
+                return torch.empty(0, 3, self.size, self.size, device=device)
+            return torch.cat([self._from_image(seen_rgb(image), torch.device(device or "cpu")) for image in images])
 
     def _from_image(self, image: Image.Image, device: torch.device) -> Tensor:
         """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor."""
@@ -140,13 +155,22 @@ class Preprocess:
         return self._normalize(self._resize_axis(narrow, -2, image.size).float().div(255))
 
     def _from_floats(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UsageError(
-                f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}"
-            )
+        _check_floats(images)
         finite = images.isfinite().flatten(1).all(dim=1)
         rounded = images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
         return self._from_bytes(rounded).masked_fill(~finite[:, None, None, None], torch.nan)
+
+    def _with_gradient(self, images: Tensor) -> Tensor:
+        """As `_from_floats`, of floats all the way."""
+        _check_floats(images)
+        finite = images.isfinite().flatten(1).all(dim=1)
+        pixels = images.float().nan_to_num().clamp(0, 1)
+        size = (pixels.shape[-1], pixels.shape[-2])
+        if self.geometry == "longest_edge_pad":
+            square = self._pad(self._shrink(self._shrink(pixels, -1, size), -2, size))
+        else:
+            square = self._resize_floats(self._resize_floats(pixels, -1, size), -2, size)
+        return self._normalize(square).masked_fill(~finite[:, None, None, None], torch.nan)
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
@@ -162,12 +186,25 @@ class Preprocess:
 
     def _resize_axis(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
         """One pass of the resize of an image of this (width, height), and the crop of the same axis."""
-        edge = size[0] if axis == -1 else size[1]
         # Metal has no float64, the only float type whose sums are exact here.
         exact = pixels.cpu() if pixels.device.type == "mps" else pixels
+        return _resample(exact, axis, *self._window(axis, size), self.size).to(pixels.device)
+
+    def _resize_floats(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
+        """The same of floats in [0, 1], with a gradient."""
+        resized, offset = self._window(axis, size)
+        source = pixels.shape[axis]
+        if resized == source:
+            return pixels.narrow(axis, offset, self.size)
+        weights = torch.from_numpy(bicubic_coefficients(source, resized, offset, self.size) / 2.0**_COEFFICIENT_BITS)
+        weights = weights.to(pixels.device, pixels.dtype)
+        return (pixels.movedim(axis, -1) @ weights.T).movedim(-1, axis).clamp(0, 1)
+
+    def _window(self, axis: int, size: tuple[int, int]) -> tuple[int, int]:
+        """How long an axis of an image of this (width, height) becomes, and where the square begins on it."""
+        edge = size[0] if axis == -1 else size[1]
         resized = self.size if self.geometry == "squash" else int(self.size * edge / min(size))
-        offset = _OFFSETS[self.crop](resized - self.size)
-        return _resample(exact, axis, resized, offset, self.size).to(pixels.device)
+        return resized, _OFFSETS[self.crop](resized - self.size)
 
     def _shrink(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
         """One pass of torch's resize, to floats in [0, 1], of an image of this (width, height); longest edge to `size`.
@@ -190,6 +227,11 @@ class Preprocess:
         height, width = picture.shape[-2:]
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(picture, (left, self.size - width - left, top, self.size - height - top))
+
+
+def _check_floats(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise UsageError(f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}")
 
 
 def _bytes_of(image: Image.Image) -> Tensor:

@@ -18,7 +18,7 @@ OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _PREFIX = "clip:"
 _OWN_TOWERS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
-Form = Literal["open_clip", "transformers", "image_reward", "blip_itm", "aesthetic"]
+Form = Literal["open_clip", "transformers", "image_reward", "blip_itm", "cycle_reward", "mps", "aesthetic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Published:
         name: what `load_scorer` takes.
         summary: one line for people.
         size: of the file, for people; "" where unknown.
-        scale: of the scores; for a dual encoder "cosine" or "logit", for the others a range for people.
+        scale: of the scores; for a dual encoder "cosine" or "logit", for the others what people should know of it.
         license: of the weights.
         form: whose names the tensors bear.
         files: names in the repository, the best first; or the one name that the file has elsewhere.
@@ -237,6 +237,38 @@ PUBLISHED = {
             repo="Salesforce/blip-itm-large-coco",
             revision="c0273606af96037e7a3b2fb0ff4ae9620b517be6",
             vocabulary=("Salesforce/blip-itm-large-coco", "c0273606af96037e7a3b2fb0ff4ae9620b517be6"),
+        ),
+        Published(
+            name="cycle-reward",
+            summary="CycleReward-Combo (Bahng et al. 2025, arXiv 2506.02095), from BLIP large: does the image fit the text",
+            size="1.9 GB",
+            scale="its own",
+            license="MIT",
+            form="cycle_reward",
+            files=("CycleReward-Combo.pth",),
+            url="https://github.com/hjbahng/cyclereward/releases/tag/v1.0.0",
+            vocabulary=("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+        ),
+        Published(
+            name="cycle-reward-t2i",
+            summary="CycleReward-T2I, trained on images of one text only",
+            size="1.9 GB",
+            scale="its own",
+            license="MIT",
+            form="cycle_reward",
+            files=("CycleReward-T2I.pth",),
+            url="https://github.com/hjbahng/cyclereward/releases/tag/v1.0.0",
+            vocabulary=("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+        ),
+        Published(
+            name="mps",
+            summary="Multi-dimensional Preference Score, overall (Zhang et al. 2024, CVPR), from CLIP ViT-H/14",
+            size="",
+            scale="logit",
+            license="unknown",
+            form="mps",
+            files=("MPS_overall_checkpoint.pth",),
+            url="https://github.com/Kwai-Kolors/MPS#download-the-mps-checkpoint",
         ),
         Published(
             name="aesthetic-v1",

@@ -188,7 +188,13 @@ def _brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-_CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic", "TasteScorer": "taste"}
+_CLASSES = {
+    "DualEncoder": "clip",
+    "BlipScorer": "blip",
+    "MpsScorer": "mps",
+    "AestheticScorer": "aesthetic",
+    "TasteScorer": "taste",
+}
 """The module of each class that a checkpoint's config.json may name."""
 
 
