@@ -174,6 +174,8 @@ def build() -> Any:
     """The network with random weights."""
     network = CLIPModel().eval()
     randomize(network)
+    with torch.no_grad():  # one direction leads, so that tokens lie on both sides of the threshold
+        network.model.text_model.final_layer_norm.weight[0] = 30.0
     return network
 
 
