@@ -6,7 +6,6 @@ weights is built here: it shows the way and knows nothing. transformers is a dep
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,15 @@ TEMPLATE = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 @dataclass
@@ -60,6 +67,7 @@ def load(name: str | None = None, device: str = "cpu") -> VisionLanguage:
 
 def _write_tiny(folder: Path) -> None:
     """Qwen2-VL's layout with two layers and a vocabulary of bytes."""
+    from open_clip.tokenizer import bytes_to_unicode
     from transformers import (
         Qwen2Tokenizer,
         Qwen2VLConfig,
@@ -68,7 +76,6 @@ def _write_tiny(folder: Path) -> None:
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
     )
-    from open_clip.tokenizer import bytes_to_unicode
 
     vocabulary = {letter: place for place, letter in enumerate([*bytes_to_unicode().values(), *SPECIAL])}
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], pad_token=SPECIAL[0], unk_token=SPECIAL[0])

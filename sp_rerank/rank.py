@@ -190,7 +190,10 @@ class _Scored:
 
 
 def _score_all(
-    scorers: Sequence[Scorer | PairScorer], prompt: str, sources: Sequence[Path] | Sequence[Image.Image], embed: Embed | None = None
+    scorers: Sequence[Scorer | PairScorer],
+    prompt: str,
+    sources: Sequence[Path] | Sequence[Image.Image],
+    embed: Embed | None = None,
 ) -> _Scored:
     """Ask every scorer about every image, and hold no more of those that are files than are scored together.
 

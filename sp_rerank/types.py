@@ -116,7 +116,9 @@ class Scorer(Protocol):
 class SigmaScorer(Scorer, Protocol):
     """A scorer that also says how sure it is of each score, as HPSv3 does: images within its sigma of each other tie."""
 
-    def score_with_sigma(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    def score_with_sigma(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]
+    ) -> tuple[Tensor, Tensor]:
         """Score n images as `score` does.
 
         Returns:

@@ -143,7 +143,9 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
         if not prompts:
             return torch.empty(0, device=self.device)
         ids, mask = (tokens[place].to(self.device) for tokens in self.tokenize(prompts))
-        return torch.cat([self._score_pairs(ids[part], mask[part], images[part], differentiable) for part in passes(len(images))])
+        return torch.cat([
+            self._score_pairs(ids[part], mask[part], images[part], differentiable) for part in passes(len(images))
+        ])
 
     def _score_pairs(
         self, ids: Tensor, mask: Tensor, images: Tensor | Sequence[Image.Image], differentiable: bool

@@ -93,7 +93,10 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
             CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=embed_dim)
         )
         self.cross = nn.ModuleList(
-            nn.ModuleList([_CrossLayer(embed_dim, cross_heads, head_width), _SelfLayer(embed_dim, cross_heads, head_width)])
+            nn.ModuleList([
+                _CrossLayer(embed_dim, cross_heads, head_width),
+                _SelfLayer(embed_dim, cross_heads, head_width),
+            ])
             for _ in range(cross_layers)
         )
 
@@ -133,7 +136,10 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
         read = [self._read(prompts[part], condition) for part in passes(len(prompts))]
         words, whole, seen = (torch.cat(parts) for parts in zip(*read, strict=True))
         at = torch.tensor(place, device=self.device)
-        scores = [self._score(words[at[part]], whole[at[part]], seen[at[part]], images[part], differentiable) for part in passes(len(images))]
+        scores = [
+            self._score(words[at[part]], whole[at[part]], seen[at[part]], images[part], differentiable)
+            for part in passes(len(images))
+        ]
         return torch.cat(scores)
 
     def _encode_text(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -209,7 +215,9 @@ class _SelfLayer(nn.Module):
         """(n, i, d) -> (n, i, d)."""
         queries, keys, values, inner = self.fused(self.norm(x)).split(self.widths, dim=-1)
         frequencies: Any = self.inv_freq
-        angles = torch.outer(torch.arange(x.shape[1], device=x.device, dtype=frequencies.dtype), frequencies).repeat(1, 2)
+        angles = torch.outer(torch.arange(x.shape[1], device=x.device, dtype=frequencies.dtype), frequencies).repeat(
+            1, 2
+        )
         queries = _rotate(queries.unflatten(-1, (self.heads, -1)), angles[:, None])
         return x + self.attn_out(_attend(queries, _rotate(keys, angles), values)) + self.ff_out(_swiglu(inner))
 

@@ -47,7 +47,9 @@ def utilities(scorer: PairScorer, prompt: str, count: int, picture: Callable[[in
         answers: list[float] = []
         for start in range(0, len(pairs), PAIRS_AT_ONCE):
             part = pairs[start : start + PAIRS_AT_ONCE]
-            images = {place: to_rgb(picture(place)) for place in dict.fromkeys(place for pair in part for place in pair)}
+            images = {
+                place: to_rgb(picture(place)) for place in dict.fromkeys(place for pair in part for place in pair)
+            }
             first, second = ([images[pair[side]] for pair in part] for side in (0, 1))
             ahead, back = _probabilities(scorer, prompt, first, second), _probabilities(scorer, prompt, second, first)
             answers += [(there + 1 - here) / 2 for there, here in zip(ahead, back, strict=True)]

@@ -133,7 +133,9 @@ class Preprocess:
         """
         if differentiable:
             if not isinstance(images, Tensor):
-                raise UsageError(f"images: expected a tensor, for a gradient to its pixels, got a {type(images).__name__}")
+                raise UsageError(
+                    f"images: expected a tensor, for a gradient to its pixels, got a {type(images).__name__}"
+                )
             return self._with_gradient(images.to(device or images.device))
         with torch.no_grad():
             if isinstance(images, Tensor):

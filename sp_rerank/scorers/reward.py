@@ -89,7 +89,9 @@ def as_reward_fn(scorer: Scorer, *, differentiable: bool = False, by_name: bool 
     ) -> tuple[Any, dict[str, Any]]:
         texts = prompts if isinstance(prompts, str) else list(prompts)
         network: Any = scorer
-        scores = network(texts, images, differentiable=True) if differentiable else scorer.score(texts, _as_scored(images))
+        scores = (
+            network(texts, images, differentiable=True) if differentiable else scorer.score(texts, _as_scored(images))
+        )
         return ({name_of(scorer): scores, "avg": scores} if by_name else scores), {}
 
     return reward
@@ -116,7 +118,9 @@ def as_caption_reward_fn(scorer: Scorer, column: str = "image") -> Callable[...,
 
     def caption_reward(*, completions: Sequence[Any], **columns: Any) -> list[float]:
         if column not in columns:
-            raise UsageError(f"expected a column {column!r} with the images in the data, got {', '.join(columns) or 'none'}")
+            raise UsageError(
+                f"expected a column {column!r} with the images in the data, got {', '.join(columns) or 'none'}"
+            )
         images = [value[0] if isinstance(value, list) else value for value in columns[column]]
         return scorer.score([_text_of(completion) for completion in completions], images).tolist()
 
@@ -147,6 +151,5 @@ def _as_scored(images: Pictures) -> Tensor | Sequence[Image.Image]:
         return images
     got = f"{tuple(images.shape)} of {images.dtype}" if hasattr(images, "shape") else f"a {type(images).__name__}"
     raise UsageError(
-        "images: expected an (n, 3, H, W) tensor of floats, an (n, H, W, 3) array of uint8 or PIL images, got "
-        f"{got}"
+        f"images: expected an (n, 3, H, W) tensor of floats, an (n, H, W, 3) array of uint8 or PIL images, got {got}"
     )

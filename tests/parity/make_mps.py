@@ -123,7 +123,8 @@ def main() -> None:
     chosen = {name: image.convert("RGB") for name, image in images().items() if name not in LEFT_OUT}
     golden = {
         "made_with": {
-            package: version(package) for package in ("imscore", "transformers", "torch", "torchvision", "pillow", "numpy")
+            package: version(package)
+            for package in ("imscore", "transformers", "torch", "torchvision", "pillow", "numpy")
         },
         "shapes": shapes,
         "prompts": PROMPTS,

@@ -74,9 +74,7 @@ def test_flow_grpo_calls_it_in_place_of_its_own_sum(encoder: DualEncoder):
     pictures = [to_pil_image(image) for image in IMAGES]
     with futures.ThreadPoolExecutor(max_workers=8) as executor:
         training = executor.submit(reward_fn, IMAGES, list(PROMPTS), [{}] * 3, only_strict=True)
-        testing = executor.submit(
-            reward_fn, pictures, list(PROMPTS), [{}] * 3, ref_images=pictures, only_strict=False
-        )
+        testing = executor.submit(reward_fn, pictures, list(PROMPTS), [{}] * 3, ref_images=pictures, only_strict=False)
         rewards, _ = training.result()
         others, _ = testing.result()
     sample = {key: torch.as_tensor(value, device="cpu").float() for key, value in rewards.items()}
