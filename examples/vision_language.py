@@ -1,4 +1,4 @@
-"""A vision-language model of transformers, and a question to it about images. The examples 04 and 05 use it.
+"""A vision-language model of transformers, and a question to it about images. The examples 05 and 06 use it.
 
 `load("Qwen/Qwen2-VL-2B-Instruct")` takes a real one, from the hub or a folder. Without a name a tiny one with random
 weights is built here: it shows the way and knows nothing. transformers is a dependency of sp-rerank already.

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
+from sp_rerank.run.summary import ranked_html
 from sp_rerank.scorers.calibration import calibration_of, margin_of
 from sp_rerank.scorers.ensemble import MeanRank, with_members
 from sp_rerank.scorers.pairwise import is_pair_scorer, utilities
 from sp_rerank.scorers.scoring import embedder, name_of, score_with_sigma
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
+from sp_rerank.storage.read_ahead import read_ahead, reader_count
 from sp_rerank.types import Candidate, PairScorer, Ranked
 
 if TYPE_CHECKING:
@@ -28,11 +31,21 @@ if TYPE_CHECKING:
 FILES_AT_ONCE = 16
 PIXELS_AT_ONCE = 16_000_000
 """Of the images that are scored together; a larger image is scored alone."""
+BATCHES_READY = 2
+"""Batches of files that are read while one is scored."""
+
+
+class RankedImages(list[Ranked]):
+    """Ranked images, the best first; a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        """Thumbnails with ranks and scores."""
+        return ranked_html(self, f"{len(self)} ranked images")
 
 
 def rank(
     scorer: Scorer | PairScorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None
-) -> list[Ranked]:
+) -> RankedImages:
     """Rank images.
 
     Args:
@@ -55,7 +68,7 @@ def rank(
     scores, margin = scored.scores[name], margin_of(scorer, scored.sigmas.get(name))
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
-    return ranked(candidates, [scores[i] for i in places], margin, prompt)
+    return RankedImages(ranked(candidates, [scores[i] for i in places], margin, prompt))
 
 
 def ranked(
@@ -125,8 +138,11 @@ def rank_files(
     top_k: int | None = None,
     *,
     diverse: bool = False,
+    readers: int | None = None,
 ) -> FileRanking:
     """Rank image files by the first of several scorers, reading each file once and holding a few in memory at a time.
+
+    Threads read the files of the next batches while one is scored.
 
     Args:
         scorers: With different names.
@@ -135,6 +151,7 @@ def rank_files(
         top_k: How many to return; None returns all.
         diverse: Return `top_k` that are unlike each other instead of the best, by the first scorer's embeddings; see
             `sp_rerank.stats.diversity`. Their ranks tell which better ones stand back.
+        readers: Number of threads that read files; None takes one for each CPU, see `read_ahead.reader_count`.
 
     Raises:
         UsageError: if there is no scorer, two have the same name, one fails or does not give a score for each image,
@@ -144,7 +161,7 @@ def rank_files(
     embed = embedder(scorers[0]) if diverse and scorers else None
     if scorers:
         calibration_of(scorers[0])  # a damaged one is told before the work
-    scored = _score_all(scorers, prompt, files, embed)
+    scored = _score_all(scorers, prompt, files, embed, readers)
     names = list(scored.scores)
     margin = margin_of(scorers[0], scored.sigmas.get(names[0]))
     orders = {name: ranking.order(scored.scores[name]) for name in names}
@@ -154,7 +171,7 @@ def rank_files(
     places, cost, copies = order[:top_k], 0.0, None
     if embed and scored.readable:
         chosen = diversity.diverse(first, scored.embedded, top_k or len(order))
-        places, cost = sorted(chosen, key=order.index), diversity.score_cost(first, chosen)
+        places, cost = sorted(chosen, key=lambda i: ranks[names[0]][i]), diversity.score_cost(first, chosen)
         copies = diversity.copies([scored.embedded[i] for i in places])
     found = [
         RankedFile(
@@ -194,16 +211,17 @@ def _score_all(
     prompt: str,
     sources: Sequence[Path] | Sequence[Image.Image],
     embed: Embed | None = None,
+    readers: int | None = None,
 ) -> _Scored:
     """Ask every scorer about every image, and hold no more of those that are files than are scored together.
 
     A mean of ranks is made of its members' scores, which come back too, behind it.
     """
     names = _checked_names(scorers)
-    scored = _score_each([scorer for scorer in scorers if not is_pair_scorer(scorer)], prompt, sources, embed)
+    scored = _score_each([scorer for scorer in scorers if not is_pair_scorer(scorer)], prompt, sources, embed, readers)
     for scorer in scorers:
         if isinstance(scorer, PairScorer) and is_pair_scorer(scorer):
-            found = utilities(scorer, prompt, len(scored.readable), lambda i: _opened(sources[scored.readable[i]]))
+            found = utilities(scorer, prompt, len(scored.readable), lambda i: _image_of(sources[scored.readable[i]]))
             scored.scores[name_of(scorer)], scored.sigmas[name_of(scorer)] = found.mean, found.sigma
     scored.scores = {name: scored.scores[name] for name in dict.fromkeys([*names, *scored.scores])}
     return scored
@@ -216,12 +234,12 @@ def _checked_names(scorers: Sequence[Scorer | PairScorer]) -> list[str]:
     return names
 
 
-def _opened(source: Path | Image.Image) -> Image.Image:
-    return images.open_image(source) if isinstance(source, Path) else source
-
-
 def _score_each(
-    scorers: Sequence[Any], prompt: str, sources: Sequence[Path] | Sequence[Image.Image], embed: Embed | None
+    scorers: Sequence[Any],
+    prompt: str,
+    sources: Sequence[Path] | Sequence[Image.Image],
+    embed: Embed | None,
+    readers: int | None,
 ) -> _Scored:
     """`_score_all` by scorers that score each image by itself."""
     ensembles = [scorer for scorer in scorers if isinstance(scorer, MeanRank)]
@@ -229,7 +247,7 @@ def _score_each(
         asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
         for ensemble in ensembles:
             asked = with_members(ensemble, asked)
-        scored = _score_each(asked, prompt, sources, embed)
+        scored = _score_each(asked, prompt, sources, embed, readers)
         columns = {
             ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
             for ensemble in ensembles
@@ -260,24 +278,55 @@ def _score_each(
             scored.embedded += embed(batch).tolist()
         batch.clear()
 
-    for place, source in enumerate(sources):
-        try:
-            image = _opened(source)
-        except UnreadableImageError as error:
-            scored.unreadable.append(error)
-            continue
-        if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
-            score_batch()
-        batch.append(image)
-        scored.readable.append(place)
-        del image  # a large one is not held while the next is read
-        if _pixels(batch[-1]) > PIXELS_AT_ONCE:
-            score_batch(source if isinstance(source, Path) else None)
-    score_batch()
+    with closing(_opened(sources, readers or reader_count())) as opened:
+        for place, image in enumerate(opened):
+            source = sources[place]
+            if image is None:  # a large file: the images before it are done with first
+                score_batch()
+                image = _open_or_error(source)
+            if isinstance(image, UnreadableImageError):
+                scored.unreadable.append(image)
+                continue
+            if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
+                score_batch()
+            batch.append(image)
+            scored.readable.append(place)
+            del image  # a large one is not held while the next is read
+            if _pixels(batch[-1]) > PIXELS_AT_ONCE:
+                score_batch(source if isinstance(source, Path) else None)
+        score_batch()
     for name, scores in scored.scores.items():
         if scores and all(map(math.isnan, scores)):
             raise NothingUsableError(f"scorer {name}: expected finite scores, got none for any of {len(scores)} images")
     return scored
+
+
+def _opened(
+    sources: Sequence[Path] | Sequence[Image.Image], readers: int
+) -> Generator[Image.Image | UnreadableImageError | None]:
+    """The images, files of them read ahead; what comes in place of an image as `read_ahead` says."""
+    paths = [source for source in sources if isinstance(source, Path)]
+    if len(paths) < len(sources):
+        yield from map(_open_or_error, sources)
+        return
+    yield from read_ahead(
+        paths,
+        files=BATCHES_READY * FILES_AT_ONCE,
+        pixels=BATCHES_READY * PIXELS_AT_ONCE,
+        largest=PIXELS_AT_ONCE,
+        readers=readers,
+    )
+
+
+def _open_or_error(source: Path | Image.Image) -> Image.Image | UnreadableImageError:
+    try:
+        return _image_of(source)
+    except UnreadableImageError as error:
+        return error
+
+
+def _image_of(source: Path | Image.Image) -> Image.Image:
+    return images.open_image(source) if isinstance(source, Path) else source
 
 
 def _pixels(image: Image.Image) -> int:

@@ -193,7 +193,7 @@ def passes(count: int) -> list[slice]:
 
 
 def checked_config(config_class: Any, fields: Mapping[str, Any]) -> Any:
-    """A configuration of transformers; it takes a field that it does not know without a word, and builds something else.
+    """A configuration of transformers, which takes a field that it does not know without a word and ignores it.
 
     Raises:
         UsageError: if there is such a field.

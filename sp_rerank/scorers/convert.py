@@ -53,7 +53,8 @@ def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | 
 
     Args:
         file: the checkpoint as published: a state dict (.pt, .bin, .pth), perhaps under the key "state_dict", or
-            safetensors; of MPS the module. Beside an ImageReward.pt may lie the vocab.txt of bert-base-uncased; it is fetched otherwise.
+            safetensors; of MPS the module. Beside an ImageReward.pt may lie the vocab.txt of bert-base-uncased; it is
+            fetched otherwise.
         as_name: which checkpoint it is, a name out of `published` or clip:ARCH/TAG.
         out: the folder to write; by default the place in the cache where `load_scorer(as_name)` finds it.
         origin: where the file came from, for the record; its name by default.
@@ -219,7 +220,7 @@ class _StandIn:
 
 
 def _unpickle_module(file: Path, mmap: bool) -> Any:
-    """As `_unpickle`; every class that the file names, torch's own among them, is one that only keeps what it is given."""
+    """As `_unpickle`; in place of every class that the file names, torch's own among them, stands one that does nothing."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except Exception:  # no archive that can be read: the reader of state dicts says why

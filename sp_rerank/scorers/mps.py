@@ -1,4 +1,4 @@
-"""MPS, the Multi-dimensional Preference Score: CLIP whose image attends to the words of the prompt that a condition picks.
+"""MPS, the Multi-dimensional Preference Score: CLIP whose image attends to those words that a condition picks.
 
 The towers are transformers', the layers between them PaLM's, written here. Knows nothing of names in a registry, of
 downloads or of how a published file is opened.
@@ -41,8 +41,8 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
 
     Source: Zhang et al., CVPR 2024; Kwai-Kolors/MPS, trainer/models/clip_model.py and cross_modeling.py. The repository
     has two thresholds: .3 in the scripts that gave its published accuracies (eval_overall_mps_on_imagereward.py), which
-    is ours, and .01 in the network's own `forward`, which its README calls. The scripts normalize the similarities of one
-    prompt by their maximum, and so do we whatever the batch.
+    is ours, and .01 in the network's own `forward`, which its README calls. The scripts normalize the similarities of
+    one prompt by their maximum, and so do we whatever the batch.
 
     Args:
         name: of the checkpoint, without its hash.
@@ -106,7 +106,7 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
         return self.config["text_cfg"]["max_position_embeddings"]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """(m, context length) int64 on the CPU: start, tokens, and the end until it is full; a long prompt loses its tail."""
+        """(m, context length) int64 on the CPU: start, tokens, the end until it is full; a long prompt loses its tail."""
         ids = self.tokenizer(list(prompts), context_length=self.max_tokens)
         after = torch.arange(self.max_tokens) > ids.argmax(dim=1, keepdim=True)
         return ids.masked_fill(after, _END)

@@ -240,7 +240,7 @@ PUBLISHED = {
         ),
         Published(
             name="cycle-reward",
-            summary="CycleReward-Combo (Bahng et al. 2025, arXiv 2506.02095), from BLIP large: does the image fit the text",
+            summary="CycleReward-Combo (Bahng et al. 2025, arXiv 2506.02095), from BLIP large: does image fit text",
             size="1.9 GB",
             scale="its own",
             license="MIT",

@@ -176,8 +176,8 @@ def _entry_of(point: EntryPoint) -> Entry:
             ) from error
         if not any(callable(getattr(scorer, method, None)) for method in ("score", "compare")):
             raise UsageError(
-                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score, or "
-                f"compare for pairs, got a {type(scorer).__name__}"
+                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score "
+                f"(compare for pairs), got a {type(scorer).__name__}"
             )
         return scorer
 

@@ -40,8 +40,8 @@ def as_reward_fn(scorer: Scorer, *, differentiable: bool = False, by_name: bool 
     Who takes it as it is:
 
     - github.com/kvablack/ddpo-pytorch, scripts/train.py, in place of a function out of `ddpo_pytorch/rewards.py`
-    - `DDPOTrainer` of trl 0.23, and with `differentiable` its `AlignPropTrainer`; trl 0.24 removed both, and what trl
-      trains since writes text: see `as_caption_reward_fn`
+    - `DDPOTrainer` of trl 0.23, and with `differentiable` its `AlignPropTrainer`; trl 0.24 removed both, and
+      what trl trains since writes text: see `as_caption_reward_fn`
     - github.com/yifan123/flow_grpo, scripts/train_*.py, with `by_name` in place of what `multi_score` returns; without
       it, `lambda: as_reward_fn(scorer)`, among the functions that `multi_score` weighs
 

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/parity/make_mps.py        # writes golden/mps.json beside this file
 
-Run with an environment in which imscore 0.0.11 works (Python 3.11, transformers 4.45, einops, open_clip); sp_rerank need
-not be there. imscore carries the network of Kwai-Kolors/MPS, which is no package; the steps around it are those of that
+Run with an environment in which imscore 0.0.11 works (Python 3.11, transformers 4.45, einops, open_clip); sp_rerank
+need not be there. imscore carries the network of Kwai-Kolors/MPS, which is no package; the steps around it are those of that
 repository's eval_overall_mps_on_imagereward.py, in float32. Weights and images are made as in `make_image_reward`.
 """
 
@@ -38,7 +38,7 @@ TOWER |= {"hidden_act": "gelu", "projection_dim": 24}
 
 
 def as_used(shapes: dict[str, list[int]]) -> dict[str, Any]:
-    """Weights for these names and shapes; what is no weight, the positions and the missing bias, as it is in the file."""
+    """Weights for these names and shapes; what is no weight, positions and the missing bias, as it is in the file."""
     import numpy as np
 
     made = weights(shapes)
@@ -62,7 +62,8 @@ def _tokenizer(folder: Path) -> Any:
     from transformers.models.clip.tokenization_clip import bytes_to_unicode
 
     file = Path(find_spec("open_clip").origin).with_name("bpe_simple_vocab_16e6.txt.gz")
-    merges = gzip.open(file, "rt", encoding="utf-8").read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    with gzip.open(file, "rt", encoding="utf-8") as opened:
+        merges = opened.read().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(bytes_to_unicode().values())
     tokens = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]

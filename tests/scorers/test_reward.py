@@ -69,7 +69,7 @@ def test_alignprop_of_trl_follows_its_gradient(encoder: DualEncoder):
 
 
 def test_flow_grpo_calls_it_in_place_of_its_own_sum(encoder: DualEncoder):
-    """yifan123/flow_grpo, scripts/train_sd3.py: only_strict; train_flux_kontext.py and bagel: ref_images, PIL images."""
+    """yifan123/flow_grpo, scripts/train_sd3.py: only_strict; for pictures that are edited: ref_images, PIL images."""
     reward_fn = sp_rerank.as_reward_fn(encoder, by_name=True)
     pictures = [to_pil_image(image) for image in IMAGES]
     with futures.ThreadPoolExecutor(max_workers=8) as executor:
@@ -99,7 +99,7 @@ def test_flow_grpo_weighs_it_among_others(encoder: DualEncoder):
 
 @pytest.mark.parametrize("conversation", [False, True])
 def test_grpo_of_trl_calls_it_for_texts_of_images(encoder: DualEncoder, conversation: bool):
-    """trl 1.16.0, trainer/grpo_trainer.py, `_calculate_rewards`: keywords only, the columns of the data, a list back."""
+    """trl 1.16.0, trainer/grpo_trainer.py, `_calculate_rewards`: keywords only, columns of the data, a list back."""
     pictures = [to_pil_image(image) for image in IMAGES]
     completions = [[{"role": "assistant", "content": text}] if conversation else text for text in PROMPTS]
     reward_func = as_caption_reward_fn(encoder, column="images")
@@ -118,7 +118,7 @@ def test_grpo_of_trl_calls_it_for_texts_of_images(encoder: DualEncoder, conversa
 
 
 def test_a_missing_column_is_named(encoder: DualEncoder):
-    with pytest.raises(UsageError, match="expected a column 'image' .* got prompts, pixels"):
+    with pytest.raises(UsageError, match=r"expected a column 'image' .* got prompts, pixels"):
         as_caption_reward_fn(encoder)(completions=["a"], prompts=["b"], pixels=[None])
 
 

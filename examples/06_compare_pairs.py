@@ -1,4 +1,4 @@
-"""python examples/05_compare_pairs.py FOLDER "a lemon on the beach" [MODEL]
+"""python examples/06_compare_pairs.py FOLDER "a lemon on the beach" [MODEL]
 
 A scorer that sees two images at a time and says which one is better, as UnifiedReward does (Wang et al. 2025, arXiv
 2503.05236). `rank` asks it about a few pairs, each both ways round, and makes an order of the answers; the scores are

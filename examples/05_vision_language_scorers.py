@@ -1,4 +1,4 @@
-"""python examples/04_vision_language_scorers.py FOLDER "a lemon on the beach" [MODEL]
+"""python examples/05_vision_language_scorers.py FOLDER "a lemon on the beach" [MODEL]
 
 Scorers on a vision-language model: VQAScore (Lin et al. 2024, arXiv 2404.01291), the probability of "Yes", and one that
 gives a mean and its sigma, as HPSv3 does (Ma et al. 2025, arXiv 2508.03789): images within the sigma of each other tie.
