@@ -142,7 +142,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class SigmaScorer(Scorer, Protocol):
-    """A scorer that also says how sure it is of each score, as HPSv3 does: images within its sigma of each other tie."""
+    """A scorer that also says how sure it is of each score, as HPSv3 does; what it does not tell apart ties."""
 
     def score_with_sigma(
         self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]

@@ -220,7 +220,7 @@ class _StandIn:
 
 
 def _unpickle_module(file: Path, mmap: bool) -> Any:
-    """As `_unpickle`; in place of every class that the file names, torch's own among them, stands one that does nothing."""
+    """As `_unpickle`; for every class that the file names, torch's own among them, stands one that does nothing."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
     except Exception:  # no archive that can be read: the reader of state dicts says why

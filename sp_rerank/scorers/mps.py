@@ -106,7 +106,7 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
         return self.config["text_cfg"]["max_position_embeddings"]
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """(m, context length) int64 on the CPU: start, tokens, the end until it is full; a long prompt loses its tail."""
+        """(m, context length) int64 on the CPU: start, tokens, ends until it is full; a long prompt loses its tail."""
         ids = self.tokenizer(list(prompts), context_length=self.max_tokens)
         after = torch.arange(self.max_tokens) > ids.argmax(dim=1, keepdim=True)
         return ids.masked_fill(after, _END)

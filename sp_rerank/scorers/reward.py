@@ -64,7 +64,7 @@ def as_reward_fn(scorer: Scorer, *, differentiable: bool = False, by_name: bool 
         - prompts: n, one an image
         - metadata: of the prompts, in whatever form the trainer keeps it; not looked at
         - ref_images, only_strict: what Flow-GRPO tells its rewards of similarity and GenEval; not looked at
-        - scores: (n,) float32 on the CPU, without a gradient; with one, and on the scorer's device, if `differentiable`;
+        - scores: (n,) float32 on the CPU, without a gradient; if `differentiable` with one, on the scorer's device;
           NaN for an image that is not finite
         - info: empty
 

@@ -3,8 +3,9 @@
     PYTHONPATH=tests python tests/parity/make_mps.py        # writes golden/mps.json beside this file
 
 Run with an environment in which imscore 0.0.11 works (Python 3.11, transformers 4.45, einops, open_clip); sp_rerank
-need not be there. imscore carries the network of Kwai-Kolors/MPS, which is no package; the steps around it are those of that
-repository's eval_overall_mps_on_imagereward.py, in float32. Weights and images are made as in `make_image_reward`.
+need not be there. imscore carries the network of Kwai-Kolors/MPS, which is no package; the steps around it are those
+of that repository's eval_overall_mps_on_imagereward.py, in float32. Weights and images are made as in
+`make_image_reward`.
 """
 
 from __future__ import annotations
