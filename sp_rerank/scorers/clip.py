@@ -86,10 +86,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         for left, a, right, b in expectations:
             if a != b:
                 raise UsageError(f"{config['name']}: {left} is {a}, but {right} is {b}; they must be equal")
-        if config["score_scale"] not in ("cosine", "logit"):
-            raise UsageError(
-                f"{config['name']}: score_scale must be 'cosine' or 'logit', got {config['score_scale']!r}"
-            )
+        check_scale(config["name"], config["score_scale"])
 
     def train(self, mode: bool = True) -> Self:
         """As every module does, but batch norms (of a ResNet tower) keep the statistics that they have.
@@ -157,6 +154,12 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         embedded = torch.cat([self.encode_image(images[part], differentiable) for part in passes(len(images))])
         cosine = (embedded * texts[place]).sum(dim=-1)
         return cosine * self.clip.logit_scale.float().exp() if self.config["score_scale"] == "logit" else cosine
+
+
+def check_scale(name: str, score_scale: str) -> None:
+    """Refuse a scale that a dual encoder does not have."""
+    if score_scale not in ("cosine", "logit"):
+        raise UsageError(f"{name}: score_scale must be 'cosine' or 'logit', got {score_scale!r}")
 
 
 def _clean_nfc(text: str) -> str:

@@ -348,6 +348,32 @@ def _dual_encoder_of(file: Path, row: Published, source: str) -> ScorerModel:
     return build_dual_encoder(rename(read_tensors(file)), described, row, source)
 
 
+def _siglip_of(file: Path, row: Published, source: str) -> ScorerModel:
+    from sp_rerank.scorers.siglip import SigLipEncoder
+
+    described: Any = open_clip.get_model_config(row.architecture)
+    with torch.device("meta"):
+        encoder = SigLipEncoder(
+            name=row.name,
+            embed_dim=described["embed_dim"],
+            vision_cfg=described["vision_cfg"],
+            text_cfg=described["text_cfg"],
+            preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
+            score_scale=row.scale,
+            license=row.license,
+            source=source,
+        )
+    scalars = ("logit_scale", "logit_bias")
+    tensors = read_tensors(file)
+    state = {
+        key: value.reshape(()) if key in scalars and value.numel() == 1 else value for key, value in tensors.items()
+    }
+    check_tensors(shapes_of(state), shapes_of(encoder.clip.state_dict()), row.name, f"of {row.architecture}")
+    encoder.clip.load_state_dict(state, assign=True)
+    encoder.take_tokenizer(_vocabulary_file(file, row))
+    return encoder
+
+
 def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
     from sp_rerank.scorers.blip import from_original
 
@@ -366,16 +392,21 @@ def _mps_of(file: Path, row: Published, source: str) -> ScorerModel:
 
 def _vocabulary(file: Path, row: Published) -> list[str]:
     """BERT's WordPiece vocabulary, a token a line, with the two tokens that BLIP appends."""
-    beside = file.with_name("vocab.txt")
-    if not beside.is_file():
-        assert row.vocabulary is not None, row.name
-        repo, revision = row.vocabulary
-        beside, _ = fetch_file(repo, ["vocab.txt"], revision)
+    beside = _vocabulary_file(file, row)
     try:
         # `splitlines` would part a line at characters that are tokens themselves.
         return [*beside.read_text(encoding="utf-8").rstrip("\n").split("\n"), *_ADDED_TOKENS]
     except (OSError, ValueError) as error:
         raise StorageError(f"{beside} cannot be read: {error}; fetch it again") from error
+
+
+def _vocabulary_file(file: Path, row: Published) -> Path:
+    """The one beside the checkpoint, or the published one."""
+    beside = file.with_name(row.vocabulary_file)
+    if beside.is_file():
+        return beside
+    assert row.vocabulary is not None, row.name
+    return fetch_file(row.vocabulary[0], [row.vocabulary_file], row.vocabulary[1])[0]
 
 
 def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
@@ -390,6 +421,7 @@ def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
 _BUILDERS: dict[str, Callable[[Path, Published, str], ScorerModel]] = {
     "open_clip": _dual_encoder_of,
     "transformers": _dual_encoder_of,
+    "siglip": _siglip_of,
     "image_reward": _blip_of,
     "blip_itm": _blip_of,
     "cycle_reward": _blip_of,

@@ -192,6 +192,7 @@ _CLASSES = {
     "DualEncoder": "clip",
     "BlipScorer": "blip",
     "MpsScorer": "mps",
+    "SigLipEncoder": "siglip",
     "AestheticScorer": "aesthetic",
     "TasteScorer": "taste",
 }
