@@ -203,7 +203,9 @@ class Sampler:
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
         arguments = self.call_arguments(seeds)
-        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=self._counted(before, len(seeds)))
+        if self.on_step is not None:
+            before = twin.count_steps(before, self.steps, len(seeds), self.on_step)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
         try:
             with pipeline_errors(self.pipe):
                 return twin.bind_call(self.call, self.pipe, double)(**arguments)
@@ -211,20 +213,6 @@ class Sampler:
             twin.free_hooks(self.pipe)
             if getattr(double, "_interrupt", False):
                 vars(self.pipe)["_interrupt"] = True
-
-    def _counted(self, before: twin.Before, images: int) -> twin.Before:
-        """The same, and `on_step` gets the calls before."""
-        calls, on_step = 0, self.on_step
-        if on_step is None:
-            return before
-
-        def counted(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
-            nonlocal calls
-            on_step(images * min(1.0, calls / self.steps))
-            calls += 1
-            return before(args, more)
-
-        return counted
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
