@@ -21,6 +21,7 @@ from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
 from sp_rerank.diffusion.memory_limit import MemoryLimit
 from sp_rerank.diffusion.schedulers import check_steps
+from sp_rerank.diffusion.spacing import TIMES, draft_scheduler, first_time, time_steps
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Sampler:
     @property
     def steps(self) -> int:
         """The scheduler steps that the pipeline is asked for."""
-        for name in ("timesteps", "sigmas"):
+        for name in TIMES:
             if self._arguments.get(name) is not None:
                 return len(self._arguments[name])
         return self._argument("num_inference_steps")
@@ -162,7 +163,7 @@ class Sampler:
         return self._arguments.get(name, parameters_of(self.call)[name].default)
 
     def _check_steps(self) -> None:
-        if all(self._arguments.get(name) is None for name in ("timesteps", "sigmas")):
+        if all(self._arguments.get(name) is None for name in TIMES):
             check_steps(self.scheduler, self.steps)
 
     @property
@@ -194,21 +195,37 @@ class Sampler:
             "return_dict": True,
         }
 
-    def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
-        """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
+    def for_drafts(self, steps: int, spacing: float | None = None) -> Sampler:
+        """A sampler that draws the same noise and spends fewer steps on it; text and memory limit are shared so far.
+
+        Its solver is `spacing.SOLVER` where the model can take it.
 
         Args:
             steps: Number of scheduler steps.
-            scheduler: Class name of another scheduler; where the model cannot take it, its own stays.
+            spacing: Exponent of time steps from the first of this sampler's on, as in `sp_rerank.diffusion.spacing`;
+                None for those that the scheduler makes of their number.
+
+        Raises:
+            UsageError: If the scheduler cannot take as many, or the pipeline no time steps.
         """
         self.call_arguments([])  # encodes the text, once for both
         other = copy(self)
-        other._arguments = {**self._arguments, "num_inference_steps": steps}
-        kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
-        if scheduler in kinds:
-            other._scheduler = kinds[scheduler].from_config(self.pipe.scheduler.config)
-        other._check_steps()
+        other._scheduler = draft_scheduler(self.pipe.scheduler, given=spacing is not None)
+        other._arguments = {name: value for name, value in self._arguments.items() if name not in TIMES}
+        other._arguments["num_inference_steps"] = steps
+        if spacing is None:
+            other._check_steps()
+        else:
+            other._arguments |= time_steps(
+                other.scheduler, parameters_of(self.call), first=self._first_time(), steps=steps, exponent=spacing
+            )
         return other
+
+    def _first_time(self) -> float:
+        """Time of the first step; 0 for a scheduler whose times depend on more than their number."""
+        if self._arguments.get("timesteps") is not None:
+            return float(self._arguments["timesteps"][0])
+        return first_time(self.scheduler, self.steps)
 
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
