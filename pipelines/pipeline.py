@@ -308,7 +308,7 @@ class StableDiffusionBestOfNPipeline(StableDiffusionPipeline):
             search if isinstance(search, str) else Path(search),
             RunShape(num_candidates, chosen, steps, model, name_of(self.scorer)),
         )
-        if arguments["callback_on_step_end"] is not None and plan.strategy not in ("exhaustive", "screening"):
+        if arguments["callback_on_step_end"] is not None and plan.watches:
             raise UsageError(
                 f"callback_on_step_end: expected None with search={str(search)!r}, which takes that place itself"
             )

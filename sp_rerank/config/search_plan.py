@@ -149,6 +149,11 @@ class SearchPlan:
         return self.strategy == "recording"
 
     @property
+    def watches(self) -> bool:
+        """Whether candidates are looked at in the pipeline's loop, for which it has to be one that can be watched."""
+        return self.strategy not in ("exhaustive", "screening") or any(entry.after for entry in self.rounds)
+
+    @property
     def replayable(self) -> bool:
         """Whether a candidate's seed makes its image again."""
         return self.strategy != "steering"
@@ -183,7 +188,7 @@ class SearchPlan:
             record["inside"] = [list(entry) for entry in self.inside]
         if self.spacing is not None:
             record["spacing"] = self.spacing
-        if self.strategy not in ("exhaustive", "screening"):
+        if self.watches:
             record["decoder"] = self.decoder
         return record
 
@@ -209,9 +214,13 @@ class SearchPlan:
             raise ValueError("decoder: expected text or null")
         if not SPACING.holds(stored.get("spacing", 1)):
             raise ValueError(f"spacing: expected {SPACING.expected}")
+        rounds = tuple(map(_round, _list(stored, "rounds")))
+        for place, entry in enumerate(rounds, start=1):
+            if entry.weights and len(entry.weights) != place:
+                raise ValueError(f"rounds: expected {place} weights in the round {place}, got {len(entry.weights)}")
         return cls(
             strategy=stored["strategy"],
-            rounds=tuple(map(_round, _list(stored, "rounds"))),
+            rounds=rounds,
             drafts=tuple(_checked_items(stored, "drafts", STEPS)),
             inside=tuple(map(_inside, _list(stored, "inside"))),
             spacing=stored.get("spacing"),

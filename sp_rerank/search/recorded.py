@@ -124,8 +124,9 @@ def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None =
         stage = entry.stage
         trajectory: Place = (stage.of or stage.at if stage.kind == "draft" else 0, None)
         spent[trajectory] = spent.get(trajectory, 0) + entry.nfe
-        place: Place = (next(shares), None)
-        if stage.kind == "draft":
+        if stage.kind == "preview":
+            place: Place = (next(shares), None)
+        else:
             place = (stage.of, stage.at) if stage.of else (stage.at, None)
         scores = _stage_scores(rows, number, None if name == selecting else name)
         if not np.isnan(scores).all():  # else this scorer was not asked

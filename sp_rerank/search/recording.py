@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sp_rerank.config import Round, SearchPlan
 from sp_rerank.diffusion.watchable import check_watchable
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import UnwatchableError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy, finish
 from sp_rerank.search.halving import halving
@@ -30,7 +30,7 @@ def recording(plan: SearchPlan) -> Strategy:
         rounds, inside = [Round(share, len(seeds)) for share in plan.previews], plan.inside
         try:
             check_watchable(sampler)
-        except UsageError as error:
+        except UnwatchableError as error:
             log.warning("only complete drafts are recorded: %s", error)
             rounds, inside = [], ()
         cache = ScoreCache(score, prior)

@@ -21,7 +21,7 @@ import logging
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -267,9 +267,8 @@ def plan_for(spec: str | Path, run: RunShape, *, record: bool = False) -> Search
             "%s spares nothing of %d candidates with %d steps: all of them are finished", path.name, run.n, run.steps
         )
         return SearchPlan()
-    looks = not screens or any(entry.after for entry in rounds)
-    decoder = find_decoder(run.model) if looks else None
-    return SearchPlan(strategy=schedule.strategy, rounds=rounds, spacing=schedule.spacing, decoder=decoder)
+    plan = SearchPlan(strategy=schedule.strategy, rounds=rounds, spacing=schedule.spacing)
+    return replace(plan, decoder=find_decoder(run.model)) if plan.watches else plan
 
 
 def _recording(run: RunShape) -> SearchPlan:

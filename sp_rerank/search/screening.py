@@ -14,8 +14,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import Round, Stage
+from sp_rerank.config.search_plan import only
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.watchable import check_watchable
+from sp_rerank.errors import UnwatchableError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.search.base import Score, Scored, Strategy, best_of, check_keeps, finish
 from sp_rerank.search.cutting import Look, follow
@@ -37,31 +39,47 @@ def screening(rounds: Sequence[Round], *, spacing: float | None = None, decoder:
         decoder: Of what is seen inside a draft, as for `halving`.
 
     Raises:
-        UsageError: Once it runs, if a round keeps fewer than `top_k` or more than came in, if the pipeline takes no
-            time steps, or if it cannot be watched and a round looks into a draft.
+        UsageError: Once it runs, if a round keeps fewer than `top_k` or more than came in, or if the pipeline takes no
+            time steps. A pipeline that cannot be looked into on its way makes each draft to its end, and a log warning
+            says so.
     """
 
     def search(
         sampler: Sampler, score: Score, seeds: Mapping[int, int], *, top_k: int, prior: PriorScores
     ) -> Generator[Scored]:
         check_keeps([entry.keep for entry in rounds], top_k, len(seeds))
-        if any(entry.after for entry in rounds):
-            check_watchable(sampler)
         if draws_noise(sampler.scheduler):
             log.warning(
                 "%s draws noise at every step, which no draft can foresee: drafts tell less; one that draws none, such "
                 "as DPMSolverMultistep, suits this search", type(sampler.scheduler).__name__,
             )  # fmt: skip
-        cache, left, looks = ScoreCache(score, prior), dict(seeds), looks_of(rounds)
-        for steps, same in groupby(looks, key=_steps_of):
-            drafts = list(same)
-            yield from make_drafts(sampler.for_drafts(steps, spacing), left, drafts, cache=cache, decoder=decoder)
-            for look in drafts:
-                scores = cache.weighed(look.judged_by, list(left))
-                left = {index: seeds[index] for index in best_of(scores, look.keep)}
+        cache, left = ScoreCache(score, prior), dict(seeds)
+
+        def screened(rounds: Sequence[Round]) -> Generator[Scored]:
+            nonlocal left
+            left = dict(seeds)
+            for steps, looks in groupby(looks_of(rounds), key=_steps_of):
+                drafts = list(looks)
+                yield from make_drafts(sampler.for_drafts(steps, spacing), left, drafts, cache=cache, decoder=decoder)
+                for look in drafts:
+                    scores = cache.weighed(look.judged_by, list(left))
+                    left = {index: seeds[index] for index in best_of(scores, look.keep)}
+
+        try:
+            yield from screened(rounds)
+        except UnwatchableError as error:
+            log.warning("every draft is made to its end: %s", str(error).partition(";")[0])
+            yield from screened(completed(rounds))
         yield from finish(sampler, score, left, prior)
 
     return search
+
+
+def completed(rounds: Sequence[Round]) -> tuple[Round, ...]:
+    """The rounds without looks inside drafts: each draft is made to its end, and its last round decides there."""
+    later = [*rounds[1:], None]
+    last = [then is None or then.at != entry.at for entry, then in zip(rounds, later, strict=True)]
+    return tuple(entry._replace(after=None) for entry in only(rounds, last))
 
 
 def looks_of(rounds: Sequence[Round]) -> list[Look]:
@@ -89,6 +107,7 @@ def make_drafts(
         decoder: As for `screening`.
     """
     if any(look.step for look in looks):
+        check_watchable(sampler)
         yield from follow(sampler, seeds, looks, cache=cache, previews=Previews(sampler.pipe, decoder, **sampler.size))
         return
     for look in looks:  # a complete draft needs no pipeline that can be watched

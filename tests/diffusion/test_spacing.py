@@ -17,7 +17,7 @@ from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.diffusion.spacing import first_time, takes_time_steps, time_steps
 from sp_rerank.errors import UsageError
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers and transformers
 
 
 def asked_times(sampler: Sampler, denoiser: torch.nn.Module) -> list[float]:
@@ -80,7 +80,8 @@ def test_noise_levels_of_another_kind_do_not_hinder():
 def test_who_takes_none_says_so_in_one_line(name):
     pipe, arguments = build(name)
     assert not takes_time_steps(pipe, parameters_of(pipe))
-    sampler = Sampler(pipe, "a lemon", batch_size=1, guidance_scale=0.0, num_inference_steps=6, **arguments)
+    given = {"guidance_scale": 0.0, "num_inference_steps": 6, **arguments}
+    sampler = Sampler(pipe, "a lemon", batch_size=1, **given)
     with pytest.raises(UsageError, match=r"takes no (timesteps|sigmas) here, .* without spacing") as caught:
         sampler.for_drafts(3, 0.8)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2

@@ -12,7 +12,7 @@ from support.loops import build_sd
 from typer.testing import CliRunner
 
 from sp_rerank.cli import app
-from sp_rerank.errors import NothingUsableError, UsageError
+from sp_rerank.errors import NothingUsableError, UnwatchableError, UsageError
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.writer import add_scores
 from sp_rerank.scorers.brightness import BrightnessScorer
@@ -20,6 +20,8 @@ from sp_rerank.search.cheapest import Fit, cheapest
 from sp_rerank.search.planner import estimate, plan
 from sp_rerank.search.recorded import Recording, normalized_gains, read_recording, simulate
 from sp_rerank.search.schedule import Schedule, ScheduledRound, read_schedule, to_toml
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
 
 MADE_WITH = {"n": 100, "steps": 20, "model": "mini", "scorer": "s@1"}
 
@@ -223,7 +225,7 @@ def test_a_recording_without_a_usable_candidate_is_refused(tmp_path, monkeypatch
 
 
 def _cannot(sampler):
-    raise UsageError("it cannot be cut")
+    raise UnwatchableError("it cannot be cut")
 
 
 def test_finalists_that_are_not_usable_gain_nothing():

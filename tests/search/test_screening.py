@@ -22,7 +22,9 @@ from sp_rerank.replay import Replays
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.search.schedule import RunShape, Schedule, ScheduledRound, plan_for, read_schedule, strategy_of, to_toml
-from sp_rerank.search.screening import screening
+from sp_rerank.search.screening import completed, screening
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
 
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
@@ -344,6 +346,22 @@ def test_a_search_stopped_between_and_inside_rounds_goes_on_there(tmp_path, whol
     go(resume=True)
     assert files_of(tmp_path / "run") == files_of(whole / "run")
     assert scorer.images == 13 + 10 + 7 + 4, "nothing is scored twice, nothing is left out"
+
+
+def test_a_pipeline_that_cannot_be_looked_into_makes_each_draft_to_its_end(tmp_path, caplog):
+    inside = INSIDE.replace("spacing = 0.8\n", "")
+    (tmp_path / "plan.toml").write_text(inside)
+    run(BlurredPipe(), tmp_path / "run", search=tmp_path / "plan.toml", n=13, top_k=2)
+    assert "every draft is made to its end: BlurredPipe has no callback_on_step_end" in caplog.text
+    assert "take screening" not in caplog.text and len(caplog.text.splitlines()) == 1
+    rows = RunDir.read(tmp_path / "run").rows.values()
+    assert sorted([seen.stage.label for seen in row.stages] for row in rows) == (
+        [["draft, 3 steps"]] * 3 + [["draft, 3 steps", "draft, 4 steps"]] * 10
+    )
+    assert sum(row.status == "ok" for row in rows) == 4
+    assert completed([Round(6, 20, 4), Round(8, 9, 2, (0.1, 1.0)), Round(8, 5, 4, (0.1, 0.2, 1.0))]) == (
+        Round(6, 20), Round(8, 5, None, (0.1, 1.0)),
+    )  # fmt: skip
 
 
 def test_a_pipeline_without_time_steps_is_told_so_and_fast_has_a_schedule_for_it(tmp_path):
