@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from sp_rerank.errors import FolderBusyError, StorageError
 
@@ -251,7 +251,7 @@ def _acquire(lock: FileLock, file: Path, wait: bool) -> None:
             try:
                 lock.acquire(blocking=wait)
             except Timeout:  # an OSError too, but not one of storage
-                raise FolderBusyError(_busy(file, isinstance(lock, SoftFileLock))) from None
+                raise FolderBusyError(_busy(file, _stays_behind(lock))) from None
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     raise StorageError(
@@ -260,6 +260,11 @@ def _acquire(lock: FileLock, file: Path, wait: bool) -> None:
                 raise
     except NotImplementedError as error:  # a filelock without a way around
         raise StorageError(f"{file}: the file system gives no locks; choose a folder on another one") from error
+
+
+def _stays_behind(lock: FileLock) -> bool:
+    """Whether filelock went over to a file that names its holder: only such a lock knows a process."""
+    return hasattr(lock, "pid")
 
 
 def _busy(file: Path, stays_behind: bool) -> str:
