@@ -153,10 +153,8 @@ class Sampler:
     @property
     def steps(self) -> int:
         """The scheduler steps that the pipeline is asked for."""
-        for name in TIMES:
-            if self._arguments.get(name) is not None:
-                return len(self._arguments[name])
-        return self._argument("num_inference_steps")
+        given = [self._arguments[name] for name in TIMES if self._arguments.get(name) is not None]
+        return len(given[0]) if given else self._argument("num_inference_steps")
 
     def _argument(self, name: str) -> Any:
         """An argument of the pipeline: what was given, else its default."""
@@ -196,14 +194,11 @@ class Sampler:
         }
 
     def for_drafts(self, steps: int, spacing: float | None = None) -> Sampler:
-        """A sampler that draws the same noise and spends fewer steps on it; text and memory limit are shared so far.
-
-        Its solver is `spacing.SOLVER` where the model can take it.
+        """A sampler that draws the same noise and spends few steps on it, by `spacing.SOLVER` where that can be.
 
         Args:
             steps: Number of scheduler steps.
-            spacing: Exponent of time steps from the first of this sampler's on, as in `sp_rerank.diffusion.spacing`;
-                None for those that the scheduler makes of their number.
+            spacing: Exponent of the time steps, as in `sp_rerank.diffusion.spacing`; None for the scheduler's own.
 
         Raises:
             UsageError: If the scheduler cannot take as many, or the pipeline no time steps.
@@ -216,16 +211,9 @@ class Sampler:
         if spacing is None:
             other._check_steps()
         else:
-            other._arguments |= time_steps(
-                other.scheduler, parameters_of(self.call), first=self._first_time(), steps=steps, exponent=spacing
-            )
+            first, takes = first_time(self.scheduler, self._arguments, self.steps), parameters_of(self.call)
+            other._arguments |= time_steps(other.scheduler, takes, first=first, steps=steps, exponent=spacing)
         return other
-
-    def _first_time(self) -> float:
-        """Time of the first step; 0 for a scheduler whose times depend on more than their number."""
-        if self._arguments.get("timesteps") is not None:
-            return float(self._arguments["timesteps"][0])
-        return first_time(self.scheduler, self.steps)
 
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""

@@ -37,8 +37,16 @@ def draft_scheduler(own: Any, *, given: bool) -> Any:
     return kinds[SOLVER].from_config(own.config, **(PLAIN if given else {})) if SOLVER in kinds else None
 
 
-def first_time(scheduler: Any, steps: int) -> float:
-    """Time of a scheduler's first step; 0 of a flow, whose times may depend on the size of the image."""
+def first_time(scheduler: Any, arguments: Mapping[str, Any], steps: int) -> float:
+    """Time of the first step of a run; 0 of a flow, whose times may depend on the size of the image.
+
+    Args:
+        scheduler: The run's own.
+        arguments: Of the pipeline's call; a person may have given `timesteps` there.
+        steps: Number of scheduler steps.
+    """
+    if arguments.get("timesteps") is not None:
+        return float(arguments["timesteps"][0])
     if is_flow(scheduler) or not hasattr(scheduler, "set_timesteps"):
         return 0.0
     trial = deepcopy(scheduler)

@@ -37,7 +37,7 @@ def test_a_draft_begins_where_the_run_begins_and_an_old_one_where_its_scheduler_
     pipe = build_sd()
     sampler = sampler_of(pipe)  # PNDM, 6 steps, leading
     first = asked_times(sampler, pipe.unet)[0]
-    assert first == first_time(pipe.scheduler, 6) == 831
+    assert first == first_time(pipe.scheduler, {}, 6) == 831
     assert asked_times(sampler.for_drafts(4, 0.8), pipe.unet) == [831, 660, 477, 274]
     assert asked_times(sampler.for_drafts(4, 1.0), pipe.unet) == [831, 623, 416, 208]
     leading = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
@@ -70,7 +70,7 @@ def test_noise_levels_of_another_kind_do_not_hinder():
     pipe = build_sd()
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
     sampler = sampler_of(pipe)
-    first = round(first_time(pipe.scheduler, 6))
+    first = round(first_time(pipe.scheduler, {}, 6))
     assert asked_times(sampler.for_drafts(3, 1.0), pipe.unet) == [first, round(first * 2 / 3), round(first / 3)]
 
 

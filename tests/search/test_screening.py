@@ -331,7 +331,7 @@ def test_drafts_are_cut_on_their_way_and_begin_where_the_run_begins(whole):
     assert set(third) == set(sorted(half, key=lambda index: -half[index])[:7])
 
 
-@pytest.mark.parametrize("after", range(1, 10))
+@pytest.mark.parametrize("after", range(1, 8))
 def test_a_search_stopped_between_and_inside_rounds_goes_on_there(tmp_path, whole, after):
     asked, scorer = [], Counting()
 
