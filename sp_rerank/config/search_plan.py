@@ -262,18 +262,20 @@ def _round_to_json(entry: Round) -> list[Any]:
 
 def _round(value: Any) -> Round:
     parts = cast("list[Any]", value) if isinstance(value, list) else []
-    at, keep, after, weights = [*parts, None, []] if len(parts) == 2 else parts if len(parts) == 4 else [None] * 4
-    if (
-        not (STEPS.holds(at) or CONFIDENCE.holds(at))
-        or not COUNT.holds(keep)
-        or not (after is None or _is_inside(at, after))
-        or not are_weights(weights)
-    ):
+    short: list[Any] = [None, []]
+    parts = [*parts, *short] if len(parts) == 2 else parts
+    if len(parts) != 4 or not _is_round(*parts):
         raise ValueError(
             "rounds: expected [steps or share, number that go on], or these with the step of a draft or null and a "
             f"list of weights, got {brief(cast('object', value))}"
         )
+    at, keep, after, weights = parts
     return Round(at, keep, after, tuple(weights))
+
+
+def _is_round(at: Any, keep: Any, after: Any, weights: Any) -> bool:
+    sound = (STEPS.holds(at) or CONFIDENCE.holds(at)) and COUNT.holds(keep) and are_weights(weights)
+    return sound and (after is None or _is_inside(at, after))
 
 
 def are_weights(value: object) -> bool:

@@ -98,8 +98,9 @@ def timed(prompts: Sequence[str], schedules: Mapping[str, Schedule], scorer: Sco
     with TemporaryDirectory() as folder:
         searches: dict[str, str | Path] = {EXHAUSTIVE: EXHAUSTIVE}
         for number, (name, schedule) in enumerate(schedules.items()):
-            searches[name] = Path(folder) / f"{number}.toml"
-            searches[name].write_text(to_toml(schedule), encoding="utf-8")
+            file = Path(folder) / f"{number}.toml"
+            file.write_text(to_toml(schedule), encoding="utf-8")
+            searches[name] = file
         for number, prompt in enumerate(["a warm-up", *prompts]):
             for place, (name, search) in enumerate(searches.items()):
                 began, out = time.process_time(), Path(folder) / f"{number}-{place}"
