@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
+from sp_rerank.run.summary import ranked_html
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import MeanRank, with_members
 from sp_rerank.scorers.scoring import embedder, name_of, score_images
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
+from sp_rerank.storage.read_ahead import read_ahead, reader_count
 from sp_rerank.types import Candidate, Ranked
 
 if TYPE_CHECKING:
@@ -27,9 +30,19 @@ if TYPE_CHECKING:
 FILES_AT_ONCE = 16
 PIXELS_AT_ONCE = 16_000_000
 """Of the images that are scored together; a larger image is scored alone."""
+BATCHES_READY = 2
+"""Batches of files that are read while one is scored."""
 
 
-def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> list[Ranked]:
+class RankedImages(list[Ranked]):
+    """Ranked images, the best first; a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        """Thumbnails with ranks and scores."""
+        return ranked_html(self, f"{len(self)} ranked images")
+
+
+def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> RankedImages:
     """Rank images.
 
     Args:
@@ -51,7 +64,7 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
     scores = scored.scores[name_of(scorer)]
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
-    return ranked(candidates, [scores[i] for i in places], margin, prompt)
+    return RankedImages(ranked(candidates, [scores[i] for i in places], margin, prompt))
 
 
 def ranked(
@@ -121,8 +134,11 @@ def rank_files(
     top_k: int | None = None,
     *,
     diverse: bool = False,
+    readers: int | None = None,
 ) -> FileRanking:
     """Rank image files by the first of several scorers, reading each file once and holding a few in memory at a time.
+
+    Threads read the files of the next batches while one is scored.
 
     Args:
         scorers: With different names.
@@ -131,6 +147,7 @@ def rank_files(
         top_k: How many to return; None returns all.
         diverse: Return `top_k` that are unlike each other instead of the best, by the first scorer's embeddings; see
             `sp_rerank.stats.diversity`. Their ranks tell which better ones stand back.
+        readers: Number of threads that read files; None takes one for each CPU, see `read_ahead.reader_count`.
 
     Raises:
         UsageError: if there is no scorer, two have the same name, one fails or does not give a score for each image,
@@ -139,7 +156,7 @@ def rank_files(
     """
     embed = embedder(scorers[0]) if diverse and scorers else None
     margin = margin_of(scorers[0]) if scorers else 0.0
-    scored = _score_all(scorers, prompt, files, embed)
+    scored = _score_all(scorers, prompt, files, embed, readers)
     names = list(scored.scores)
     orders = {name: ranking.order(scored.scores[name]) for name in names}
     ranks = {name: {i: rank for rank, i in enumerate(orders[name], start=1)} for name in names}
@@ -148,7 +165,7 @@ def rank_files(
     places, cost, copies = order[:top_k], 0.0, None
     if embed and scored.readable:
         chosen = diversity.diverse(first, scored.embedded, top_k or len(order))
-        places, cost = sorted(chosen, key=order.index), diversity.score_cost(first, chosen)
+        places, cost = sorted(chosen, key=lambda i: ranks[names[0]][i]), diversity.score_cost(first, chosen)
         copies = diversity.copies([scored.embedded[i] for i in places])
     found = [
         RankedFile(
@@ -182,7 +199,11 @@ class _Scored:
 
 
 def _score_all(
-    scorers: Sequence[Scorer], prompt: str, sources: Sequence[Path] | Sequence[Image.Image], embed: Embed | None = None
+    scorers: Sequence[Scorer],
+    prompt: str,
+    sources: Sequence[Path] | Sequence[Image.Image],
+    embed: Embed | None = None,
+    readers: int | None = None,
 ) -> _Scored:
     """Ask every scorer about every image, and hold no more of those that are files than are scored together.
 
@@ -193,7 +214,7 @@ def _score_all(
         asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
         for ensemble in ensembles:
             asked = with_members(ensemble, asked)
-        scored = _score_all(asked, prompt, sources, embed)
+        scored = _score_all(asked, prompt, sources, embed, readers)
         columns = {
             ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
             for ensemble in ensembles
@@ -223,24 +244,51 @@ def _score_all(
             scored.embedded += embed(batch).tolist()
         batch.clear()
 
-    for place, source in enumerate(sources):
-        try:
-            image = images.open_image(source) if isinstance(source, Path) else source
-        except UnreadableImageError as error:
-            scored.unreadable.append(error)
-            continue
-        if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
-            score_batch()
-        batch.append(image)
-        scored.readable.append(place)
-        del image  # a large one is not held while the next is read
-        if _pixels(batch[-1]) > PIXELS_AT_ONCE:
-            score_batch(source if isinstance(source, Path) else None)
-    score_batch()
+    with closing(_opened(sources, readers or reader_count())) as opened:
+        for place, image in enumerate(opened):
+            source = sources[place]
+            if image is None:  # a large file: the images before it are done with first
+                score_batch()
+                image = _open_or_error(source)
+            if isinstance(image, UnreadableImageError):
+                scored.unreadable.append(image)
+                continue
+            if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
+                score_batch()
+            batch.append(image)
+            scored.readable.append(place)
+            del image  # a large one is not held while the next is read
+            if _pixels(batch[-1]) > PIXELS_AT_ONCE:
+                score_batch(source if isinstance(source, Path) else None)
+        score_batch()
     for name, scores in scored.scores.items():
         if scores and all(map(math.isnan, scores)):
             raise NothingUsableError(f"scorer {name}: expected finite scores, got none for any of {len(scores)} images")
     return scored
+
+
+def _opened(
+    sources: Sequence[Path] | Sequence[Image.Image], readers: int
+) -> Generator[Image.Image | UnreadableImageError | None]:
+    """The images, files of them read ahead; what comes in place of an image as `read_ahead` says."""
+    paths = [source for source in sources if isinstance(source, Path)]
+    if len(paths) < len(sources):
+        yield from map(_open_or_error, sources)
+        return
+    yield from read_ahead(
+        paths,
+        files=BATCHES_READY * FILES_AT_ONCE,
+        pixels=BATCHES_READY * PIXELS_AT_ONCE,
+        largest=PIXELS_AT_ONCE,
+        readers=readers,
+    )
+
+
+def _open_or_error(source: Path | Image.Image) -> Image.Image | UnreadableImageError:
+    try:
+        return images.open_image(source) if isinstance(source, Path) else source
+    except UnreadableImageError as error:
+        return error
 
 
 def _pixels(image: Image.Image) -> int:

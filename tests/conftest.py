@@ -38,3 +38,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     slept: list[float] = []
     monkeypatch.setattr(time, "sleep", slept.append)
     return lambda: time.process_time() + sum(slept)
+
+
+@pytest.fixture
+def fake_hub(socket_enabled):
+    """Makes servers that stand for the hub; the test's own process may then open sockets."""
+    from support.fake_hub import FakeHub
+
+    started: list[FakeHub] = []
+
+    def start(**how) -> FakeHub:
+        started.append(FakeHub(**how))
+        return started[-1]
+
+    yield start
+    for hub in started:
+        hub.close()

@@ -76,6 +76,10 @@ def _winners(entry: Entry, find: ImageFinder) -> PreferenceGroup:
     return _joined(entry, "better", "worse", [1.0] * len(entry["better"]), find)
 
 
+def _chosen(entry: Entry, find: ImageFinder) -> PreferenceGroup:
+    return _joined(entry, "chosen", "rejected", [1.0] * len(entry["chosen"]), find)
+
+
 def _joined(entry: Entry, first: str, second: str, labels: Iterable[float], find: ImageFinder) -> PreferenceGroup:
     """One group of several pairs: an image that is in more than one of them is there once."""
     ends = [find.all(entry[column], column) for column in (first, second)]
@@ -96,10 +100,12 @@ LAYOUTS: dict[str, Layout] = {
     "pick-a-pic": Layout(("caption", "jpg_0", "jpg_1", "label_0", "label_1"), _pick_a_pic),
     "pairs": Layout(("prompt", "first", "second", "label"), _own_pairs, by="prompt", label="label"),
     "winners": Layout(("prompt", "better", "worse"), _winners, by="prompt", one_sided=True),
+    "chosen": Layout(("prompt", "chosen", "rejected"), _chosen, by="prompt", one_sided=True),
 }
 """By name; the first that fits is taken. Columns of the first five: Xu et al. 2023 (arXiv 2304.05977, THUDM/ImageReward
 and ImageRewardDB), Wu et al. 2023 (arXiv 2306.09341; tgxs002/HPSv2), Kirstain et al. 2023 (arXiv 2305.01569;
-yuvalkirstain/pickapic_v2). The last two are for one's own data."""
+yuvalkirstain/pickapic_v2). Of the last three two are for one's own
+data, and "chosen" has the columns that trainers for preferences share (TRL)."""
 
 
 class ImageFinder:

@@ -29,7 +29,7 @@ from sp_rerank.storage.atomic import locked, recover_folder, replace_folder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
 from sp_rerank.train.distributed import any_process, current, device, summed
-from sp_rerank.train.metrics import StepMetrics, Tracker
+from sp_rerank.train.metrics import StepMetrics, Tracker, check_tracker
 from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
 from sp_rerank.train.recipe import Recipe
@@ -118,7 +118,7 @@ def train(
         out: folder of the run; new or empty, or with `resume` that of a run with the same recipe and data.
         validation: Groups to choose the best step by; none keeps the last one only.
         resume: go on from the last checkpoint, to the same weights as without the interruption.
-        tracker: "tensorboard" or "none"; metrics.jsonl is always written.
+        tracker: A tracker of accelerate by its name, or "none"; metrics.jsonl is always written.
         progress: Called with the figures of each step, in the main process.
         stop: asked after each step; if it says yes a checkpoint is written.
 
@@ -129,6 +129,7 @@ def train(
         StorageError: if something cannot be written, or the checkpoints are damaged.
         KeyboardInterrupt: after `stop`.
     """
+    check_tracker(tracker)
     processes = current()
     identity = {
         "schema": checkpoints.SCHEMA,
@@ -144,7 +145,7 @@ def train(
             checkpoints.begin(out, identity)
         processes.wait_for_everyone()
         trainer = _Trainer(recipe, groups, validation, scorer, out, identity, processes)
-        with Tracker(out, tracker, trainer.state.step, processes.is_main_process) as tracked:
+        with Tracker(out, tracker, trainer.state.step, processes.is_main_process, identity["recipe"]) as tracked:
             return trainer.run(tracked, progress, stop)
 
 

@@ -1,10 +1,14 @@
-"""The figures of a training run: a row a step, into metrics.jsonl always and into TensorBoard where asked for."""
+"""The figures of a training run: a row a step, into metrics.jsonl always, to a tracker of accelerate where asked for.
+
+A tracker is a program of others and perhaps a network away: where it fails, training goes on without it.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,11 +17,18 @@ from torch import Tensor
 
 from sp_rerank.errors import UsageError
 from sp_rerank.storage import atomic
+from sp_rerank.train.distributed import device
 from sp_rerank.train.losses import effective_sample_size
 
 log = logging.getLogger(__name__)
 
-TRACKERS = ("tensorboard", "none")
+NONE = "none"
+
+PROJECT = "sp-rerank"
+"""What a tracker calls all our runs together."""
+
+PACKAGES = {"tensorboard": "sp-rerank[train]", "comet_ml": "comet-ml"}
+"""What installs a tracker, where that is not its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +119,19 @@ class Tracker:
 
     Args:
         out: folder of the run.
-        kind: out of TRACKERS.
+        kind: A tracker of accelerate by its name, such as "tensorboard", "wandb", "trackio" or "mlflow"; or "none".
         step: from which the run goes on; rows after it, of an interrupted try, are dropped.
         writes: Whether this process is the one that writes.
+        recipe: What the tracker is told of the run.
 
     Raises:
-        UsageError: if the tracker is another, or not installed.
+        UsageError: if the tracker is another, is not installed, or cannot begin.
     """
 
-    def __init__(self, out: Path, kind: str, step: int, writes: bool):
-        if kind not in TRACKERS:
-            raise UsageError(f"expected a tracker out of {', '.join(TRACKERS)}, got {kind!r}")
+    def __init__(self, out: Path, kind: str, step: int, writes: bool, recipe: Mapping[str, Any]):
+        check_tracker(kind)
         self._out, self._step, self._writes = out, step, writes
-        self._board: Any = _open_board(out / "tensorboard", step) if kind == "tensorboard" and writes else None
+        self._trackers = _start(out, kind, step, recipe) if kind != NONE and writes else []
         self._file: Any = None
 
     def __enter__(self) -> Self:
@@ -131,9 +142,10 @@ class Tracker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for opened in (self._file, self._board):
-            if opened is not None:
-                opened.close()
+        if self._file is not None:
+            self._file.close()
+        for tracker in list(self._trackers):
+            self._forgiving(tracker, tracker.finish)
 
     def write(self, figures: dict[str, Any]) -> None:
         """Write a row: a "step" and what was measured there."""
@@ -142,10 +154,17 @@ class Tracker:
         with atomic.storage_errors(self._out):
             self._file.write(json.dumps(figures, allow_nan=False) + "\n")
             self._file.flush()
-        if self._board is not None:
-            for name, value in figures.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(name, value, figures["step"])
+        values = {name: value for name, value in figures.items() if name != "step" and value is not None}
+        for tracker in list(self._trackers):
+            self._forgiving(tracker, lambda tracker=tracker: tracker.log(values, step=figures["step"]))
+
+    def _forgiving(self, tracker: Any, work: Callable[[], None]) -> None:
+        """Do what may fail; a tracker that failed is not asked again."""
+        try:
+            work()
+        except Exception as error:  # whatever a program of others raises
+            self._trackers = [other for other in self._trackers if other is not tracker]
+            log.warning("the tracker %s failed, training goes on without it: %s", tracker.name, _line(error))
 
 
 def _rows_until(path: Path, step: int) -> list[bytes]:
@@ -169,11 +188,51 @@ def _step_of(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
-def _open_board(folder: Path, step: int) -> Any:
+def tracker_names() -> list[str]:
+    """The trackers that accelerate knows, and none."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    return [*sorted(map(str, LOGGER_TYPE_TO_CLASS)), NONE]
+
+
+def check_tracker(kind: str) -> None:
+    """Refuse a tracker that cannot be used here: before the work.
+
+    Raises:
+        UsageError: If there is none of this name, or it is not installed.
+    """
+    from accelerate.tracking import get_available_trackers
+
+    if kind not in tracker_names():
+        raise UsageError(f"expected a tracker out of {', '.join(tracker_names())}, got {kind!r}")
+    if kind != NONE and kind not in map(str, get_available_trackers()):
+        package = PACKAGES.get(kind, kind)
+        raise UsageError(f"the tracker {kind!r} is not installed; run `pip install {package!r}`, or take {NONE!r}")
+
+
+def _start(out: Path, kind: str, step: int, recipe: Mapping[str, Any]) -> list[Any]:
+    """The tracker, begun; a run that goes on is the same run to one that can continue it.
+
+    Raises:
+        UsageError: If it cannot begin, as without an account.
+    """
+    from accelerate import Accelerator
+
+    run = atomic.sha256_of(json.dumps([str(out.resolve()), dict(recipe)], sort_keys=True).encode())[:16]
+    how: dict[str, Any] = {
+        "tensorboard": {"purge_step": step + 1},
+        "wandb": {"name": out.name, "dir": str(out), "id": run, "resume": "allow"},
+        "trackio": {"name": out.name, "resume": "allow"},
+        "mlflow": {"run_name": out.name},
+    }
+    project = kind if kind == "tensorboard" else PROJECT  # of tensorboard it is the folder
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(
-            "the tracker 'tensorboard' is not installed; run `pip install 'sp-rerank[train]'`, or take --tracker none"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
+        accelerator = Accelerator(cpu=device().type == "cpu", log_with=kind, project_dir=out)
+        accelerator.init_trackers(project, config=dict(recipe), init_kwargs={kind: how.get(kind, {})})
+    except Exception as error:  # whatever a program of others raises
+        raise UsageError(f"the tracker {kind!r} cannot begin: {_line(error)}; or take {NONE!r}") from error
+    return list(accelerator.trackers)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -20,6 +20,7 @@ from sp_rerank.choosing.export import COLUMNS, rows
 from sp_rerank.choosing.store import AnswerStore
 from sp_rerank.errors import UsageError
 from sp_rerank.storage.atomic import storage_errors
+from sp_rerank.train.hub_data import is_hub, open_data_set
 from sp_rerank.train.layouts import LAYOUTS, Entry, ImageFinder, Layout
 from sp_rerank.train.preferences import PreferenceGroup
 
@@ -37,7 +38,8 @@ def read_preferences(
     Groups of fewer than two images and entries of one's own without a label are left out, counted in a log warning.
 
     Args:
-        place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split).
+        place: a data file, or a folder that holds one (of Pick-a-Pic, the parquet files of one split); or a data set of
+            the hub, hub:OWNER/NAME or hub:OWNER/NAME:SPLIT.
         images: the folder that image paths start from; by default that of the data file, or its train/ or test/. Of a
             store of answers, a folder to look for images in that are no longer where they were.
         layout: A name out of LAYOUTS; by default recognized by the columns.
@@ -46,6 +48,7 @@ def read_preferences(
         UsageError: at once if the data are of no known layout; at a group that is not as expected or whose image is
             not there; at the end if no pair had a better image, or the labels were all the same.
         StorageError: if a file cannot be read.
+        HubUnavailableError: if a data set of the hub is not in the cache and the hub does not answer.
     """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -63,7 +66,7 @@ def read_preferences(
 
 def _data_files(place: Path) -> list[Path]:
     """The data file, or those of a folder: one, or the tables that hold their images."""
-    if place.is_file():
+    if is_hub(place) or place.is_file():
         return [place]
     if not place.is_dir():
         raise UsageError(f"{place} is not there; a file of preferences or a folder with one was expected")
@@ -106,6 +109,8 @@ def _list(names: Iterable[str]) -> str:
 
 def _open_table(file: Path, folder: Path | None = None) -> tuple[list[str], Iterator[Entry]]:
     """The columns of a data file and its entries; a large table is read as it is used."""
+    if is_hub(file):
+        return open_data_set(str(file))
     suffix = file.suffix.lower()
     if suffix == STORE:
         with AnswerStore(file, read_only=True) as store:

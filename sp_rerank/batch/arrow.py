@@ -19,3 +19,16 @@ def arrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise UsageError("batches and parquet files need pyarrow; pip install sp-rerank[batch]") from error
     return pyarrow, pyarrow.parquet
+
+
+def duckdb() -> Any:
+    """The module duckdb.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    try:
+        import duckdb as module
+    except ImportError as error:
+        raise UsageError("a table of a whole batch needs duckdb; pip install sp-rerank[batch]") from error
+    return module

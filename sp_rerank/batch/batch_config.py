@@ -26,6 +26,7 @@ class BatchConfig:
         keep: Whose images are kept: those of the best, of all usable candidates, of none, or whole run folders.
         image_format: Of the images.
         threads: Threads of a CPU, which decide the last bit; None on an accelerator.
+        pack: Number of prompts that share calls of the pipeline.
     """
 
     config: RunConfig
@@ -35,6 +36,7 @@ class BatchConfig:
     keep: Keep
     image_format: ImageFormat
     threads: int | None
+    pack: int = 1
 
     def to_bytes(self) -> bytes:
         """The text of batch.json."""

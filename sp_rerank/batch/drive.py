@@ -7,8 +7,10 @@ accelerator lost, memory too small    due again, charged            ends        
 process died                          due again, charged            replaced          goes on
 a unit that was charged `tries` times failed
 no progress                           failed, "timeout"             killed, replaced  goes on
+one of the last two, prompts together each is due by itself
 the store cannot be written           due again                     goes on           stop, 74
 a worker that refuses to start        -                             -                 the first: stop with its code
+a worker that is never ready          -                             killed            as one that died
 3 workers in a row never ready        -                             -                 no more of them; none left: 75
 more failures than are allowed        -                             -                 stop, 4
 
@@ -27,8 +29,8 @@ from statistics import median
 from typing import Literal, Protocol
 
 from sp_rerank.batch.ledger import Failure, Ledger
-from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.worker import Outcome
+from sp_rerank.batch.order import Outcome
+from sp_rerank.batch.packs import Pack
 from sp_rerank.errors import (
     HubUnavailableError,
     NothingUsableError,
@@ -55,6 +57,7 @@ class Rules:
         timeout_factor: ... and as a multiple of the median of the finished units.
         max_failed: Number of failures above which the batch stops.
         grace: Seconds for the units in hand after SIGTERM or Ctrl-C.
+        start_timeout: Seconds that a worker may take to load its models, a download included.
     """
 
     tries: int = 2
@@ -62,6 +65,7 @@ class Rules:
     timeout_factor: float = 20.0
     max_failed: int = 10
     grace: float = 25.0
+    start_timeout: float = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +74,15 @@ class Event:
 
     Attributes:
         worker: Which.
-        kind: "ready" for work, "refused" to start, made "progress" in its unit, came to an "outcome", or is "dead".
-        outcome: Of its unit.
+        kind: "ready" for work, "refused" to start, made "progress" in its pack, came to "outcomes", or is "dead".
+        outcomes: Of the units of its pack.
         error: Why it refused or how it died.
         code: The exit code of the error that it refused with.
     """
 
     worker: int
-    kind: Literal["ready", "refused", "progress", "outcome", "dead"]
-    outcome: Outcome | None = None
+    kind: Literal["ready", "refused", "progress", "outcomes", "dead"]
+    outcomes: tuple[Outcome, ...] = ()
     error: str = ""
     code: int = 1
 
@@ -90,8 +94,8 @@ class Pool(Protocol):
         """Start a worker; it may be used once it is ready."""
         ...
 
-    def give(self, worker: int, row: PromptRow) -> None:
-        """Hand a unit to a worker that has none."""
+    def give(self, worker: int, pack: Pack) -> None:
+        """Hand a pack to a worker that has none."""
         ...
 
     def wait(self, seconds: float) -> Sequence[Event]:
@@ -109,7 +113,7 @@ class Pool(Protocol):
 
 @dataclass(slots=True)
 class _Flight:
-    row: PromptRow
+    pack: Pack
     began: float
     heard: float
 
@@ -129,22 +133,22 @@ class Driver:
         self, ledger: Ledger, pool: Pool, *, workers: int, rules: Rules, stop: Callable[[], str | None] = lambda: None
     ) -> None:
         self._ledger, self._pool, self._workers, self._rules, self._stop = ledger, pool, workers, rules, stop
-        self._starting: set[int] = set()
+        self._starting: dict[int, float] = {}
         self._free: deque[int] = deque()
         self._flight: dict[int, _Flight] = {}
-        self._ahead: deque[PromptRow] = deque()
-        self._again: deque[PromptRow] = deque()
-        self._deaths: Counter[str] = Counter()
+        self._ahead: deque[Pack] = deque()
+        self._again: deque[Pack] = deque()
+        self._deaths: Counter[tuple[str, ...]] = Counter()
         self._seconds: deque[float] = deque(maxlen=200)
         self._ready = False
         self._broken = self._lost = self._failed = 0
         self._last_words = ""
 
-    def settle(self, due: Iterator[PromptRow]) -> Iterator[Outcome]:
+    def settle(self, due: Iterator[Pack]) -> Iterator[Outcome]:
         """Make the units, and tell of each as it is settled.
 
         Args:
-            due: Their rows; read as they are needed.
+            due: Their packs; read as they are needed.
 
         Raises:
             SpRerankError: As the table above has it.
@@ -155,7 +159,7 @@ class Driver:
         finally:
             self._pool.close()
 
-    def _settle(self, due: Iterator[PromptRow]) -> Iterator[Outcome]:
+    def _settle(self, due: Iterator[Pack]) -> Iterator[Outcome]:
         deadline: float | None = None
         while True:
             why = self._stop()
@@ -173,73 +177,78 @@ class Driver:
         if deadline is not None:
             raise TryAgainError(f"stopped by {why}; what is done is kept, the same command goes on")
 
-    def _hand_out(self, due: Iterator[PromptRow]) -> None:
+    def _hand_out(self, due: Iterator[Pack]) -> None:
         """Hand units to the workers that are free, and hire more where there is more work than workers."""
         self._look_ahead(due)
         while self._free and self._ahead:
-            worker, row = self._free.popleft(), self._ahead.popleft()
+            worker, pack = self._free.popleft(), self._ahead.popleft()
             now = time.monotonic()
-            self._flight[worker] = _Flight(row, now, now)
-            self._pool.give(worker, row)
+            self._flight[worker] = _Flight(pack, now, now)
+            self._pool.give(worker, pack)
             self._look_ahead(due)
         if self._broken >= BROKEN:
             self._do_without()
             return
         idle = len(self._free) + len(self._starting)
         for _ in range(min(self._workers - len(self._flight) - idle, len(self._ahead) - idle)):
-            self._starting.add(self._pool.hire())
+            self._starting[self._pool.hire()] = time.monotonic()
 
-    def _look_ahead(self, due: Iterator[PromptRow]) -> None:
-        """Read as many rows as there may be workers; those that come again come after all others."""
-        while len(self._ahead) < self._workers and (row := next(due, None)):
-            self._ahead.append(row)
+    def _look_ahead(self, due: Iterator[Pack]) -> None:
+        """Read as many packs as there may be workers; those that come again come after all others."""
+        while len(self._ahead) < self._workers and (pack := next(due, None)):
+            self._ahead.append(pack)
         while len(self._ahead) < self._workers and self._again:
             self._ahead.append(self._again.popleft())
 
     def _heard(self, event: Event) -> Iterator[Outcome]:
         worker = event.worker
         if event.kind == "ready":
-            self._starting.discard(worker)
+            self._starting.pop(worker, None)
             self._free.append(worker)
             self._ready, self._broken = True, 0
         elif event.kind == "refused":
-            self._starting.discard(worker)
+            self._starting.pop(worker, None)
             self._pool.kill(worker)
             if not self._ready:
                 raise _error_of(event)
             self._count_broken(event.error)
         elif event.kind == "progress" and worker in self._flight:
             self._flight[worker].heard = time.monotonic()
-        elif event.kind == "outcome" and event.outcome and worker in self._flight:
-            yield from self._settled(worker, event.outcome)
+        elif event.kind == "outcomes" and event.outcomes and worker in self._flight:
+            yield from self._settled(worker, event.outcomes)
         elif event.kind == "dead":
             yield from self._died(worker, event.error)
 
-    def _settled(self, worker: int, outcome: Outcome) -> Iterator[Outcome]:
-        flight = self._flight.pop(worker)
-        if outcome.status == "storage":
-            raise StorageError(outcome.error)
-        if outcome.status == "again":
-            self._pool.kill(worker)
-            self._lost += 1
-            if self._lost == BROKEN:
-                raise TryAgainError(f"{BROKEN} units in a row could not be made: {outcome.error}")
-            yield from self._charged(flight.row, outcome.error)
+    def _settled(self, worker: int, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        flight, last = self._flight.pop(worker), outcomes[-1]
+        settled = [outcome for outcome in outcomes if outcome.status not in ("again", "storage")]
+        if any(outcome.status != "failed" for outcome in settled):
+            self._seconds.append(time.monotonic() - flight.began)
+        for outcome in settled:
+            self._lost = 0
+            if outcome.status == "failed":
+                tries = self._deaths[flight.pack.ids] + 1
+                yield from self._failing(outcome.id, "failed", outcome.error, tries)
+            else:
+                yield outcome
+        if last.status == "storage":
+            raise StorageError(last.error)
+        if last.status != "again":
+            self._free.append(worker)
             return
-        self._free.append(worker)
-        self._lost = 0
-        if outcome.status == "failed":
-            yield from self._failing(flight.row, "failed", outcome.error, self._deaths[flight.row.id] + 1)
-            return
-        self._seconds.append(time.monotonic() - flight.began)
-        yield outcome
+        self._pool.kill(worker)
+        self._lost += 1
+        if self._lost == BROKEN:
+            raise TryAgainError(f"{BROKEN} units in a row could not be made: {last.error}")
+        done = {outcome.id for outcome in settled}
+        yield from self._charged(flight.pack.without(done.__contains__), last.error)
 
     def _died(self, worker: int, error: str) -> Iterator[Outcome]:
         if worker in self._starting:
-            self._starting.discard(worker)
+            del self._starting[worker]
             self._count_broken(error)
         elif worker in self._flight:
-            yield from self._charged(self._flight.pop(worker).row, f"its process ended: {error}")
+            yield from self._charged(self._flight.pop(worker).pack, f"its process ended: {error}")
         elif worker in self._free:
             self._free.remove(worker)
 
@@ -256,27 +265,33 @@ class Driver:
         if not (self._flight or self._free or self._starting):
             raise TryAgainError(f"{BROKEN} workers in a row did not start, the last one: {self._last_words}")
 
-    def _charged(self, row: PromptRow, error: str) -> Iterator[Outcome]:
-        """A unit whose worker broke: due again, or failed."""
-        self._deaths[row.id] += 1
-        if self._deaths[row.id] < self._rules.tries:
-            self._again.append(row)
+    def _charged(self, pack: Pack, error: str) -> Iterator[Outcome]:
+        """A pack whose worker broke: due again, or given up."""
+        self._deaths[pack.ids] += 1
+        if self._deaths[pack.ids] < self._rules.tries:
+            self._again.append(pack)
             return
-        yield from self._failing(row, "failed", error, self._deaths[row.id])
+        yield from self._given_up(pack, "failed", error, self._deaths[pack.ids])
 
-    def _failing(
-        self, row: PromptRow, status: Literal["failed", "timeout"], error: str, tries: int
-    ) -> Iterator[Outcome]:
-        self._ledger.fail(Failure(row.id, status, error, tries))
+    def _given_up(self, pack: Pack, status: Literal["failed", "timeout"], error: str, tries: int) -> Iterator[Outcome]:
+        """A unit fails; of several that are made together each is due by itself, for one of them is to blame."""
+        if len(pack.rows) > 1:
+            self._again.extend(pack.alone())
+            return
+        for row_id in pack.due:
+            yield from self._failing(row_id, status, error, tries)
+
+    def _failing(self, row_id: str, status: Literal["failed", "timeout"], error: str, tries: int) -> Iterator[Outcome]:
+        self._ledger.fail(Failure(row_id, status, error, tries))
         self._failed += 1
-        yield Outcome(row.id, status, error=error)
+        yield Outcome(row_id, status, error=error)
         if self._failed > self._rules.max_failed:
             raise NothingUsableError(
-                f"{self._failed} units failed, more than are allowed; the last one, {row.id}: {error}"
+                f"{self._failed} units failed, more than are allowed; the last one, {row_id}: {error}"
             )
 
     def _overdue(self) -> Iterator[Outcome]:
-        """Units without progress, each with its worker killed."""
+        """Units without progress and workers that never become ready, the worker killed."""
         if self._seconds:
             limit = max(self._rules.timeout, self._rules.timeout_factor * median(self._seconds))
         else:
@@ -287,7 +302,12 @@ class Driver:
                 del self._flight[worker]
                 self._pool.kill(worker)
                 error = f"no progress for {limit:.0f} seconds"
-                yield from self._failing(flight.row, "timeout", error, self._deaths[flight.row.id] + 1)
+                yield from self._given_up(flight.pack, "timeout", error, self._deaths[flight.pack.ids] + 1)
+        for worker, began in list(self._starting.items()):
+            if now - began > self._rules.start_timeout:
+                del self._starting[worker]
+                self._pool.kill(worker)
+                self._count_broken(f"not ready after {self._rules.start_timeout:.0f} seconds (start_timeout)")
 
 
 def _error_of(event: Event) -> SpRerankError:

@@ -17,8 +17,9 @@ from typing import Any
 from sp_rerank.batch.arrow import arrow
 from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.second_pass import units_of
-from sp_rerank.batch.units import StoredUnit, image_type, name_of, with_features
+from sp_rerank.batch.units import OWN_COLUMNS, StoredUnit, image_type, name_of, with_features
 from sp_rerank.errors import NothingUsableError, OptionError, UsageError
+from sp_rerank.report.tables import markdown_text
 from sp_rerank.storage import atomic
 from sp_rerank.storage.images import read_image
 
@@ -30,9 +31,6 @@ OF_A_FOLDER = 1000
 
 ROWS_OF_A_GROUP = 16
 """Of a parquet file with images."""
-
-_OWN = {"prompt_id", "prompt", "index", "seed", "status", "rank", "score", "nfe", "batch_size", "stages", "sha256"}
-_OWN |= {"hardware", "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def _record(unit: StoredUnit, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(unit: StoredUnit, entry: Mapping[str, Any]) -> dict[str, float | None]:
     """The scores of a candidate by the full names of the scorers."""
-    others = {name: value for name, value in entry.items() if name not in _OWN}
+    others = {name: value for name, value in entry.items() if name not in OWN_COLUMNS}
     return {unit.config.scorers[0]: entry["score"], **others}
 
 
@@ -303,7 +301,7 @@ def _card(unit: StoredUnit, about: str) -> str:
         "guidance scale": config.guidance_scale, "scheduler": config.scheduler, "candidates of a prompt": config.n,
         "ranked by": config.scorers[0], "other scores": ", ".join(config.scorers[1:]) or "-",
     }  # fmt: skip
-    lines = [f"| {name} | {value} |" for name, value in facts.items()]
+    lines = [f"| {name} | {markdown_text(str(value))} |" for name, value in facts.items()]
     notes = "Scores compare candidates of one prompt only. The license is that of the model that made the images."
     head = [
         "---",

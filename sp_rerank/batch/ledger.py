@@ -25,6 +25,7 @@ from typing import Literal
 
 from sp_rerank.batch.arrow import arrow
 from sp_rerank.batch.batch_config import BatchConfig, refuse_other
+from sp_rerank.batch.packs import Pack, packed
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import FAILED, UNITS, key_of
 from sp_rerank.errors import StorageError, UsageError
@@ -164,23 +165,32 @@ class Ledger:
 
     def rows(self) -> Iterator[PromptRow]:
         """The rows of the batch, in their order; no two with the same id."""
+        return (pack.rows[0] for pack in self.packs(1))
+
+    def packs(self, size: int) -> Iterator[Pack]:
+        """The rows of the batch as they are made together, in their order; no two with the same id are due.
+
+        What was added to a list is packed by itself, so that the packs of what was there stay as they are.
+        """
         seen: set[str] = set()
         files = sorted(entry.key for entry in self.store.list(f"{PROMPTS}/"))
         for key in files:
-            for row in _decode_rows(self.store.read(key) or b"", f"{self.place}/{key}"):
-                if len(files) == 1 or row.id not in seen:
-                    if len(files) > 1:
-                        seen.add(row.id)
-                    yield row
+            rows = _decode_rows(self.store.read(key) or b"", f"{self.place}/{key}")
+            for pack in packed(rows, size):
+                if len(files) > 1:
+                    pack = pack.without(seen.__contains__)
+                    seen.update(pack.ids)
+                if pack.due:
+                    yield pack
 
     def keys(self, kind: str) -> dict[str, float]:
         """The names of the units that are done (UNITS) or have failed (FAILED), with when they were committed."""
         return {entry.key[len(kind) + 1 :].rpartition(".")[0]: entry.modified for entry in self.store.list(f"{kind}/")}
 
-    def settled(self) -> Callable[[PromptRow], bool]:
-        """Whether a row's unit is done or has failed, as of now."""
+    def settled(self) -> Callable[[str], bool]:
+        """Whether the unit of a row's id is done or has failed, as of now."""
         names = self.keys(UNITS).keys() | self.keys(FAILED).keys()
-        return lambda row: _name(row.id) in names
+        return lambda row_id: _name(row_id) in names
 
     def fail(self, failure: Failure) -> None:
         """Write down that a unit failed."""

@@ -11,12 +11,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import IO
 
 from sp_rerank.batch.drive import Event
-from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.worker import Order, Outcome
+from sp_rerank.batch.order import Order, Outcome
+from sp_rerank.batch.packs import Pack
 
 LAST_WORDS = 300
 """Characters of what a process that died wrote last."""
@@ -67,9 +67,9 @@ class LocalPool:
         self._send(worker, self._order.to_json())
         return worker
 
-    def give(self, worker: int, row: PromptRow) -> None:
+    def give(self, worker: int, pack: Pack) -> None:
         """As `Pool.give`."""
-        self._send(worker, json.dumps(asdict(row)))
+        self._send(worker, json.dumps(pack.to_record()))
 
     def _send(self, worker: int, line: str) -> None:
         pipe = self._processes[worker].process.stdin
@@ -120,8 +120,8 @@ class LocalPool:
 
 def _event(worker: int, line: bytes) -> Event:
     record = json.loads(line)
-    outcome = Outcome.from_record(record["outcome"]) if "outcome" in record else None
-    return Event(worker, record["event"], outcome, record.get("error", ""), record.get("code", 1))
+    outcomes = tuple(Outcome.from_record(outcome) for outcome in record.get("outcomes", ()))
+    return Event(worker, record["event"], outcomes, record.get("error", ""), record.get("code", 1))
 
 
 def _ending(code: int) -> str:

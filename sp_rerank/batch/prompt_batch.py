@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from sp_rerank.batch.arrow import arrow
-from sp_rerank.batch.batch_config import Keep, refuse_other
+from sp_rerank.batch.batch_config import BatchConfig, Keep, refuse_other
 from sp_rerank.batch.drive import Driver, Pool, Rules
 from sp_rerank.batch.ledger import Ledger
 from sp_rerank.batch.local import LocalPool
+from sp_rerank.batch.order import Models, Order, Outcome
+from sp_rerank.batch.packs import Pack, check_pack
 from sp_rerank.batch.prompts import PromptRow, rows_of
 from sp_rerank.batch.shards import Shard, accelerators, processors
 from sp_rerank.batch.units import ImageFormat
-from sp_rerank.batch.worker import Models, Order, Outcome
 from sp_rerank.config import GenerationKeywords, GenerationOptions
 from sp_rerank.errors import OptionError, UsageError
 
@@ -44,6 +45,7 @@ class BatchSettings:
         max_failed: Failures above which the batch stops, as a number or a share such as "1%"; None is the larger of 10
             and 1 %.
         rules: What is tried and for how long.
+        pack: Number of prompts whose images are made in shared calls; see `sp_rerank.batch.packs`.
     """
 
     keep: Keep = "top"
@@ -53,6 +55,7 @@ class BatchSettings:
     shard: Shard = Shard()
     max_failed: str | None = None
     rules: Rules = Rules()
+    pack: int = 1
 
 
 _MODELS, _SETTINGS = Models(), BatchSettings()
@@ -98,13 +101,14 @@ class PromptBatch:
             parse_allowed(settings.max_failed, 0)
         if settings.keep == "run" and "://" in str(out):
             raise OptionError("keep", "run", "top, all or none: run folders need a local folder, which an URL is not")
+        check_pack(settings.pack, self.options, settings.keep)
         held = self.ledger.config
         if held:
-            refuse_other(self.ledger.place, [*held.matches(self.options), *self._unlike(held.keep, held.image_format)])
+            refuse_other(self.ledger.place, [*held.matches(self.options), *self._unlike(held)])
         self.total = self.ledger.add_prompts(self._checked(prompts))
 
-    def _unlike(self, keep: str, image_format: str) -> list[str]:
-        pairs = (("keep", keep, self.settings.keep), ("image_format", image_format, self.settings.image_format))
+    def _unlike(self, held: BatchConfig) -> list[str]:
+        pairs = [(name, getattr(held, name), getattr(self.settings, name)) for name in ("keep", "image_format", "pack")]
         return [f"{name} is {was}, not {asked}" for name, was, asked in pairs if was != asked]
 
     def _checked(self, prompts: Iterable[PromptRow] | Iterable[str]) -> Iterator[PromptRow]:
@@ -116,12 +120,12 @@ class PromptBatch:
                 raise UsageError(f"row {row.id!r}: {error}") from error
             yield row
 
-    def due(self) -> Iterator[PromptRow]:
-        """The rows of this shard that are neither done nor failed."""
+    def due(self) -> Iterator[Pack]:
+        """The packs of this shard with prompts that are neither done nor failed."""
         shard = self.settings.shard
         settled = self.ledger.settled()
-        rows = islice(self.ledger.rows(), shard.index, None, shard.count)
-        return (row for row in rows if not settled(row))
+        packs = islice(self.ledger.packs(self.settings.pack), shard.index, None, shard.count)
+        return (rest for pack in packs if (rest := pack.without(settled)).due)
 
     def run(self, stop: Callable[[], str | None] = lambda: None) -> Iterator[Outcome]:
         """Make what is due, and tell of each unit as it is settled.
@@ -159,6 +163,7 @@ class PromptBatch:
             options={entry.name: getattr(self.options, entry.name) for entry in fields(self.options)},
             keep=self.settings.keep,
             image_format=self.settings.image_format,
+            pack=self.settings.pack,
             threads=int(said) if said.isdigit() and int(said) else threads,
         )
 

@@ -19,9 +19,13 @@ from typing import Any
 from sp_rerank.config import GenerationOptions
 from sp_rerank.config.rules import PROMPT, Rule
 from sp_rerank.errors import UsageError
-from sp_rerank.storage import atomic
+from sp_rerank.storage import atomic, hub
 
 STDIN = "-"
+
+HUB = "hf://datasets/"
+"""Begins the place of a list in a data set of the hub: hf://datasets/OWNER/NAME/FILE, with NAME@REVISION for another
+than the newest."""
 
 PROMPT_COLUMNS = ("prompt", "Prompt", "caption", "text", "TEXT")
 """What the prompt's column may be called; the first that is there is taken."""
@@ -100,11 +104,13 @@ def read_prompts(*places: str | Path) -> Iterator[PromptRow]:
 
     Args:
         *places: Files by their suffix: .txt (a line a prompt), .csv, .tsv (tabs, no quoting), .json (a list of texts
-            or of objects, or an object of prompts by id), .jsonl, .parquet; "-" is standard input: lines, or JSON.
+            or of objects, or an object of prompts by id), .jsonl, .parquet; "-" is standard input: lines, or JSON; a
+            file of a data set of the hub is hf://datasets/OWNER/NAME/FILE.
 
     Raises:
         UsageError: Naming file and row, if a row cannot be used, two have the same id, or there is no row.
         StorageError: If a file cannot be read.
+        HubUnavailableError: If a file of the hub is not in the cache and the hub does not answer.
     """
     seen: dict[str, int] = {}
     for place in places:
@@ -174,7 +180,7 @@ def _read(place: str) -> Iterator[_Found]:
     suffix = Path(place).suffix.lower()
     if suffix not in (*READERS, ".parquet"):
         raise UsageError(f"{place}: expected a list of prompts ending in {', '.join(READERS)} or .parquet")
-    path = Path(place)
+    path = _from_hub(place) if place.startswith("hf://") else Path(place)
     if path.is_dir() or not path.exists():
         raise UsageError(f"{place}: expected a file with prompts, found {'a folder' if path.is_dir() else 'none'}")
     if suffix == ".parquet":
@@ -182,6 +188,16 @@ def _read(place: str) -> Iterator[_Found]:
     with atomic.storage_errors(path):
         data = path.read_bytes()
     return READERS[suffix](_decoded(data, place), place)
+
+
+def _from_hub(place: str) -> Path:
+    """The local copy of a file of the hub."""
+    owner, _, rest = place.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not place.startswith(HUB) or not (owner and name and file):
+        raise UsageError(f"{place}: expected {HUB}OWNER/NAME/FILE, a file with prompts in a data set of the hub")
+    name, _, revision = name.partition("@")
+    return hub.fetch_data_file(f"{owner}/{name}", file, revision or None)
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sp_rerank.batch.drive import Event
-from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.worker import Order, Outcome, UnitMaker
+from sp_rerank.batch.order import Order, Outcome
+from sp_rerank.batch.packs import Pack
+from sp_rerank.batch.worker import UnitMaker
 from sp_rerank.errors import SpRerankError, UsageError
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ class Worker:
             return {"ready": False, "code": error.exit_code, "error": str(error)}
         return {"ready": True}
 
-    def make(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The outcome of a prompt."""
+    def make(self, pack: dict[str, Any]) -> list[dict[str, Any]]:
+        """The outcomes of a pack."""
         assert self._maker
-        return self._maker.make(PromptRow(**row), self._count).to_record()
+        return [outcome.to_record() for outcome in self._maker.make(Pack.from_record(pack), self._count)]
 
     def _count(self) -> None:
         self._batches += 1
@@ -101,9 +101,9 @@ class RayPool:
         self._flight[self._actors[worker].start.remote(self._order)] = worker, "start"
         return worker
 
-    def give(self, worker: int, row: PromptRow) -> None:
+    def give(self, worker: int, pack: Pack) -> None:
         """As `Pool.give`."""
-        self._flight[self._actors[worker].make.remote(asdict(row))] = worker, "make"
+        self._flight[self._actors[worker].make.remote(pack.to_record())] = worker, "make"
         self._asked[worker] = time.monotonic()
 
     def wait(self, seconds: float) -> Sequence[Event]:
@@ -132,13 +132,13 @@ class RayPool:
         except self._ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self._forget(worker)
-            return Event(worker, "dead", error=lines[0][:300])
+            return Event(worker, "dead", error=": ".join(dict.fromkeys((lines[0][:200], lines[-1][:300]))))
         if what == "batches":
             before, self._batches[worker] = self._batches.get(worker, 0), value
             return Event(worker, "progress") if value != before else None
         if what == "make":
             self._asked.pop(worker, None)
-            return Event(worker, "outcome", Outcome.from_record(value))
+            return Event(worker, "outcomes", tuple(map(Outcome.from_record, value)))
         if value["ready"]:
             return Event(worker, "ready")
         return Event(worker, "refused", error=value["error"], code=value["code"])

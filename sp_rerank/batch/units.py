@@ -36,6 +36,12 @@ Status = Literal["ok", "unusable"]
 IMAGES_OF_A_GROUP = 16
 """Pictures of a row group: reading one picture reads its group."""
 
+OWN_COLUMNS = frozenset((
+    "prompt_id", "prompt", "index", "seed", "status", "rank", "score", "nfe", "batch_size", "stages", "sha256",
+    "hardware", "image",
+))  # fmt: skip
+"""Columns of a unit that are no other scorer's."""
+
 _SAFE = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
@@ -63,6 +69,8 @@ class Unit:
         summary: What came out.
         images: Image files of the candidates that are kept, by index.
         hardware: What computed it, such as "NVIDIA H100 80GB HBM3", or "cpu".
+        together: Ids of the prompts whose images were made in the same calls, in their order; empty where it was made
+            by itself.
     """
 
     row: PromptRow
@@ -73,6 +81,7 @@ class Unit:
     summary: RunSummary
     images: Mapping[int, bytes]
     hardware: str
+    together: tuple[str, ...] = ()
 
 
 def encode(unit: Unit) -> bytes:
@@ -87,6 +96,7 @@ def encode(unit: Unit) -> bytes:
         "status": unit.status,
         "config": unit.config.to_json(),
         "summary": asdict(unit.summary),
+        **({"together": unit.together} if unit.together else {}),
     }
     text = json.dumps(record, sort_keys=True, allow_nan=False).encode()
     table = pa.Table.from_pylist(rows, schema.with_metadata({**schema.metadata, b"sp_rerank": text}))
@@ -177,6 +187,7 @@ class StoredUnit:
         best: Indices of the kept candidates, the best first.
         candidates: The columns of every candidate, by index; `image` is its file or None, a score None where there is
             none.
+        together: As in `Unit`.
     """
 
     row: PromptRow
@@ -184,6 +195,7 @@ class StoredUnit:
     config: RunConfig
     best: tuple[int, ...]
     candidates: Mapping[int, Mapping[str, Any]]
+    together: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[Mapping[str, Any]]:
@@ -210,7 +222,7 @@ def decode(data: bytes, name: str, columns: Sequence[str] | None = None) -> Stor
         candidates = {entry["index"]: _flat(entry) for entry in table.to_pylist()}
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{name} is no unit of a batch: {error}; delete it to make it again") from error
-    return StoredUnit(row, record["status"], config, best, candidates)
+    return StoredUnit(row, record["status"], config, best, candidates, tuple(record.get("together", ())))
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, Any]:

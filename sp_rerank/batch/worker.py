@@ -1,7 +1,8 @@
 """What makes units: one loaded pipeline with its scorers, whatever engine hands out the prompts.
 
 Knows models, runs and the ledger. Knows no other worker. `python -m sp_rerank.batch.worker` is one as a process: it
-reads what it needs and then one prompt a line from standard input, and writes a JSON line for everything that happens.
+reads what it needs and then one pack of prompts a line from standard input, and writes a JSON line for everything that
+happens.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
-from sp_rerank.batch.batch_config import BatchConfig, Keep, without_prompt
+from sp_rerank.batch.batch_config import BatchConfig, without_prompt
 from sp_rerank.batch.ledger import Ledger
+from sp_rerank.batch.order import Best, Order, Outcome
+from sp_rerank.batch.packs import Pack
 from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.units import ImageFormat, Unit, encode, encode_image, key_of, name_of
+from sp_rerank.batch.units import Unit, encode, encode_image, key_of, name_of
 from sp_rerank.config import GenerationOptions
 from sp_rerank.errors import (
     NothingUsableError,
     SpRerankError,
     StorageError,
     TryAgainError,
-    UsageError,
     is_device_lost,
     is_out_of_memory,
 )
@@ -41,136 +42,10 @@ from sp_rerank.scorers.ensemble import with_members
 if TYPE_CHECKING:
     from sp_rerank.run.state import RunState
     from sp_rerank.run.summary import RunResult
-    from sp_rerank.types import Scorer
 
 log = logging.getLogger(__name__)
 
 CUT_SHORT = TryAgainError.exit_code
-
-
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The models of a batch in words, for workers to load.
-
-    Attributes:
-        model: As the command line has it: a name, a folder, a repository, or "auto".
-        scorer: Name of the scorer that ranks.
-        also: Names of others whose scores are kept.
-        scheduler: Class name of another scheduler.
-        safety_checker: Whether a checkpoint's safety checker is used.
-        device: "auto" takes the accelerator.
-        dtype: Precision of the pipeline.
-        function: "module:function" that returns (pipe, scorer, others) in place of all that.
-    """
-
-    model: str = "auto"
-    scorer: str = "sp"
-    also: tuple[str, ...] = ()
-    scheduler: str | None = None
-    safety_checker: bool = True
-    device: str = "auto"
-    dtype: str = "auto"
-    function: str | None = None
-
-    @classmethod
-    def of(cls, function: Callable[[], tuple[Any, Scorer, Sequence[Scorer]]]) -> Models:
-        """The models that a function of a module returns.
-
-        Raises:
-            UsageError: If workers could not find the function by its name.
-        """
-        module, name = getattr(function, "__module__", "__main__"), getattr(function, "__qualname__", "<")
-        if module == "__main__" or "<" in name or "." in name:
-            raise UsageError(f"{name} of {module}: expected a function of a module that worker processes can import")
-        return cls(function=f"{module}:{name}")
-
-    def load(self) -> tuple[Any, Scorer, Sequence[Scorer]]:
-        """Pipeline, scorer, other scorers."""
-        if self.function:
-            module, _, name = self.function.partition(":")
-            return getattr(import_module(module), name)()
-        from sp_rerank import scorers
-        from sp_rerank.diffusion import loading
-
-        with loading.quiet():
-            pipe, _ = loading.open_pipeline(
-                self.model, device=self.device, dtype=self.dtype, scheduler=self.scheduler,
-                safety_checker=self.safety_checker,
-            )  # fmt: skip
-            specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
-            ranker, *others = (scorers.load_scorer(spec, device=str(pipe.device)) for spec in specs)
-        return pipe, ranker, others
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker needs to know of its batch.
-
-    Attributes:
-        place: Folder or URL of the batch.
-        models: To be loaded.
-        options: Of `generate`, by name.
-        keep: Whose images are kept.
-        image_format: Of the images.
-        threads: Of a CPU.
-    """
-
-    place: str
-    models: Models
-    options: Mapping[str, Any]
-    keep: Keep = "top"
-    image_format: ImageFormat = "png"
-    threads: int = 1
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, line: str) -> Order:
-        """The order of a line."""
-        record = json.loads(line)
-        models = {**record["models"], "also": tuple(record["models"]["also"])}
-        return cls(**{**record, "models": Models(**models)})
-
-
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best candidate of a unit."""
-
-    seed: int
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a prompt in a worker.
-
-    Attributes:
-        id: Of the row.
-        status: "ok" and "unusable" are units that are done; "failed" is not tried again; "again" is tried again by
-            another worker, for this one is broken; "storage" says that the store cannot be written.
-        made: Number of candidates.
-        best: The best candidate, if there is one.
-        error: What went wrong, in one line.
-        first: Whether this worker committed the unit; False where another one was first.
-    """
-
-    id: str
-    status: Literal["ok", "unusable", "failed", "timeout", "again", "storage"]
-    made: int = 0
-    best: Best | None = None
-    error: str = ""
-    first: bool = True
-
-    def to_record(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Outcome:
-        """As `to_record` gave it."""
-        return cls(**{**record, "best": record["best"] and Best(**record["best"])})
 
 
 class UnitMaker:
@@ -210,52 +85,108 @@ class UnitMaker:
             keep=order.keep,
             image_format=order.image_format,
             threads=torch.get_num_threads() if cpu else None,
+            pack=order.pack,
         )
         self._ledger.join(config)
 
-    def make(self, row: PromptRow, progress: Callable[[], None] = lambda: None) -> Outcome:
-        """Make and commit the unit of a prompt; what goes wrong is the outcome, whatever it is.
+    def make(self, pack: Pack, progress: Callable[[], None] = lambda: None) -> list[Outcome]:
+        """Make and commit the units of a pack that are due; what goes wrong is the outcome, whatever it is.
 
         Args:
-            row: The prompt.
+            pack: One prompt, or several that share calls of the pipeline. Where such a call fails, each of them is made
+                by itself, so that the one which is to blame takes no other along.
             progress: Called after each batch of images.
-        """
-        try:
-            return self._made(row, lambda _: progress())
-        except TryAgainError as error:
-            return Outcome(row.id, "again", error=str(error))
-        except StorageError as error:
-            return Outcome(row.id, "storage", error=str(error))
-        except SpRerankError as error:
-            return Outcome(row.id, "failed", error=str(error))
-        except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            broken = is_out_of_memory(error) or is_device_lost(error)
-            return Outcome(row.id, "again" if broken else "failed", error=why)
 
-    def _made(self, row: PromptRow, progress: Callable[[Progress], None]) -> Outcome:
+        Returns:
+            An outcome a due prompt; fewer where one says that this worker is broken, or that the store is.
+        """
+        found: list[Outcome] = []
+        for outcome in self._together(pack, progress) if len(pack.rows) > 1 else self._alone(pack, progress):
+            found.append(outcome)
+            if outcome.status in ("again", "storage"):
+                break
+        return found
+
+    def _alone(self, pack: Pack, progress: Callable[[], None]) -> Iterator[Outcome]:
+        """Each prompt by itself."""
+        for row in pack.rows:
+            if row.id in pack.due:
+                yield outcome_of(row.id, lambda row=row: self._made(row, self._job(row), progress))
+
+    def _together(self, pack: Pack, progress: Callable[[], None]) -> Iterator[Outcome]:
+        """The prompts in calls that they share."""
+        from sp_rerank.diffusion.packed import make_together
+
+        jobs: dict[str, Job] = {}
+        refused: dict[str, Outcome] = {}
+        for row in pack.rows:
+            try:
+                jobs[row.id] = self._job(row)
+            except SpRerankError as error:
+                refused[row.id] = Outcome(row.id, "failed", error=str(error))
+        try:
+            configs = [job.config for job in jobs.values()]
+            pipe = self._models[0]
+            made = make_together(configs, pipe, memory_limit=self._memory, progress=progress) if configs else []
+        except Exception as error:
+            outcome = _failure(pack.due[0], error)
+            if outcome.status == "again":
+                yield outcome
+                return
+            log.warning("%d prompts cannot be made together, each is made by itself: %s", len(jobs), outcome.error)
+            yield from self._alone(pack, progress)
+            return
+        together = tuple(jobs)
+        batches = dict(zip(jobs, made, strict=True))
+        for row in pack.rows:
+            if row.id not in pack.due:
+                continue
+            if row.id in refused:
+                yield refused[row.id]
+                continue
+            job = replace(jobs[row.id], batches=batches[row.id])
+            yield outcome_of(row.id, lambda row=row, job=job: self._made(row, job, progress, together))
+
+    def _job(self, row: PromptRow) -> Job:
+        """What is to be done for a row.
+
+        Raises:
+            UsageError: If it does not fit the models.
+        """
         from sp_rerank.search.resolve import resolve
 
         pipe, scorer, also = self._models
         options = replace(self._options, **row.overrides)
         config = resolve(row.prompt, options, pipe=pipe, scorer=scorer, also=also)
-        job = Job(config, options, pipe, scorer, also, self._memory)
+        return Job(config, options, pipe, scorer, also, self._memory)
+
+    def _made(self, row: PromptRow, job: Job, progress: Callable[[], None], together: tuple[str, ...] = ()) -> Outcome:
+        def report(_: Progress) -> None:
+            progress()
+
+        config, options = job.config, job.options
         if self._keep == "run":
             folder = Path(self._ledger.place) / "runs" / name_of(row.id)
-            result, state = search_into(store_for(job, folder, resume=True), job, progress=progress, out=folder)
+            result, state = search_into(store_for(job, folder, resume=True), job, progress=report, out=folder)
             return self._commit(row, job, result, state, {})
         everything = self._keep == "all" or options.diverse
         store = MemoryRun(config, config.n if everything else options.kept)
-        result, state = search_into(nullcontext(store), job, progress=progress)
+        result, state = search_into(nullcontext(store), job, progress=report)
         kept = {"top": result.summary.best, "all": state.best(config.n), "none": ()}[self._keep]
         images = {
             index: encode_image(store.candidate(index), config, state.rows[index].scores, self._format)
             for index in kept
         }
-        return self._commit(row, job, result, state, images)
+        return self._commit(row, job, result, state, images, together)
 
     def _commit(
-        self, row: PromptRow, job: Job, result: RunResult, state: RunState, images: Mapping[int, bytes]
+        self,
+        row: PromptRow,
+        job: Job,
+        result: RunResult,
+        state: RunState,
+        images: Mapping[int, bytes],
+        together: tuple[str, ...] = (),
     ) -> Outcome:
         status: Literal["ok", "unusable"] = "ok"
         try:
@@ -264,10 +195,30 @@ class UnitMaker:
             status = "unusable"
         rows = [state.rows[index] for index in sorted(state.rows)]
         scores = {index: state.score(index) for index in state.rows}
-        unit = Unit(row, status, job.config, rows, scores, result.summary, images, self._hardware)
+        unit = Unit(row, status, job.config, rows, scores, result.summary, images, self._hardware, together)
         first = self._ledger.store.create(key_of(row.id), encode(unit))
         best = Best(result[0].seed or 0, result[0].score) if len(result) else None
         return Outcome(row.id, status, len(rows), best, first=first)
+
+
+def outcome_of(row_id: str, make: Callable[[], Outcome]) -> Outcome:
+    """What comes of making a unit, whatever goes wrong."""
+    try:
+        return make()
+    except Exception as error:
+        return _failure(row_id, error)
+
+
+def _failure(row_id: str, error: Exception) -> Outcome:
+    if isinstance(error, TryAgainError):
+        return Outcome(row_id, "again", error=str(error))
+    if isinstance(error, StorageError):
+        return Outcome(row_id, "storage", error=str(error))
+    if isinstance(error, SpRerankError):
+        return Outcome(row_id, "failed", error=str(error))
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    broken = is_out_of_memory(error) or is_device_lost(error)
+    return Outcome(row_id, "again" if broken else "failed", error=why)
 
 
 def _accelerator(device: Any) -> str:
@@ -278,9 +229,9 @@ def _accelerator(device: Any) -> str:
 
 
 def main() -> None:
-    """Be a worker process: an order and then rows on standard input, events on standard output, one JSON a line.
+    """Be a worker process: an order and then packs on standard input, events on standard output, one JSON a line.
 
-    The process ends when standard input does, at once: whoever gave the rows is gone. Signals are for the process that
+    The process ends when standard input does, at once: whoever gave the packs is gone. Signals are for the process that
     started it to obey. Whatever else prints goes to standard error.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -302,9 +253,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     report("ready")
     while True:
-        outcome = maker.make(PromptRow(**json.loads(lines.get())), lambda: report("progress"))
-        report("outcome", outcome=outcome.to_record())
-        if outcome.status == "again":
+        outcomes = maker.make(Pack.from_record(json.loads(lines.get())), lambda: report("progress"))
+        report("outcomes", outcomes=[outcome.to_record() for outcome in outcomes])
+        if outcomes[-1].status == "again":
             os._exit(CUT_SHORT)  # the accelerator's context is lost with the process, and only with it
 
 

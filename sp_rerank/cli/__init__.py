@@ -94,6 +94,8 @@ bench_app = typer.Typer(
 for name, command in (
     ("generate", diagnostics.bench_generate),
     ("score", diagnostics.bench_score),
+    ("rank", diagnostics.bench_rank),
+    ("host", diagnostics.bench_host),
 ):
     bench_app.command(name)(command)
 app.add_typer(bench_app, name="bench")

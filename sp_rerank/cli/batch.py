@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -15,16 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from sp_rerank.cli import batch_results
+from sp_rerank.cli.batch_results import Place
 from sp_rerank.cli.console import (
+    OUT_VARIABLE,
     Device,
     Dtype,
     Json,
     ScorerOption,
-    load_scorer,
     plain,
     print_json,
     progress_bar,
-    quiet,
     say,
     tell,
 )
@@ -34,11 +36,10 @@ from sp_rerank.errors import NothingUsableError, TryAgainError
 
 if TYPE_CHECKING:
     from sp_rerank.batch.ledger import BatchStatus
-    from sp_rerank.batch.worker import Outcome
+    from sp_rerank.batch.order import Outcome
+    from sp_rerank.batch.prompt_batch import PromptBatch
 
 ENGINE = "Engine"
-
-Place = Annotated[str, typer.Argument(metavar="BATCH", help="Folder or URL of a batch.")]
 
 
 class Keeps(StrEnum):
@@ -77,19 +78,76 @@ class PromptsOrCommand(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+Prompts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PROMPTS...",
+        help="Lists of prompts: .txt (a line each), .csv, .tsv, .json, .jsonl, .parquet, or - for standard input.",
+    ),
+]
+OutPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help=f"Folder, or URL such as s3://bucket/path. [default: NAME in {OUT_VARIABLE}, or else in batches]",
+    ),
+]
+Keep = Annotated[
+    Keeps, typer.Option(help="Images to keep: of the best, of all usable candidates, none, or whole run folders.")
+]
+ImageFormat = Annotated[Formats, typer.Option(help="Of the images; WebP is lossless.")]
+PackOption = Annotated[
+    str,
+    typer.Option(
+        help="Prompts that share calls of the pipeline, where each has few candidates: a number, or auto to fill "
+        "--batch-size.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Engine = Annotated[
+    Engines, typer.Option(help="Processes of this machine, or actors of a Ray cluster.", rich_help_panel=ENGINE)
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Number of workers. [default: one an accelerator]", min=1, rich_help_panel=ENGINE)
+]
+ShardOption = Annotated[
+    str,
+    typer.Option(
+        help="Make a part of the prompts: I/N, or auto where SLURM, Kubernetes (auto/N) or torchrun say which.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Tries = Annotated[
+    int, typer.Option(help="Deaths of a process after which its prompt has failed.", min=1, rich_help_panel=ENGINE)
+]
+Timeout = Annotated[
+    float, typer.Option(help="Seconds without progress that a prompt has at least.", min=1, rich_help_panel=ENGINE)
+]
+TimeoutFactor = Annotated[
+    float, typer.Option(help="The same as a multiple of the median prompt's seconds.", min=1, rich_help_panel=ENGINE)
+]
+StartTimeout = Annotated[
+    float,
+    typer.Option(help="Seconds for a worker to load its models, a download included.", min=1, rich_help_panel=ENGINE),
+]
+MaxFailed = Annotated[
+    str | None,
+    typer.Option(
+        help="Failed prompts above which the batch stops, such as 5 or 2%. [default: 10, or 1% if that is more]",
+        rich_help_panel=ENGINE,
+    ),
+]
+Grace = Annotated[
+    float,
+    typer.Option(help="Seconds for the prompts in hand after SIGTERM or Ctrl-C.", min=0, rich_help_panel=ENGINE),
+]
+
+
 @with_options
 def make(
-    prompts: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PROMPTS...",
-            help="Lists of prompts: .txt (a line each), .csv, .tsv, .json, .jsonl, .parquet, or - for standard input.",
-        ),
-    ],
-    out: Annotated[
-        str | None,
-        typer.Option("--out", "-o", help="Folder, or URL such as s3://bucket/path. [default: batches/NAME]"),
-    ] = None,
+    prompts: Prompts,
+    out: OutPlace = None,
     model: Model = "auto",
     scorer: ScorerOption = "sp",
     also: Also = [],  # noqa: B006  # typer reads it, and passes a new list
@@ -97,61 +155,35 @@ def make(
     safety_checker: SafetyChecker = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
-    keep: Annotated[
-        Keeps, typer.Option(help="Images to keep: of the best, of all usable candidates, none, or whole run folders.")
-    ] = Keeps.top,
-    image_format: Annotated[Formats, typer.Option(help="Of the images; WebP is lossless.")] = Formats.png,
-    engine: Annotated[
-        Engines, typer.Option(help="Processes of this machine, or actors of a Ray cluster.", rich_help_panel=ENGINE)
-    ] = Engines.local,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Number of workers. [default: one an accelerator]", min=1, rich_help_panel=ENGINE),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            help="Make a part of the prompts: I/N, or auto where SLURM, Kubernetes (auto/N) or torchrun say which.",
-            rich_help_panel=ENGINE,
-        ),
-    ] = "0/1",
-    tries: Annotated[
-        int, typer.Option(help="Deaths of a process after which its prompt has failed.", min=1, rich_help_panel=ENGINE)
-    ] = 2,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds without progress that a prompt has at least.", min=1, rich_help_panel=ENGINE)
-    ] = 60,
-    timeout_factor: Annotated[
-        float,
-        typer.Option(help="The same as a multiple of the median prompt's seconds.", min=1, rich_help_panel=ENGINE),
-    ] = 20,
-    max_failed: Annotated[
-        str | None,
-        typer.Option(
-            help="Failed prompts above which the batch stops, such as 5 or 2%. [default: 10, or 1% if that is more]",
-            rich_help_panel=ENGINE,
-        ),
-    ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(help="Seconds for the prompts in hand after SIGTERM or Ctrl-C.", min=0, rich_help_panel=ENGINE),
-    ] = 25,
+    keep: Keep = Keeps.top,
+    image_format: ImageFormat = Formats.png,
+    pack: PackOption = "1",
+    engine: Engine = Engines.local,
+    workers: Workers = None,
+    shard: ShardOption = "0/1",
+    tries: Tries = 2,
+    timeout: Timeout = 60,
+    timeout_factor: TimeoutFactor = 20,
+    start_timeout: StartTimeout = 1800,
+    max_failed: MaxFailed = None,
+    grace: Grace = 25,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Make N candidates for each of many prompts and keep the best; the same command goes on where it stopped."""
     from sp_rerank.batch.drive import Rules
+    from sp_rerank.batch.order import Models
+    from sp_rerank.batch.packs import pack_size
     from sp_rerank.batch.prompt_batch import BatchSettings, PromptBatch
-    from sp_rerank.batch.prompts import STDIN, read_prompts
+    from sp_rerank.batch.prompts import read_prompts
     from sp_rerank.batch.shards import parse_shard
-    from sp_rerank.batch.worker import Models
 
     options["pipe_kwargs"] = assignments(options["pipe_kwargs"])
-    check_search(GenerationOptions(**options))
-    place = out or str(Path("batches") / ("stdin" if prompts[0] == STDIN else Path(prompts[0]).stem))
+    asked = GenerationOptions(**options)
+    check_search(asked)
     batch = PromptBatch(
         read_prompts(*prompts),
-        place,
+        out or _default_place(prompts[0]),
         models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype),
         settings=BatchSettings(
             keep=keep.value,
@@ -160,12 +192,26 @@ def make(
             workers=workers,
             shard=parse_shard(shard),
             max_failed=max_failed,
-            rules=Rules(tries=tries, timeout=timeout, timeout_factor=timeout_factor, grace=grace),
+            rules=Rules(tries, timeout, timeout_factor, grace=grace, start_timeout=start_timeout),
+            pack=pack_size(pack, asked),
         ),
         **options,
     )
+    _run(batch, as_json)
+
+
+def _default_place(list_of_prompts: str) -> str:
+    from sp_rerank.batch.prompts import STDIN
+
+    name = "stdin" if list_of_prompts == STDIN else Path(list_of_prompts).stem
+    return f"{os.environ.get(OUT_VARIABLE) or 'batches'}/{name}"
+
+
+def _run(batch: PromptBatch, as_json: bool) -> None:
+    """Make what is due, tell of it, and end with an error where prompts have failed."""
+    place = batch.ledger.place
     with _stop_asked() as stop:
-        due = sum(1 for _ in batch.due())
+        due = sum(len(pack.due) for pack in batch.due())
         say(f"{batch.total} prompts, {due} to be made here: {place}")
         results = sys.stdout
         with redirect_stdout(sys.stderr), progress_bar(due, "prompts") as progress:  # Ray prints to standard output
@@ -259,53 +305,11 @@ def retry(place: Place) -> None:
     tell(f"{Ledger(place).retry()} prompts are due again; run `sp-rerank batch` with the list to make them")
 
 
-def score(
-    place: Place,
-    scorer: Annotated[list[str], typer.Option(help="A name of `sp-rerank scorers`, or sp@FOLDER; repeatable.")],
-    device: Device = "auto",
-) -> None:
-    """Add the scores of other scorers to a batch, for the images that it keeps."""
-    from sp_rerank.batch.ledger import Ledger
-    from sp_rerank.batch.second_pass import score_batch
-    from sp_rerank.diffusion import loading
-
-    ledger = Ledger(place)
-    ledger.check()
-    total = len(ledger.keys("units"))
-    for spec in scorer:
-        with quiet():
-            loaded = load_scorer(spec, None, loading.find_device(device))
-            with progress_bar(total, "prompts") as progress:
-                done = score_batch(ledger, loaded, progress)
-        tell(f"{loaded.name}: {done} prompts scored")
-
-
-def export(
-    place: Place,
-    to: Annotated[
-        str,
-        typer.Option(
-            help="hf (parquet with images), imagefolder, webdataset, geneval, pairs (Pick-a-Pic's), or table."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make.")],
-    top_k: Annotated[
-        int | None, typer.Option(help="The best of each prompt. [default: all that were kept]", min=1)
-    ] = None,
-    min_gap: Annotated[float, typer.Option(help="Of a pair: how much more the better one scores at least.")] = 0.0,
-) -> None:
-    """Write a batch in a layout that others read."""
-    from sp_rerank.batch.exports import Selection
-    from sp_rerank.batch.exports import export as export_batch
-    from sp_rerank.batch.ledger import Ledger
-
-    count = export_batch(Ledger(place), out, to, Selection(top_k, min_gap))
-    tell(f"{out}: {count} rows")
-
-
 app = typer.Typer(cls=PromptsOrCommand, no_args_is_help=True, rich_markup_mode="markdown")
 app.command()(make)
 app.command()(status)
 app.command()(retry)
-app.command()(score)
-app.command()(export)
+app.command()(batch_results.score)
+app.command()(batch_results.export)
+app.command()(batch_results.compare)
+app.command()(batch_results.overview)

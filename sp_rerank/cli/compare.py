@@ -12,6 +12,7 @@ import typer
 from sp_rerank.cli.console import (
     Device,
     Json,
+    complete_run,
     complete_scorer,
     load_scorer,
     plain,
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run folders; of several also the averages within prompts")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="run folders; of several also the averages within prompts", autocompletion=complete_run),
+    ],
     scorer: Annotated[
         list[str],
         typer.Option(

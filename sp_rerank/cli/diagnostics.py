@@ -29,7 +29,7 @@ def bench_generate(
     as_json: Json = False,
 ) -> None:
     """The whole command against a plain loop and a batched loop of diffusers, on the mini model."""
-    from sp_rerank.diagnostics.bench import compare_generate
+    from sp_rerank.diagnostics.bench_generate import compare_generate
 
     with quiet():
         _report_bench(compare_generate(n, rounds, say), as_json)
@@ -42,12 +42,35 @@ def bench_score(
     as_json: Json = False,
 ) -> None:
     """Scoring with ViT-L/14 (random weights) against a loop in hpsv2's style and against batched transformers."""
-    from sp_rerank.diagnostics.bench import compare_score
+    from sp_rerank.diagnostics.bench_score import compare_score
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UsageError(f"--dtype is {dtype!r}; expected float32, bfloat16 or float16")
     with quiet():
         _report_bench(compare_score(n, rounds, dtype, say), as_json)
+
+
+def bench_rank(
+    n: Annotated[int, typer.Option(help="image files", min=1)] = 200,
+    rounds: Annotated[int, typer.Option(help="of each way, in turn", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Ranking image files with a free scorer: one reading thread against one for each CPU, and the memory of many."""
+    from sp_rerank.diagnostics.bench_rank import compare_rank
+
+    _report_bench(compare_rank(n, rounds, say), as_json)
+
+
+def bench_host(
+    n: Annotated[int, typer.Option(help="candidates of the smaller run", min=1)] = 4000,
+    times: Annotated[int, typer.Option(help="how many times as many the larger run has", min=2)] = 4,
+    rounds: Annotated[int, typer.Option(help="of each size, in turn", min=1)] = 3,
+    as_json: Json = False,
+) -> None:
+    """What a run costs beside the denoiser: time and memory a candidate, with a free model and scorer."""
+    from sp_rerank.diagnostics.bench_host import compare_host
+
+    _report_bench(compare_host(n, times, rounds, say), as_json)
 
 
 def _report_bench(result: dict[str, Any], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sp_rerank.cli.console import Json, console, print_json, quiet, say, stop_on_interrupt, tell
+from sp_rerank.cli.console import Json, PushToHub, console, print_json, quiet, say, stop_on_interrupt, tell
 
 if TYPE_CHECKING:
     from sp_rerank.train.loop import Outcome
@@ -27,7 +27,8 @@ SPLIT_SEED = 0
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as mini or clip-h, or a .toml file.")],
     data: Annotated[
-        list[str], typer.Option(help="Preferences to learn from: a file, or a folder with one. Repeat it for more.")
+        list[str],
+        typer.Option(help="Preferences to learn from: a file, a folder with one, hub:OWNER/NAME. Repeat it for more."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the training run; the scorer is written to its best/.")],
     validation: Annotated[
@@ -45,19 +46,28 @@ def train(
     ] = [],  # noqa: B006
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")] = False,
     tracker: Annotated[
-        str, typer.Option(help="Where figures go besides metrics.jsonl: tensorboard or none.")
+        str,
+        typer.Option(help="Where figures go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, ..., or none."),
     ] = "tensorboard",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Start from random weights, to try shapes and memory.")
     ] = False,
+    push_to_hub: PushToHub = None,
+    simulated: Annotated[
+        bool, typer.Option("--simulated", help="Say in the model card that the people of --data are simulated.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a scorer on people's preferences between images."""
+    from sp_rerank.storage import hub
     from sp_rerank.train.recipe import read_recipe
 
     chosen = read_recipe(recipe).with_overrides(override)
+    if push_to_hub:
+        hub.check_push(push_to_hub)
     with quiet():
         from sp_rerank.train import loop
+        from sp_rerank.train.card import write_card
         from sp_rerank.train.distributed import current
         from sp_rerank.train.model import load_base, random_base
 
@@ -71,6 +81,7 @@ def train(
             if not held_out:
                 say("no prompts to validate on: the scorer of the last step is written to last/, and no best/")
         scorer = random_base(chosen) if random_weights else load_base(chosen)
+        base_name = scorer.name  # of the weights as they are before they learn
         with _progress_bar(chosen.steps, main) as progress, stop_on_interrupt() as stop:
             try:
                 outcome = loop.train(
@@ -88,6 +99,9 @@ def train(
                 if main:
                     say("stopped; the last checkpoint is kept. Go on with the same command and --resume")
                 raise
+        if main and push_to_hub:
+            write_card(outcome.folder, chosen, (learning, held_out), data=data, base=base_name, simulated=simulated)
+            say(f"uploaded: {hub.push_folder(outcome.folder, push_to_hub, 'model')}")
     if main:
         _report(outcome, as_json)
 

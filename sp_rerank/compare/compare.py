@@ -231,7 +231,7 @@ def _mean_pair(
     scorers: tuple[str, str], both: Sequence[tuple[RunComparison, PairAgreement]], seed: int
 ) -> MeanAgreement:
     def mean(value: Callable[[RunComparison, PairAgreement], float | None]) -> Estimate:
-        return _within_prompts([(run.prompt, value(run, pair)) for run, pair in both], seed)
+        return within_prompts([(run.prompt, value(run, pair)) for run, pair in both], seed)
 
     def each_to_the_other(value: Callable[[ScorerView, str], float | None]) -> tuple[Estimate, Estimate]:
         first, second = scorers
@@ -259,11 +259,11 @@ def _mean_robustness(runs: Sequence[RunComparison], seed: int) -> Iterator[MeanR
             for row in view.robustness:
                 found.setdefault((view.scorer, row.ratio), []).append((run.prompt, row.went_to))
     for (scorer, ratio), ranks in found.items():
-        stays = _within_prompts([(prompt, float(rank == 1)) for prompt, rank in ranks], seed)
-        yield MeanRobustness(scorer, ratio, stays, _within_prompts(ranks, seed))
+        stays = within_prompts([(prompt, float(rank == 1)) for prompt, rank in ranks], seed)
+        yield MeanRobustness(scorer, ratio, stays, within_prompts(ranks, seed))
 
 
-def _within_prompts(values: Sequence[tuple[str, float | None]], seed: int) -> Estimate:
+def within_prompts(values: Sequence[tuple[str, float | None]], seed: int) -> Estimate:
     """The mean over prompts of the mean over a prompt's values, where these are defined."""
     by_prompt: dict[str, list[float]] = {}
     for prompt, value in values:

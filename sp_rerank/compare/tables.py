@@ -133,9 +133,7 @@ def _of_all(comparison: Comparison, names: dict[str, str]) -> Iterator[str]:
         return
     prompts = "1 prompt" if comparison.prompts == 1 else f"{comparison.prompts} prompts"
     yield f"## {len(comparison.runs)} runs of {prompts}\n"
-    if comparison.pairs:
-        yield _mean_agreements(comparison, names)
-        yield _mean_standings(comparison, names)
+    yield from _means(comparison, names)
     if comparison.robustness:
         head = ["scorer", "side ratio", "the pick stays, %", "its rank now"]
         rows = [
@@ -143,6 +141,18 @@ def _of_all(comparison: Comparison, names: dict[str, str]) -> Iterator[str]:
             for row in comparison.robustness
         ]
         yield "The picks under HP&CC\n\n" + table(head, rows)
+
+
+def markdown_of_batch(comparison: Comparison) -> str:
+    """The averages of a comparison without its single prompts, for people."""
+    prompts = "1 prompt" if comparison.prompts == 1 else f"{comparison.prompts:,} prompts"
+    return "\n".join([f"## A batch of {prompts}\n", *_means(comparison, short_names(comparison.scorers))])
+
+
+def _means(comparison: Comparison, names: dict[str, str]) -> Iterator[str]:
+    if comparison.pairs:
+        yield _mean_agreements(comparison, names)
+        yield _mean_standings(comparison, names)
 
 
 def _mean_agreements(comparison: Comparison, names: dict[str, str]) -> str:

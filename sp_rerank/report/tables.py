@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(
         f"| {' | '.join(' '.join(cell.split()).replace('|', '&#124;') for cell in line)} |\n" for line in lines
     )
+
+
+def markdown_text(text: str) -> str:
+    """A text of others for Markdown: one line that is shown as it stands, neither markup nor HTML nor a link."""
+    line = " ".join(plain(text).split())
+    return re.sub(r"[^\w ,()'/-]|_", lambda found: f"&#{ord(found[0])};", line)
 
 
 def new_figure() -> Figure:

@@ -34,8 +34,10 @@ class MemoryRun:
         """Keep rows, and the images of the best so far."""
         for made in batch:
             pixels = made.candidate.image.tobytes()
-            self.state.rows[made.candidate.index] = Row.of(pixels, made, self.state.stages)
+            self.state.put_rows({made.candidate.index: Row.of(pixels, made, self.state.stages)})
             self._candidates[made.candidate.index] = made.candidate
+        if len(self._candidates) <= self._keep:
+            return
         best = set(self.state.best(self._keep))
         self._candidates = {index: candidate for index, candidate in self._candidates.items() if index in best}
 
@@ -46,7 +48,7 @@ class MemoryRun:
     def add_dropped(self) -> None:
         """Add a row for each candidate that the search did not finish."""
         for index in self.state.unfinished():
-            self.state.rows[index] = dropped_row(self.state, index, NO_IMAGE)
+            self.state.put_rows({index: dropped_row(self.state, index, NO_IMAGE)})
 
     def candidate(self, index: int) -> Candidate:
         """One of the best candidates with its image."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,10 +55,56 @@ class RunState:
 
     def __init__(self, config: RunConfig, rows: dict[int, Row]) -> None:
         self.config = config
+        self.stages: dict[int, tuple[StageScore, ...]] = {}
+        self._seen: Counter[Stage | None] = Counter()
+        self.replace_rows(rows)
+        self.replace_stages({index: row.stages for index, row in rows.items() if row.stages})
+
+    def replace_rows(self, rows: dict[int, Row]) -> None:
+        """Take these rows in place of all that there are."""
         self.rows = rows
-        self.stages = {index: row.stages for index, row in rows.items() if row.stages}
         self._ranked: tuple[int, dict[int, float]] = (0, {})
         """Of how many rows, and their mean ranks."""
+        self._leaders: list[tuple[float, int]] = []
+        """(-score, index) of the best usable rows, the best first."""
+        self._places: int | None = None
+        """How many leaders are kept; None before anybody has asked."""
+        self._seen[None] = sum(row.status != "dropped" for row in rows.values())
+
+    def put_rows(self, rows: Mapping[int, Row]) -> None:
+        """Add rows, or put them in place of the ones that their indices have.
+
+        One that only gets its hash changes nothing else, so that a thread may do it beside the run.
+        """
+        for index, row in rows.items():
+            before = self.rows.get(index)
+            self.rows[index] = row
+            if before is None:
+                self._seen[None] += row.status != "dropped"
+                self._lead(index)
+            elif (before.status, before.scores) != (row.status, row.scores):
+                self.replace_rows(self.rows)
+
+    def forget_rows(self, indices: Iterable[int]) -> None:
+        """Take rows back, as far as they are there."""
+        gone = set(indices)
+        self.replace_rows({index: row for index, row in self.rows.items() if index not in gone})
+
+    def replace_stages(self, stages: dict[int, tuple[StageScore, ...]]) -> None:
+        """Take what was seen on the way in place of all that is noted."""
+        self.stages = stages
+        finished = self._seen[None]
+        self._seen = Counter(seen.stage for stages in self.stages.values() for seen in stages)
+        self._seen[None] = finished
+
+    def _lead(self, index: int) -> None:
+        """Put a new row among the leaders, if it belongs there."""
+        if self._places is None or self.config.members:  # a mean of ranks changes with every other candidate
+            return
+        score = self.score(index)
+        if math.isfinite(score):
+            insort(self._leaders, (-score, index))
+            del self._leaders[self._places :]
 
     @property
     def first_scorer(self) -> str:
@@ -126,8 +174,10 @@ class RunState:
 
     def best(self, k: int) -> list[int]:
         """Indices of the k usable candidates with the highest scores, the best first; ties go to the lower index."""
-        usable = [(-score, index) for index in self.rows if math.isfinite(score := self.score(index))]
-        return [index for _, index in heapq.nsmallest(k, usable)]
+        if self.config.members or self._places is None or k > self._places:
+            usable = [(-score, index) for index in self.rows if math.isfinite(score := self.score(index))]
+            self._leaders, self._places = heapq.nsmallest(k, usable), k
+        return [index for _, index in self._leaders[:k]]
 
     def order(self) -> list[int]:
         """All candidates that were seen: finished ones from the best to the worst, then those that were dropped."""
@@ -155,7 +205,7 @@ class RunState:
 
     def reached(self, stage: Stage | None) -> int:
         """Number of candidates that were scored at a stage; finished ones for None."""
-        return len(self.seen_at(stage))
+        return self._seen[stage]
 
     def seen_at(self, stage: Stage | None) -> list[int]:
         """Indices of the candidates that were scored at a stage; of the finished ones for None."""
@@ -167,6 +217,7 @@ class RunState:
         """Add to what was seen of candidates."""
         for index, seen in batch:
             self.stages[index] = (*self.stages.get(index, ()), seen)
+            self._seen[seen.stage] += 1
 
 
 def _number(score: float | None) -> float:

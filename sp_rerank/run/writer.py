@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -63,6 +64,9 @@ class RunWriter(RunDir):
 
     _unwritten: set[int]
     """Candidates that are in `rows` and still to be committed; the hashes of their files are not known yet."""
+
+    _threads: ThreadPoolExecutor | None = None
+    """Write the files of all batches."""
 
     def __init__(self, path: Path, config: RunConfig, rows: dict[int, Row]) -> None:
         super().__init__(path, config, rows)
@@ -161,7 +165,7 @@ class RunWriter(RunDir):
             log.warning("%s; it is made again", problem)
         if problems:
             self._replace_rows({index: row for index, row in self.rows.items() if index not in problems})
-            self.stages = {index: row.stages for index, row in self.rows.items() if row.stages}
+            self.replace_stages({index: row.stages for index, row in self.rows.items() if row.stages})
 
     def _read_stages(self, resume: bool) -> None:
         """What an unfinished search saw; with `resume`, candidates whose draft is gone or changed are forgotten."""
@@ -172,10 +176,10 @@ class RunWriter(RunDir):
             text = b"".join(line.to_line() for line in lines)
             atomic.write(journal, text)
             self._stages_end = len(text)
-        committed = self.stages
-        self.stages: dict[int, tuple[StageScore, ...]] = {}
-        self.note_stages([(line.index, line.stage) for line in lines])
-        self.stages |= committed
+        noted: dict[int, tuple[StageScore, ...]] = {}
+        for line in lines:
+            noted[line.index] = (*noted.get(line.index, ()), line.stage)
+        self.replace_stages(noted | self.stages)
 
     def _lost_drafts(self, lines: Sequence[StageLine]) -> set[int]:
         """Candidates that are not committed and whose draft is not the one that was noted last."""
@@ -196,7 +200,7 @@ class RunWriter(RunDir):
         rows = [Row.of(b"", made, self.stages) for made in batch]
         new = {row.index: row for row in rows if row.index not in self.rows}
         self._unwritten.update(new)
-        self.rows |= new
+        self.put_rows(new)
         encoders = [partial(to_finished_png, made, self.config) for made in batch]
         self._submit(encoders, lambda files: self.commit(list(map(_with_hash, rows, files))))
 
@@ -219,6 +223,7 @@ class RunWriter(RunDir):
     def _submit(self, encoders: Sequence[Callable[[], bytes]], commit: Callable[[list[bytes]], None]) -> None:
         if self._queue is None:
             self._queue = CommitQueue()
+            self._threads = atomic.writing_threads()
         with self._giving_up_unwritten():
             self._queue.submit(encoders, commit)
 
@@ -229,10 +234,15 @@ class RunWriter(RunDir):
                 self._queue.drain()
 
     def _close(self) -> None:
-        if self._queue:
-            with self._giving_up_unwritten():
-                self._queue.close()
+        try:
+            if self._queue:
+                with self._giving_up_unwritten():
+                    self._queue.close()
+        finally:
             self._queue = None
+            if self._threads:
+                self._threads.shutdown()
+            self._threads = None
 
     @contextmanager
     def _giving_up_unwritten(self) -> Generator[None]:
@@ -240,8 +250,8 @@ class RunWriter(RunDir):
         try:
             yield
         except BaseException:
-            for index in self._unwritten:
-                self.rows.pop(index, None)
+            if self._unwritten:
+                self.forget_rows(self._unwritten)
             self._unwritten.clear()
             raise
 
@@ -280,16 +290,18 @@ class RunWriter(RunDir):
         files = {inside(self.path, row.file): png for row, png in new.values()}
         lines = b"".join(row.to_line() for row, _ in new.values())
         try:
-            atomic.write_all(files)
+            atomic.write_all(files, self._threads)
             self._end = atomic.append(inside(self.path, MANIFEST), lines, at=self._end)
         except StorageError:
             for image in files:
                 with suppress(OSError):
                     image.unlink()
             raise
-        self.rows |= {index: row for index, (row, _) in new.items()}
+        self.put_rows({index: row for index, (row, _) in new.items()})
         self._unwritten.difference_update(new)
-        self.stages |= {index: row.stages for index, (row, _) in new.items() if row.stages}
+        stages = {index: row.stages for index, (row, _) in new.items() if row.stages}
+        if any(self.stages.get(index) != seen for index, seen in stages.items()):  # committed without a note before
+            self.replace_stages(self.stages | stages)
 
     def commit_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
         """Keep what a search saw of candidates on the way, so that a resumed search need not look again.
@@ -312,7 +324,7 @@ class RunWriter(RunDir):
             if not journal.exists():
                 atomic.write(journal, b"")
             names = [draft_name(index, look) for index, look, _ in looks]
-            atomic.write_all({folder / name: png for name, png in zip(names, files, strict=True)})
+            atomic.write_all({folder / name: png for name, png in zip(names, files, strict=True)}, self._threads)
         lines = [
             StageLine(index, seen, atomic.sha256_of(png)).to_line()
             for (index, _, seen), png in zip(looks, files, strict=True)
@@ -384,7 +396,8 @@ class RunWriter(RunDir):
     def _replace_rows(self, rows: dict[int, Row]) -> None:
         lines = b"".join(row.to_line() for row in rows.values())
         atomic.write(inside(self.path, MANIFEST), lines)
-        self.rows, self._end = rows, len(lines)
+        self.replace_rows(rows)
+        self._end = len(lines)
 
 
 def add_scores(path: str | Path, scores: Mapping[str, Mapping[int, float]]) -> RunDir:

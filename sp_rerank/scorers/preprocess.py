@@ -2,11 +2,8 @@
 
 Knows nothing of models. There are three geometries, because the scorers' originals have three:
 
-- "center_crop", of CLIP and most others, resizes the image with Pillow. Pillow's bicubic is done as tensor arithmetic,
-  on any device and bit for bit, because `torch.nn.functional.interpolate(antialias=True)` differs from it by up to
-  31/255, and scores move with that. The horizontal pass always comes first, as in every Pillow until 12; Pillow 13
-  takes the vertical one first for some images that are more than twice as high as wide, which moves pixels by a few
-  1/255 (of noise, up to 24/255). Here a score does not depend on the Pillow that happens to be installed.
+- "center_crop", of CLIP and most others, resizes the image with Pillow's bicubic, on any device and bit for bit; see
+  `sp_rerank.storage.pillow_resize`.
 - "squash", of BLIP's own evaluation, does so without regard to the proportions.
 - "longest_edge_pad", of HPS v2 and v2.1, resizes the float tensor with torch and pads it to a square.
 """
@@ -15,17 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.storage.images import bands, seen_rgb
+from sp_rerank.storage.images import are_finite, bands, seen_rgb, to_bytes
+from sp_rerank.storage.pillow_resize import Cut, bytes_of, resize_image, resize_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -33,11 +29,6 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 GEOMETRIES = ("center_crop", "squash", "longest_edge_pad")
 
 _OFFSETS = {"round": lambda margin: round(margin / 2), "floor": lambda margin: margin // 2}
-
-# Pillow's PRECISION_BITS: 32 bits less 8 of the result and 2 of headroom.
-_COEFFICIENT_BITS = 22
-_BICUBIC_SUPPORT = 2.0
-_NUMBERS_AT_ONCE = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -125,49 +116,43 @@ class Preprocess:
             return self._from_floats(images.to(device or images.device))
         if not images:
             return torch.empty(0, 3, self.size, self.size, device=device)
-        return torch.cat([self._from_image(seen_rgb(image), torch.device(device or "cpu")) for image in images])
+        where = torch.device(device or "cpu")
+        return self._normalize(torch.cat([self._from_image(seen_rgb(image), where) for image in images]))
 
     def _from_image(self, image: Image.Image, device: torch.device) -> Tensor:
         """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor."""
-        parts = ((_bytes_of(band).to(device), top) for band, top in bands(image))
-        # Each row of the horizontal pass is by itself, in all geometries.
-        if self.geometry == "longest_edge_pad":
-            narrow = torch.cat([self._shrink(part, -1, image.size) for part, _ in parts], dim=-2)
-            return self._normalize(self._pad(self._shrink(narrow, -2, image.size)))
-        narrow = torch.empty(1, 3, image.height, self.size, dtype=torch.uint8, device=device)
-        for part, top in parts:
-            narrow[..., top : top + part.shape[-2], :] = self._resize_axis(part, -1, image.size)
-        return self._normalize(self._resize_axis(narrow, -2, image.size).float().div(255))
+        if self.geometry != "longest_edge_pad":
+            return resize_image(image, *self._cuts(image.size), device)
+        # Each row of the horizontal pass is by itself.
+        narrow = [self._shrink(bytes_of(band).to(device), -1, image.size) for band, _ in bands(image)]
+        return self._pad(self._shrink(torch.cat(narrow, dim=-2), -2, image.size))
 
     def _from_floats(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise UsageError(
                 f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}"
             )
-        finite = images.isfinite().flatten(1).all(dim=1)
-        rounded = images.float().nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
-        return self._from_bytes(rounded).masked_fill(~finite[:, None, None, None], torch.nan)
+        square = self._normalize(self._from_bytes(to_bytes(images)))
+        return square.masked_fill_(~are_finite(images)[:, None, None, None], torch.nan)
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
-        """(n, 3, H, W) uint8 -> (n, 3, size, size) float32, with torchvision's order of operations."""
+        """(n, 3, H, W) uint8 -> (n, 3, size, size), not normalized yet: uint8, or floats of a padded square."""
         size = (pixels.shape[-1], pixels.shape[-2])
         if self.geometry == "longest_edge_pad":
-            return self._normalize(self._pad(self._shrink(self._shrink(pixels, -1, size), -2, size)))
-        narrow = self._resize_axis(pixels, -1, size)
-        return self._normalize(self._resize_axis(narrow, -2, size).float().div(255))
+            return self._pad(self._shrink(self._shrink(pixels, -1, size), -2, size))
+        return resize_pixels(pixels, *self._cuts(size))
 
     def _normalize(self, square: Tensor) -> Tensor:
-        mean, std = (square.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return square.sub(mean).div(std)
+        """With torchvision's order of operations."""
+        floats = square if square.is_floating_point() else square.float().div_(255)
+        mean, std = (floats.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return floats.sub(mean).div_(std)
 
-    def _resize_axis(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
-        """One pass of the resize of an image of this (width, height), and the crop of the same axis."""
-        edge = size[0] if axis == -1 else size[1]
-        # Metal has no float64, the only float type whose sums are exact here.
-        exact = pixels.cpu() if pixels.device.type == "mps" else pixels
-        resized = self.size if self.geometry == "squash" else int(self.size * edge / min(size))
-        offset = _OFFSETS[self.crop](resized - self.size)
-        return _resample(exact, axis, resized, offset, self.size).to(pixels.device)
+    def _cuts(self, size: tuple[int, int]) -> tuple[Cut, Cut]:
+        """What becomes of the width and the height of an image of this size."""
+        wide, high = (self.size if self.geometry == "squash" else int(self.size * edge / min(size)) for edge in size)
+        offset = _OFFSETS[self.crop]
+        return Cut(wide, offset(wide - self.size), self.size), Cut(high, offset(high - self.size), self.size)
 
     def _shrink(self, pixels: Tensor, axis: int, size: tuple[int, int]) -> Tensor:
         """One pass of torch's resize, to floats in [0, 1], of an image of this (width, height); longest edge to `size`.
@@ -190,67 +175,3 @@ class Preprocess:
         height, width = picture.shape[-2:]
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(picture, (left, self.size - width - left, top, self.size - height - top))
-
-
-def _bytes_of(image: Image.Image) -> Tensor:
-    """An RGB image as (1, 3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-
-
-def _resample(pixels: Tensor, axis: int, resized: int, offset: int, kept: int) -> Tensor:
-    """Resize one axis of uint8 pixels to `resized` and keep `kept` of it from `offset` on; one pass of Pillow's two.
-
-    The sums are of integers below 2^53: exact in float64, in any order.
-    """
-    source = pixels.shape[axis]
-    if resized == source:
-        return pixels.narrow(axis, offset, kept)
-    weights = torch.from_numpy(bicubic_coefficients(source, resized, offset, kept)).to(pixels.device)
-    lines = pixels.movedim(axis, -1)
-    # In parts, for a line of bytes becomes eight times as long as numbers.
-    parts = lines.split(max(1, _NUMBERS_AT_ONCE // max(1, source * lines[..., :1, 0].numel())), dim=-2)
-    return torch.cat([_weigh(part, weights) for part in parts], dim=-2).movedim(-1, axis)
-
-
-def _weigh(lines: Tensor, weights: Tensor) -> Tensor:
-    moved = lines.double() @ weights.T
-    # clip8 of Resample.c: add a half, shift right, clip.
-    return (
-        moved.add_(2.0 ** (_COEFFICIENT_BITS - 1)).div_(2.0**_COEFFICIENT_BITS).floor_().clamp_(0, 255).to(torch.uint8)
-    )
-
-
-@lru_cache(maxsize=16)
-def bicubic_coefficients(source: int, resized: int, offset: int, kept: int) -> np.ndarray:
-    """The integer weights of Pillow's bicubic filter, as a matrix.
-
-    Source: Pillow 13, src/libImaging/Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`.
-
-    Args:
-        source: length of the axis before, in pixels.
-        resized: length of the axis after, in pixels.
-        offset: the first pixel wanted of the resized axis.
-        kept: how many pixels are wanted; the rest would be cropped away, and of a thin strip it is nearly all.
-
-    Returns:
-        (kept, source) float64 holding integers, each row summing to about 2^22; not to be written to.
-    """
-    scale = source / resized
-    filter_scale = max(scale, 1.0)
-    support = _BICUBIC_SUPPORT * filter_scale
-    center = (np.arange(offset, offset + kept)[:, None] + 0.5) * scale
-    column = np.arange(source)[None, :]
-    first = np.maximum(np.trunc(center - support + 0.5), 0)
-    end = np.minimum(np.trunc(center + support + 0.5), source)
-    weight = np.where((first <= column) & (column < end), _bicubic((column - center + 0.5) * (1.0 / filter_scale)), 0.0)
-    # A running sum adds from left to right as the C loop does; `sum` adds pairwise and differs in the last bit.
-    weight /= np.cumsum(weight, axis=1)[:, -1:]
-    return np.trunc(weight * 2.0**_COEFFICIENT_BITS + np.where(weight < 0, -0.5, 0.5))
-
-
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic convolution kernel with a = -0.5, with the operations in Pillow's order."""
-    x = np.abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))

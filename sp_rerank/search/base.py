@@ -17,6 +17,7 @@ from sp_rerank.config import Stage
 from sp_rerank.errors import UsageError
 from sp_rerank.run.state import PriorScores
 from sp_rerank.stats import ranking
+from sp_rerank.storage.images import are_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,7 @@ def best_of(scores: Mapping[int, float], keep: int) -> list[int]:
 
 def usable_scores(scored: Scored) -> dict[int, float]:
     """The scores of what was seen, by index; NaN where the pixels are not finite or the safety checker's."""
-    sound = listed(scored.batch.images.flatten(1).isfinite().all(dim=1))
+    sound = listed(are_finite(scored.batch.images))
     usable = [fine and not flagged for fine, flagged in zip(sound, scored.batch.flagged, strict=True)]
     values = listed(scored.scores)
     scores = [score if good else math.nan for score, good in zip(values, usable, strict=True)]

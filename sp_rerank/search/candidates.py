@@ -86,5 +86,5 @@ def finished_candidates(
         status: Status = "flagged" if candidate.flagged else "ok" if sound else "nonfinite"
         scores = {name: column[place] if status == "ok" else math.nan for name, column in columns.items()}
         earlier = sum(seen.nfe for seen in state.stages.get(candidate.index, ()))
-        finished.append(Finished(candidate, status, scores, batch.nfe + earlier, len(batch.indices)))
+        finished.append(Finished(candidate, status, scores, batch.nfe + earlier, batch.batch_size))
     return finished

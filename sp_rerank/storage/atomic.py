@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -61,10 +61,23 @@ def write(path: Path, data: bytes) -> None:
     write_all({path: data})
 
 
-def write_all(files: Mapping[Path, bytes]) -> None:
+SIDE_BY_SIDE = 32
+"""Threads that write the files of a batch, at most: they wait for the disk, which syncs several at once."""
+
+
+def writing_threads() -> ThreadPoolExecutor:
+    """The threads for many calls of `write_all`, to be shut down by whoever asks for them."""
+    return ThreadPoolExecutor(SIDE_BY_SIDE, "write")
+
+
+def write_all(files: Mapping[Path, bytes], threads: Executor | None = None) -> None:
     """`write` each of several files of one folder, for little more than the time of one.
 
     They are synced side by side, which a journaling file system turns into one transaction.
+
+    Args:
+        files: What is to be in each.
+        threads: Of `writing_threads`; None takes some for this call alone.
 
     Raises:
         StorageError: naming the first that cannot be written; each then holds its old or its new content.
@@ -72,9 +85,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     if not files:
         return
     try:
-        with ThreadPoolExecutor(len(files)) as pool:
-            for _ in pool.map(_write_beside, files, files.values()):
-                pass
+        _write_each(files, threads)
         for path in files:
             with storage_errors(path):
                 _temporary(path).replace(path)
@@ -86,6 +97,21 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     (folder,) = {path.parent for path in files}
     with storage_errors(folder):
         sync_folder(folder)
+
+
+def _write_each(files: Mapping[Path, bytes], threads: Executor | None) -> None:
+    """Write the temporary file of each; when this returns or raises, no thread is at it any more."""
+    if len(files) == 1:
+        for path, data in files.items():
+            _write_beside(path, data)
+    elif threads is None:
+        with ThreadPoolExecutor(min(len(files), SIDE_BY_SIDE)) as own:
+            _write_each(files, own)
+    else:
+        written = [threads.submit(_write_beside, path, data) for path, data in files.items()]
+        wait(written)
+        for one in written:
+            one.result()
 
 
 def _temporary(path: Path) -> Path:

@@ -1,12 +1,13 @@
-"""Brings a checkpoint from the model hub to this machine; the cache first, and no long wait without a network.
+"""Brings checkpoints and files from the hub to this machine, and takes folders there.
 
-Knows nothing of what is in the files.
+The cache comes first, and there is no long wait without a network. Knows nothing of what is in the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
 
@@ -101,6 +102,86 @@ def fetch_pipeline(repo: str, revision: str | None = None) -> Path:
     except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(f"{repo} cannot be downloaded: {reason}") from error
+
+
+def fetch_data_file(repo: str, file: str, revision: str | None = None) -> Path:
+    """A file of a data set of the hub, downloaded unless it is in the cache of huggingface_hub.
+
+    Raises:
+        UsageError: If there is no such data set, revision or file, or access to it is not granted.
+        HubUnavailableError: If it is not in the cache and the hub does not answer.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    place = f"hf://datasets/{repo}{f'@{revision}' if revision else ''}/{file}"
+    for local in (True, False):
+        try:
+            return Path(hf_hub_download(repo, file, repo_type="dataset", revision=revision, local_files_only=local))
+        except LocalEntryNotFoundError as error:
+            if not local:
+                raise HubUnavailableError(
+                    f"{place} is not in the cache and the hub gives no answer: {NETWORK}"
+                ) from error
+        except Exception as error:
+            if isinstance(error, EntryNotFoundError) or _is_refusal(error):
+                raise UsageError(f"{place}: no file of a data set that you have access to") from error
+            raise HubUnavailableError(f"{place} cannot be fetched ({type(error).__name__}): {NETWORK}") from error
+    raise AssertionError
+
+
+NETWORK = "try again where there is a network, or give the path of a copy"
+
+
+def check_push(repo: str) -> None:
+    """Refuse a repository that cannot be written to, as far as that is known here: before the work, not after it.
+
+    Raises:
+        UsageError: If it is not OWNER/NAME, or no token is known.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        well_formed = repo.count("/") == 1
+    except HFValidationError:
+        well_formed = False
+    if not well_formed:
+        raise UsageError(f"{repo!r}: expected a repository of the hub, OWNER/NAME")
+    if not get_token():
+        raise UsageError(f"{repo}: no token of the hub is known here; run `hf auth login`, or set HF_TOKEN")
+
+
+def push_folder(folder: Path, repo: str, kind: Literal["dataset", "model"]) -> str:
+    """Upload all files of a folder; a repository that is not there yet is made, and is private.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        UsageError: If the token may not write there.
+        HubUnavailableError: If the hub does not answer; the folder stays as it is.
+    """
+    from huggingface_hub import HfApi
+
+    again = f"it is kept in {folder}; `hf upload {repo} {folder} --repo-type {kind}` sends it later"
+    try:
+        url = HfApi().create_repo(repo, repo_type=kind, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=folder, repo_type=kind, commit_message="Upload by sp-rerank")
+    except Exception as error:  # which exceptions mean "no connection" depends on the HTTP client
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if _is_refusal(error):
+            raise UsageError(f"{repo}: the hub refuses the upload ({why}); {again}") from error
+        raise HubUnavailableError(f"{repo}: the upload failed ({type(error).__name__}: {why}); {again}") from error
+    return str(url)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the hub answered that this is not there, or not for this token."""
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", 0) in (400, 401, 403, 404)
 
 
 def cached_snapshot(repo: str, revision: str | None = None) -> Path | None:

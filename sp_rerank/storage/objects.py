@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 from uuid import uuid4
 
 from sp_rerank.errors import StorageError, UsageError
@@ -48,6 +48,10 @@ class ObjectStore(Protocol):
 
     def read(self, key: str) -> bytes | None:
         """An object's bytes; None where there is none."""
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """An object to read parts of; StorageError too where there is none."""
         ...
 
     def list(self, prefix: str) -> Iterator[Listed]:
@@ -134,6 +138,12 @@ class FolderStore:
         with atomic.storage_errors(path):
             return path.read_bytes() if path.is_file() else None
 
+    def open(self, key: str) -> BinaryIO:
+        """As `ObjectStore.open`."""
+        path = self.folder / key
+        with atomic.storage_errors(path):
+            return path.open("rb")
+
     def list(self, prefix: str) -> Iterator[Listed]:
         """As `ObjectStore.list`."""
         with atomic.storage_errors(self.folder / prefix):
@@ -193,6 +203,13 @@ class CloudStore:
                 return bytes(obstore.get(self._store, key).bytes())
             except FileNotFoundError:
                 return None
+
+    def open(self, key: str) -> BinaryIO:
+        """As `ObjectStore.open`."""
+        import obstore
+
+        with self._errors(key):
+            return cast("BinaryIO", obstore.open_reader(self._store, key))
 
     def list(self, prefix: str) -> Iterator[Listed]:
         """As `ObjectStore.list`."""

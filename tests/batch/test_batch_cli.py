@@ -13,11 +13,13 @@ from support.batch_worlds import poisoned
 
 from sp_rerank import cli
 from sp_rerank.batch.ledger import Failure, Ledger
+from sp_rerank.batch.order import Models, Order
+from sp_rerank.batch.packs import Pack
 from sp_rerank.batch.prompt_batch import BatchSettings, PromptBatch
 from sp_rerank.batch.prompts import PromptRow, rows_of
 from sp_rerank.batch.shards import Shard, accelerators, parse_shard
 from sp_rerank.batch.units import key_of
-from sp_rerank.batch.worker import Models, Order, UnitMaker
+from sp_rerank.batch.worker import UnitMaker
 from sp_rerank.errors import OptionError, UsageError
 
 MINI = ["--model", "mini", "--scorer", "brightness", "--n", "2", "--steps", "1", "--top-k", "1"]
@@ -167,14 +169,14 @@ def test_shards_are_a_partition(tmp_path):
     parts = []
     for index in range(3):
         batch = PromptBatch(map(str, range(10)), tmp_path, settings=BatchSettings(shard=Shard(index, 3)))
-        parts.append([row.id for row in batch.due()])
+        parts.append([row_id for pack in batch.due() for row_id in pack.due])
     assert parts == [["0", "3", "6", "9"], ["1", "4", "7"], ["2", "5", "8"]]
 
 
 def test_status_of_ten_thousand_units_needs_no_engine(tmp_path, clock):
     ledger = Ledger(tmp_path)
     maker = UnitMaker(Order(str(tmp_path), Models.of(poisoned), {"n": 4, "steps": 1, "guidance_scale": 1.0}))
-    assert maker.make(PromptRow("x", "a")).status == "ok"
+    assert [outcome.status for outcome in maker.make(Pack.of(PromptRow("x", "a")))] == ["ok"]
     data = (tmp_path / key_of("x")).read_bytes()
     (tmp_path / key_of("x")).unlink()
     ledger.add_prompts(rows_of(map(str, range(10_001))))

@@ -10,9 +10,10 @@ import pytest
 from sp_rerank.batch import drive
 from sp_rerank.batch.drive import Driver, Event, Rules
 from sp_rerank.batch.ledger import Failure, Ledger
+from sp_rerank.batch.order import Best, Outcome
+from sp_rerank.batch.packs import packed
 from sp_rerank.batch.prompt_batch import parse_allowed
 from sp_rerank.batch.prompts import PromptRow
-from sp_rerank.batch.worker import Best, Outcome
 from sp_rerank.errors import (
     HubUnavailableError,
     NothingUsableError,
@@ -26,7 +27,7 @@ from sp_rerank.errors import (
 class ObedientPool:
     """Workers that do what `act` says of (worker, prompt), or what `start` says of the number of a worker.
 
-    A word of a driver's table: ok, failed, again, storage, dead, silent; of a start ready, dead, refused.
+    A word of a driver's table: ok, failed, again, storage, dead, silent; of a start ready, dead, refused, silent.
     """
 
     def __init__(self, act=lambda worker, prompt: "ok", start=lambda worker: "ready"):
@@ -41,22 +42,26 @@ class ObedientPool:
         self.alive.add(worker)
         word = self.start(worker)
         code = HubUnavailableError.exit_code
-        self.events.append(Event(worker, word, error="as told", code=code))
+        if word != "silent":
+            self.events.append(Event(worker, word, error="as told", code=code))
         if word == "dead":
             self.alive.discard(worker)
         return worker
 
-    def give(self, worker, row):
+    def give(self, worker, pack):
         assert worker in self.alive and worker not in self.busy, "a worker that is not ready was given work"
-        self.given.append(row.id)
-        self.busy[worker] = row
-        word = self.act(worker, row.prompt)
+        self.given.append("+".join(pack.due))
+        self.busy[worker] = pack
+        word = self.act(worker, "+".join(row.prompt for row in pack.rows))
         if word == "dead":
             self.alive.discard(worker)
             self.events.append(Event(worker, "dead", error="killed by SIGSEGV"))
         elif word != "silent":
             best = Best(1, 0.5) if word == "ok" else None
-            self.events.append(Event(worker, "outcome", Outcome(row.id, word, 4, best, "as told")))
+            outcomes = [Outcome(row_id, word, 4, best, "as told") for row_id in pack.due]
+            self.events.append(
+                Event(worker, "outcomes", tuple(outcomes[:1] if word in ("again", "storage") else outcomes))
+            )
 
     def wait(self, seconds):
         if not self.events:
@@ -75,16 +80,16 @@ class ObedientPool:
         self.closed = True
 
 
-def rows(*prompts):
-    return [PromptRow(str(number), prompt) for number, prompt in enumerate(prompts)]
+def packs(*prompts, size=1):
+    return list(packed((PromptRow(str(number), prompt) for number, prompt in enumerate(prompts)), size))
 
 
-def settle(tmp_path, pool, prompts, *, workers=2, stop=lambda: None, **rules):
+def settle(tmp_path, pool, prompts, *, workers=2, size=1, stop=lambda: None, **rules):
     """The outcomes up to the error, if there is one."""
     driver = Driver(Ledger(tmp_path), pool, workers=workers, rules=Rules(**rules), stop=stop)
     found = []
     try:
-        for outcome in driver.settle(iter(rows(*prompts))):
+        for outcome in driver.settle(iter(packs(*prompts, size=size))):
             found.append(outcome)
         error = None
     except Exception as caught:
@@ -209,6 +214,66 @@ def test_the_first_unit_has_more_time(tmp_path, monkeypatch):
     assert time.monotonic() - began > 0.2
 
 
+def test_a_worker_that_never_becomes_ready_is_killed_and_three_stop_the_batch(tmp_path):
+    pool = ObedientPool(start=lambda worker: "silent")
+    found, error = settle(tmp_path, pool, ["a"] * 4, workers=1, start_timeout=0.05)
+    assert isinstance(error, TryAgainError)
+    assert "3 workers in a row did not start, the last one: not ready after 0 seconds" in str(error)
+    assert (found, pool.given, pool.killed, Ledger(tmp_path).failures()) == ([], [], [0, 1, 2], [])
+
+
+def test_a_worker_that_never_becomes_ready_holds_up_no_other(tmp_path):
+    pool = ObedientPool(start=lambda worker: "silent" if worker == 0 else "ready")
+    found, error = settle(tmp_path, pool, ["a"] * 12, start_timeout=0.05)
+    assert error is None
+    assert len(found) == 12
+
+
+def test_prompts_that_are_made_together_are_handed_out_together(tmp_path):
+    pool = ObedientPool()
+    found, error = settle(tmp_path, pool, ["a"] * 7, size=3)
+    assert error is None
+    assert (pool.given, [o.id for o in found]) == (["0+1+2", "3+4+5", "6"], [str(i) for i in range(7)])
+
+
+def test_a_pack_that_kills_its_process_is_tried_again_and_then_made_prompt_by_prompt(tmp_path):
+    pool = ObedientPool(lambda worker, prompt: "dead" if "exit" in prompt else "ok")
+    found, error = settle(tmp_path, pool, ["a", "exit", "b", "c"], size=3, workers=1)
+    assert error is None
+    assert pool.given == ["0+1+2", "3", "0+1+2", "0", "1", "2", "1"]
+    assert {o.id: o.status for o in found} == {"0": "ok", "1": "failed", "2": "ok", "3": "ok"}
+    assert Ledger(tmp_path).failures() == [Failure("1", "failed", "its process ended: killed by SIGSEGV", 2)]
+
+
+def test_a_death_by_chance_does_not_break_a_pack_up(tmp_path):
+    deaths = iter(["dead"])
+    pool = ObedientPool(lambda worker, prompt: next(deaths, "ok"))
+    found, error = settle(tmp_path, pool, ["a"] * 3, size=3, workers=1)
+    assert (error, pool.given, len(found)) == (None, ["0+1+2", "0+1+2"], 3)
+
+
+def test_a_pack_without_progress_is_made_prompt_by_prompt(tmp_path):
+    pool = ObedientPool(lambda worker, prompt: "silent" if "hang" in prompt else "ok")
+    found, error = settle(tmp_path, pool, ["x", "y", "a", "hang"], size=2, workers=1, timeout=0.05, timeout_factor=1)
+    assert error is None
+    assert {o.id: o.status for o in found} == {"0": "ok", "1": "ok", "2": "ok", "3": "timeout"}
+
+
+def test_what_of_a_pack_is_done_is_not_due_again(tmp_path):
+    class Breaking(ObedientPool):
+        def wait(self, seconds):
+            events = super().wait(seconds)
+            if len(self.given) == 1 and events and events[0].kind == "outcomes":
+                lost = Outcome("1", "again", error="lost")
+                return [Event(events[0].worker, "outcomes", (events[0].outcomes[0], lost))]
+            return events
+
+    pool = Breaking()
+    found, error = settle(tmp_path, pool, ["a"] * 3, size=3, workers=1)
+    assert (error, pool.given) == (None, ["0+1+2", "1+2"])
+    assert [o.id for o in found] == ["0", "1", "2"]
+
+
 def test_progress_is_a_sign_of_life(tmp_path):
     class Working(ObedientPool):
         def wait(self, seconds):
@@ -218,8 +283,8 @@ def test_progress_is_a_sign_of_life(tmp_path):
                 return [Event(next(iter(self.busy)), "progress")]
             if self.signs == 10:
                 self.signs = 11
-                worker, row = self.busy.popitem()
-                return [Event(worker, "outcome", Outcome(row.id, "ok", 4))]
+                worker, pack = self.busy.popitem()
+                return [Event(worker, "outcomes", (Outcome(pack.due[0], "ok", 4),))]
             return super().wait(seconds)
 
     pool = Working(lambda worker, prompt: "silent" if prompt == "slow" else "ok")
@@ -250,9 +315,9 @@ def test_the_list_is_read_as_it_is_needed(tmp_path):
     read = []
 
     def reading():
-        for row in rows(*["a"] * 1000):
-            read.append(row.id)
-            yield row
+        for pack in packs(*["a"] * 1000):
+            read.append(pack.ids)
+            yield pack
 
     driver = Driver(Ledger(tmp_path), ObedientPool(), workers=2, rules=Rules())
     outcomes = driver.settle(reading())

@@ -18,9 +18,11 @@ from support.doubles import SeededPipe
 from sp_rerank.batch import second_pass
 from sp_rerank.batch.exports import LAYOUTS, Selection, export
 from sp_rerank.batch.ledger import Ledger
+from sp_rerank.batch.order import Models, Order
+from sp_rerank.batch.packs import Pack
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.second_pass import score_batch
-from sp_rerank.batch.worker import Models, Order, UnitMaker
+from sp_rerank.batch.worker import UnitMaker
 from sp_rerank.errors import NothingUsableError, OptionError, UsageError
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.train.readers import read_preferences
@@ -47,7 +49,7 @@ def make(folder: Path, **order) -> Ledger:
     ledger = Ledger(folder)
     ledger.add_prompts(rows())
     for row in rows():
-        assert maker.make(row).status == "ok"
+        assert [outcome.status for outcome in maker.make(Pack.of(row))] == ["ok"]
     return ledger
 
 
@@ -166,7 +168,7 @@ def test_a_batch_in_which_nothing_was_usable(tmp_path, monkeypatch):
     maker = UnitMaker(Order(str(tmp_path / "b"), Models.of(poisoned), {"n": 4, "guidance_scale": 1.0}))
     ledger = Ledger(tmp_path / "b")
     ledger.add_prompts(rows())
-    assert [maker.make(row).status for row in rows()] == ["unusable"] * 3
+    assert [maker.make(Pack.of(row))[0].status for row in rows()] == ["unusable"] * 3
     with pytest.raises(NothingUsableError):
         export(ledger, tmp_path / "out", "hf", Selection())
     assert len(list(second_pass.units_of(ledger))) == 3

@@ -14,9 +14,11 @@ from support.batch_worlds import Darkness, PoisonedPipe, poisoned, poisoned_by_t
 from support.doubles import SeededPipe
 
 from sp_rerank.batch.ledger import Ledger
+from sp_rerank.batch.order import Models, Order
+from sp_rerank.batch.packs import Pack
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import decode, key_of
-from sp_rerank.batch.worker import Models, Order, UnitMaker
+from sp_rerank.batch.worker import UnitMaker
 from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.generate import generate
 from sp_rerank.run.folder import RunDir
@@ -37,7 +39,7 @@ def unit_of(folder: Path, row_id="1"):
 
 
 def test_a_unit_holds_what_generate_makes(tmp_path):
-    outcome = maker(tmp_path).make(PromptRow("1", "a cat"))
+    (outcome,) = maker(tmp_path).make(Pack.of(PromptRow("1", "a cat")))
     expected = generate("a cat", pipe=SeededPipe(), scorer=BrightnessScorer(), **OPTIONS)
     unit = unit_of(tmp_path)
     assert (outcome.status, outcome.made, outcome.first) == ("ok", 10, True)
@@ -51,7 +53,7 @@ def test_a_unit_holds_what_generate_makes(tmp_path):
 
 def test_what_a_row_says_goes_before(tmp_path):
     row = PromptRow("1", "a cat", seed=50, n=5, steps=3, negative_prompt="")
-    assert maker(tmp_path).make(row).made == 5
+    assert [outcome.made for outcome in maker(tmp_path).make(Pack.of(row))] == [5]
     unit = unit_of(tmp_path)
     assert [c["seed"] for c in unit.candidates.values()] == [50, 51, 52, 53, 54]
     assert (unit.config.steps, {c["nfe"] for c in unit.candidates.values()}) == (3, {3})
@@ -59,7 +61,7 @@ def test_what_a_row_says_goes_before(tmp_path):
 
 @pytest.mark.parametrize(("keep", "count"), [("top", 3), ("all", 10), ("none", 0)])
 def test_whose_images_are_kept(tmp_path, keep, count):
-    maker(tmp_path, keep=keep).make(PromptRow("1", "a cat"))
+    maker(tmp_path, keep=keep).make(Pack.of(PromptRow("1", "a cat")))
     unit = unit_of(tmp_path)
     assert len(unit.kept) == count
     assert len({c["sha256"] for c in unit.candidates.values()}) == 10
@@ -68,7 +70,7 @@ def test_whose_images_are_kept(tmp_path, keep, count):
 
 @pytest.mark.parametrize(("form", "exact"), [("png", True), ("webp", True), ("jpeg", False)])
 def test_image_formats(tmp_path, form, exact):
-    maker(tmp_path, image_format=form).make(PromptRow("1", "a cat"))
+    maker(tmp_path, image_format=form).make(Pack.of(PromptRow("1", "a cat")))
     data = unit_of(tmp_path).kept[0]["image"]
     image = read_image(lambda: io.BytesIO(data), "x")
     expected = generate("a cat", pipe=SeededPipe(), scorer=BrightnessScorer(), **OPTIONS)[0].image
@@ -77,7 +79,7 @@ def test_image_formats(tmp_path, form, exact):
 
 
 def test_whole_run_folders(tmp_path):
-    maker(tmp_path, keep="run").make(PromptRow("A cat!", "a cat"))
+    maker(tmp_path, keep="run").make(Pack.of(PromptRow("A cat!", "a cat")))
     (folder,) = (tmp_path / "runs").iterdir()
     run = RunDir.read(folder)
     assert run.verify() == [] and len(run.rows) == 10 and (folder / "index.html").exists()
@@ -87,18 +89,18 @@ def test_whole_run_folders(tmp_path):
 
 
 def test_equal_units_are_equal_bytes_and_the_first_stays(tmp_path):
-    first = maker(tmp_path / "a").make(PromptRow("1", "a cat"))
-    second = maker(tmp_path / "b").make(PromptRow("1", "a cat"))
+    (first,) = maker(tmp_path / "a").make(Pack.of(PromptRow("1", "a cat")))
+    (second,) = maker(tmp_path / "b").make(Pack.of(PromptRow("1", "a cat")))
     assert first == second
     assert (tmp_path / "a" / key_of("1")).read_bytes() == (tmp_path / "b" / key_of("1")).read_bytes()
-    again = maker(tmp_path / "a").make(PromptRow("1", "another cat"))
+    (again,) = maker(tmp_path / "a").make(Pack.of(PromptRow("1", "another cat")))
     assert (again.status, again.first) == ("ok", False)
     assert unit_of(tmp_path / "a").row.prompt == "a cat"
 
 
 def test_several_scorers_as_one(tmp_path):
     made = UnitMaker(Order(str(tmp_path), Models.of(poisoned_by_two), OPTIONS))
-    made.make(PromptRow("1", "a cat"))
+    made.make(Pack.of(PromptRow("1", "a cat")))
     scorer = MeanRank([BrightnessScorer(), Darkness()])
     expected = generate("a cat", pipe=SeededPipe(), scorer=scorer, **OPTIONS)
     unit = unit_of(tmp_path)
@@ -108,7 +110,7 @@ def test_several_scorers_as_one(tmp_path):
 
 def test_a_unit_without_a_usable_image_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(PoisonedPipe, "__init__", lambda self: SeededPipe.__init__(self, flagged=range(10)))
-    outcome = maker(tmp_path).make(PromptRow("1", "a cat"))
+    (outcome,) = maker(tmp_path).make(Pack.of(PromptRow("1", "a cat")))
     assert (outcome.status, outcome.made, outcome.best) == ("unusable", 10, None)
     assert {c["status"] for c in unit_of(tmp_path).candidates.values()} == {"flagged"}
 
@@ -158,9 +160,9 @@ def test_the_memory_limit_found_once_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(PoisonedPipe, "__init__", lambda self: SeededPipe.__init__(self, spoil))
     made = maker(tmp_path)
-    made.make(PromptRow("1", "a cat"))
+    made.make(Pack.of(PromptRow("1", "a cat")))
     first = len(calls)
-    made.make(PromptRow("2", "a dog"))
+    made.make(Pack.of(PromptRow("2", "a dog")))
     assert calls[0] == 4
     assert max(calls[first:]) == 2
     assert {c["batch_size"] for c in unit_of(tmp_path, "2").candidates.values()} <= {1, 2}
@@ -169,7 +171,7 @@ def test_the_memory_limit_found_once_is_kept(tmp_path, monkeypatch):
 def test_the_columns_are_read_by_others(tmp_path):
     made = maker(tmp_path)
     for number, prompt in enumerate(["a cat", "a dog"]):
-        made.make(PromptRow(str(number), prompt, source=json.dumps({"prompt": prompt, "kind": "x"})))
+        made.make(Pack.of(PromptRow(str(number), prompt, source=json.dumps({"prompt": prompt, "kind": "x"}))))
     glob = str(tmp_path / "units/*/*.parquet")
     found = duckdb.sql(
         f"select prompt_id, max(score), arg_max(seed, score) from '{glob}' group by 1 order by 1"
@@ -182,7 +184,7 @@ def test_the_columns_are_read_by_others(tmp_path):
 
 
 def test_images_are_in_small_row_groups_behind_the_scores(tmp_path):
-    maker(tmp_path, keep="all", options={"n": 40}).make(PromptRow("1", "a cat"))
+    maker(tmp_path, keep="all", options={"n": 40}).make(Pack.of(PromptRow("1", "a cat")))
     file = pyarrow.parquet.ParquetFile(tmp_path / key_of("1"))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 8]
     assert file.schema_arrow.names[-1] == "image"
@@ -210,7 +212,7 @@ def test_a_full_disk_is_not_the_prompts_fault(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    outcome = made.make(PromptRow("1", "a cat"))
+    (outcome,) = made.make(Pack.of(PromptRow("1", "a cat")))
     assert outcome.status == "storage"
     assert "free some space" in outcome.error
     assert Ledger(tmp_path).keys("units") == {}
@@ -218,6 +220,6 @@ def test_a_full_disk_is_not_the_prompts_fault(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("prompt", "status"), [("raise", "failed"), ("lose", "again")])
 def test_what_goes_wrong_is_the_outcome(tmp_path, prompt, status):
-    outcome = maker(tmp_path).make(PromptRow("1", prompt))
+    (outcome,) = maker(tmp_path).make(Pack.of(PromptRow("1", prompt)))
     assert outcome.status == status
     assert len(outcome.error.splitlines()) == 1

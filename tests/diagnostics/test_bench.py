@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from sp_rerank.diagnostics.bench import timed_process
+from sp_rerank.diagnostics.timing import timed_process
 
 
 def test_a_process_is_timed_and_its_complaint_passed_on():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import BlipConfig, BlipForImageTextRetrieval, CLIPConfig, CLIPModel
 
-from sp_rerank.diagnostics.bench import timed_process
+from sp_rerank.diagnostics.timing import timed_process
 from sp_rerank.scorers.published import PUBLISHED
 
 HEADER = "| scorer | parameters | file | convert | load and score two images |\n|---|---|---|---|---|"

@@ -64,11 +64,11 @@ def test_a_full_disk_leaves_what_was_committed_and_the_run_resumes(tmp_path, mon
     config = run_config(8)
     write_all, calls = atomic.write_all, list[None]()
 
-    def full(files):
+    def full(files, *threads):
         calls.extend([None] * (len(files) == 2))
         if len(calls) == 2:  # the second batch; run.json is written alone
             raise StorageError("no space")
-        write_all(files)
+        write_all(files, *threads)
 
     monkeypatch.setattr(atomic, "write_all", full)
     with pytest.raises(StorageError, match="no space"), RunWriter.start(tmp_path / "run", config) as run:

@@ -16,6 +16,7 @@ from sp_rerank.errors import UsageError
 from sp_rerank.scorers.blip import _GEOMETRY
 from sp_rerank.scorers.preprocess import CLIP_MEAN, CLIP_STD, GEOMETRIES, Preprocess
 from sp_rerank.scorers.published import PUBLISHED
+from sp_rerank.storage import pillow_resize
 from sp_rerank.storage.images import open_image
 
 
@@ -48,8 +49,32 @@ EDGES = st.integers(1, 8) | st.integers(9, 160) | st.integers(161, 400)
 )
 def test_the_resize_is_pillows_in_every_pixel(kind: str, width: int, height: int, size: int, seed: int):
     image = picture(kind, width, height, seed)
-    ours = plain(size)([image])[0].mul(255).round()
-    assert (ours != pillow_reference(image, size)).sum() == 0
+    expected, pixels = pillow_reference(image, size), torchvision.to_tensor(image)[None]
+    for sums in (False, True):  # Pillow itself, and the sums that an accelerator takes
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pillow_resize, "_takes_sums", lambda device, sums=sums: sums)
+            of_image, of_pixels = (plain(size)(given)[0].mul(255).round() for given in ([image], pixels))
+        assert (of_image != expected).sum() == (of_pixels != expected).sum() == 0
+
+
+@pytest.mark.parametrize(("sums", "calls"), [(False, 0), (True, 4)])
+def test_on_a_cpu_pillow_does_the_work(monkeypatch: pytest.MonkeyPatch, sums: bool, calls: int):
+    called = []
+    monkeypatch.setattr(pillow_resize, "_takes_sums", lambda device: sums)
+    resample = pillow_resize.resample
+    monkeypatch.setattr(pillow_resize, "resample", lambda *args: called.append(args) or resample(*args))
+    plain(32)([picture("photo", 90, 70)])
+    plain(32)(torch.rand(3, 3, 70, 90))
+    assert len(called) == calls
+
+
+def test_an_image_in_bands_and_parts_is_the_image_in_one(monkeypatch: pytest.MonkeyPatch):
+    image = picture("photo", 300, 200)
+    whole = Preprocess(64)([image])
+    monkeypatch.setattr(pillow_resize, "_takes_sums", lambda device: True)
+    monkeypatch.setattr(pillow_resize, "_NUMBERS_AT_ONCE", 5000)
+    monkeypatch.setattr("sp_rerank.storage.images._PIXELS_OF_A_BAND", 5000)
+    assert torch.equal(Preprocess(64)([image]), whole)
 
 
 def hps(size: int, antialias: bool = True) -> Preprocess:
@@ -210,13 +235,6 @@ def test_a_file_becomes_the_pixels_that_its_originals_own_processor_gives(tmp_pa
     theirs = ORIGINALS[name](Image.open(tmp_path / "image.png"))
     prepared = ours(name)([open_image(tmp_path / "image.png")])[0]
     assert torch.allclose(prepared, theirs, rtol=0, atol=1e-6), f"{(prepared - theirs).abs().max():.3f}"
-
-
-def test_an_image_in_parts_is_the_image_in_one(monkeypatch):
-    image = picture("photo", 300, 200)
-    whole = Preprocess(64)([image])
-    monkeypatch.setattr("sp_rerank.scorers.preprocess._NUMBERS_AT_ONCE", 5000)
-    assert torch.equal(Preprocess(64)([image]), whole)
 
 
 def test_a_crop_of_another_name_is_refused():

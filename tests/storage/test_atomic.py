@@ -162,3 +162,23 @@ def test_what_a_crash_left_behind_the_committed_part_is_dropped(tmp_path):
     file.write_bytes(b"one\ntwo\nhal")
     assert atomic.append(file, b"three\n", at=8) == 14
     assert file.read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_threads_are_shared_by_many_calls_and_done_when_one_fails(tmp_path):
+    threads = atomic.writing_threads()
+    for number in range(5):
+        atomic.write_all({tmp_path / f"{number}{place}": b"x" * place for place in range(6)}, threads)
+    assert (tmp_path / "43").read_bytes() == b"xxx"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / f"b{atomic.TEMPORARY_SUFFIX}").mkdir()  # cannot be written over
+    with pytest.raises(StorageError):
+        atomic.write_all({tmp_path / "sub" / name: b"y" * 100_000 for name in "abcdef"}, threads)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == [f"b{atomic.TEMPORARY_SUFFIX}"]
+    atomic.write_all({tmp_path / "a": b"1", tmp_path / "b": b"2"}, threads)
+    threads.shutdown()
+
+
+def test_a_single_file_takes_no_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "ThreadPoolExecutor", None)
+    atomic.write(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"

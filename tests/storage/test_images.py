@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
@@ -422,3 +423,18 @@ def test_a_file_that_is_read_has_its_pixels_once(tmp_path, monkeypatch):
 def test_pixels_are_counted_by_the_header():
     assert images.pixels_of(black_png(9000)[:60]) == 81_000_000
     assert images.pixels_of(b"no image") == images.pixels_of(b"") == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_image_with_one_number_that_is_none_is_not_finite(dtype: torch.dtype):
+    batch = torch.full((5, 3, 40, 40), torch.finfo(dtype).max, dtype=dtype)
+    batch[1, 0, 3, 4], batch[2, 2, 0, 0], batch[3, 1, 39, 39] = torch.nan, torch.inf, -torch.inf
+    assert images.are_finite(batch).tolist() == [True, False, False, False, True]
+
+
+def test_bytes_are_rounded_and_the_batch_stays_as_it_is():
+    values = torch.tensor([-1.0, 0.0, 0.4 / 255, 0.6 / 255, 254.5 / 255, 1.0, 7.0, torch.nan, torch.inf])
+    batch = values.repeat(3, 1)[None, :, None]
+    assert images.to_bytes(batch)[0, 0, 0].tolist() == [0, 0, 0, 1, 254, 255, 255, 0, 0]
+    assert torch.allclose(batch[0, 0, 0], values, equal_nan=True)
+    assert [images.to_images(batch)[0].getpixel((at, 0))[0] for at in range(9)] == [0, 0, 0, 1, 254, 255, 255, 0, 0]

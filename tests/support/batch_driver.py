@@ -10,10 +10,10 @@ import signal
 import sys
 
 from sp_rerank.batch.drive import Rules
+from sp_rerank.batch.order import Models
 from sp_rerank.batch.prompt_batch import BatchSettings, PromptBatch
 from sp_rerank.batch.prompts import read_prompts
 from sp_rerank.batch.shards import parse_shard
-from sp_rerank.batch.worker import Models
 from sp_rerank.errors import SpRerankError
 from support import batch_worlds
 

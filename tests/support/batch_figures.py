@@ -9,6 +9,7 @@ engine   CPU seconds of one process and of an engine's, for 12 prompts of the mi
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -34,11 +35,11 @@ class NullPool:
         self.hired += 1
         return self.hired - 1
 
-    def give(self, worker, row):
+    def give(self, worker, pack):
         from sp_rerank.batch.drive import Event
-        from sp_rerank.batch.worker import Outcome
+        from sp_rerank.batch.order import Outcome
 
-        self.events.append(Event(worker, "outcome", Outcome(row.id, "ok")))
+        self.events.append(Event(worker, "outcomes", tuple(Outcome(row_id, "ok") for row_id in pack.due)))
 
     def wait(self, seconds):
         return [self.events.popleft()] if self.events else []
@@ -73,7 +74,7 @@ def driver() -> None:
         def settle(place, prompts):
             ledger = Ledger(Path(folder) / place)
             ledger.add_prompts(read_prompts(prompts))
-            return sum(1 for _ in Driver(ledger, NullPool(), workers=64, rules=Rules()).settle(ledger.rows()))
+            return sum(1 for _ in Driver(ledger, NullPool(), workers=64, rules=Rules()).settle(ledger.packs(1)))
 
         settle("small", small)
         before, began = resident(), time.process_time()
@@ -124,6 +125,54 @@ def status() -> None:
         began, cpu = time.monotonic(), time.process_time()
         found = Ledger(folder).status()
         print(f"{found.done} units: {time.monotonic() - began:.2f} s, {time.process_time() - cpu:.2f} s of CPU")
+
+
+def overview() -> None:
+    """10,000 units of 100 candidates with two scorers and one kept image, written by the code that batches use."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from sp_rerank.batch.agreement import compare_batch
+    from sp_rerank.batch.batch_config import BatchConfig, without_prompt
+    from sp_rerank.batch.ledger import Ledger
+    from sp_rerank.batch.overview import batch_overview
+    from sp_rerank.batch.prompts import rows_of
+    from sp_rerank.batch.units import Unit, encode, key_of
+    from sp_rerank.run.records import Row
+    from support.runs import run_config, summary_of
+
+    units, n, rng = int(os.environ.get("UNITS", "10000")), 100, np.random.default_rng(0)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(file, "PNG")
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(folder)
+        config = run_config(n, scorers=("first", "second"))
+        ledger.join(BatchConfig(without_prompt(config), 1, False, False, "top", "png", 1))
+        rows = list(rows_of(f"a photo of object {number} on a table" for number in range(units)))
+        ledger.add_prompts(rows)
+        cpu = time.process_time()
+        for row in rows:
+            first = rng.random(n)
+            second = 0.5 * first + 0.5 * rng.random(n)
+            made = [
+                Row(i, i, "ok", {"first": a, "second": b}, "0" * 64, 3, 2)
+                for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
+            ]
+            best = int(first.argmax())
+            unit = Unit(
+                row, "ok", config, made, dict(enumerate(first.tolist())), summary_of(best, n=n),
+                {best: file.getvalue()}, "cpu",
+            )  # fmt: skip
+            path = Path(folder) / key_of(row.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(unit))  # as the store does, without waiting for the disk
+        print(f"{units} units written: {time.process_time() - cpu:.1f} s of CPU", flush=True)
+        for name, work in (("compare", compare_batch), ("overview", batch_overview)):
+            began, cpu = time.monotonic(), time.process_time()
+            work(Ledger(folder))
+            print(f"{name}: {time.monotonic() - began:.1f} s, {time.process_time() - cpu:.1f} s of CPU", flush=True)
 
 
 def writer() -> None:
@@ -184,4 +233,7 @@ def engine() -> None:
 
 
 if __name__ == "__main__":
-    {"driver": driver, "query": query, "status": status, "writer": writer, "engine": engine}[sys.argv[1]]()
+    figures = {
+        "driver": driver, "query": query, "status": status, "overview": overview, "writer": writer, "engine": engine,
+    }  # fmt: skip
+    figures[sys.argv[1]]()

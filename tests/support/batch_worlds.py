@@ -27,9 +27,12 @@ class PoisonedPipe(SeededPipe):
         self, prompt, num_inference_steps=5, guidance_scale=7.5, num_images_per_prompt=1, generator=None,
         output_type="pt", return_dict=True, height=None, width=None,
     ):  # fmt: skip
-        note(prompt)
+        several = dict.fromkeys([prompt] if isinstance(prompt, str) else prompt)
+        for each in several:
+            note(each)
         time.sleep(float(os.environ.get(PAUSE, "0")))
-        act(prompt)
+        for each in several:
+            act(each)
         return super().__call__(prompt, num_inference_steps, guidance_scale, num_images_per_prompt, generator)
 
 

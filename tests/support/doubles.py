@@ -26,7 +26,7 @@ class SeededPipe:
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str | list[str],
         num_inference_steps: int = 5,
         guidance_scale: float = 7.5,
         num_images_per_prompt: int = 1,
@@ -36,7 +36,8 @@ class SeededPipe:
         height: int | None = None,
         width: int | None = None,
     ) -> SimpleNamespace:
-        assert num_images_per_prompt == len(generator)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        assert num_images_per_prompt * len(prompts) == len(generator)
         seeds = [noise.initial_seed() for noise in generator]
         for _ in range(num_inference_steps):
             self.unet(torch.zeros(1))
