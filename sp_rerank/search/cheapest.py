@@ -102,27 +102,25 @@ class _Hunt:
             ahead = first.price(so_far.strategy, (entry,), None) + LOOK
             if there + self._top_k * ahead >= self._lowest:
                 continue
-            weights = fit.weights([*((each.at, each.after) for each in rounds), (at, after)])
-            pairs = zip(self._recordings, left, strict=True)
-            orders = [self._order(recording, some, [*rounds, entry], weights) for recording, some in pairs]
-            enough = self._fewest(orders, m)
-            for kept, keep in self._keeps:
-                if not enough <= kept < m:
-                    continue
-                entry = ScheduledRound(at, keep, after, weights if rounds else ())
-                grown = replace(so_far, rounds=(*rounds, entry))
-                if there + kept * ahead < self._lowest:
-                    self.best, self._lowest = grown, there + kept * ahead
-                if len(grown.rounds) < ROUNDS:
-                    self._extend(grown, fit, number, [sorted(order[:kept]) for order in orders], there)
+            for weights in _weightings(fit, rounds, (at, after)):
+                judged = [*rounds, ScheduledRound(at, 1, after, weights)]
+                pairs = zip(self._recordings, left, strict=True)
+                orders = [_order(recording, some, judged) for recording, some in pairs]
+                enough = self._fewest(orders, m)
+                for kept, keep in self._keeps:
+                    if enough <= kept < m:
+                        grown = replace(so_far, rounds=(*rounds, judged[-1]._replace(keep=keep)))
+                        remain = [sorted(order[:kept]) for order in orders]
+                        self._take(grown, there + kept * ahead)
+                        self._go_on(grown, fit, number, remain, there)
 
-    def _order(
-        self, recording: Recording, left: Sequence[int], rounds: Sequence[ScheduledRound], weights: tuple[float, ...]
-    ) -> list[int]:
-        """Indices that are left, the best first."""
-        judged = weighed([recording.at(entry)[0] for entry in rounds], weights)[list(left)]
-        order = np.argsort(-judged, kind="stable")  # NaN comes last
-        return [left[place] for place in order.tolist()]
+    def _take(self, schedule: Schedule, price: float) -> None:
+        if price < self._lowest:
+            self.best, self._lowest = schedule, price
+
+    def _go_on(self, grown: Schedule, fit: Fit, begin: int, left: Sequence[Sequence[int]], spent: float) -> None:
+        if len(grown.rounds) < ROUNDS:
+            self._extend(grown, fit, begin, left, spent)
 
     def _fewest(self, orders: Sequence[Sequence[int]], m: int) -> float:
         """The fewest candidates, of those that a round may keep, that reach the goals if they are finished."""
@@ -134,6 +132,18 @@ class _Hunt:
             if np.all(np.nanmean(gains, axis=0) >= self._goals):
                 return kept
         return math.inf
+
+
+def _weightings(fit: Fit, rounds: Sequence[ScheduledRound], place: Place) -> list[tuple[float, ...]]:
+    """How the scores of rounds and of a place that comes next can be weighed: the last alone, or all by the fit."""
+    return [(), fit.weights([*((each.at, each.after) for each in rounds), place])] if rounds else [()]
+
+
+def _order(recording: Recording, left: Sequence[int], rounds: Sequence[ScheduledRound]) -> list[int]:
+    """Indices that are left, those that the last round finds best first."""
+    judged = weighed([recording.at(entry)[0] for entry in rounds], rounds[-1].weights)[list(left)]
+    order = np.argsort(-judged, kind="stable")  # NaN comes last
+    return [left[place] for place in order.tolist()]
 
 
 class Yardstick:
