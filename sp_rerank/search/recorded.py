@@ -124,10 +124,12 @@ def read_recording(run: RunDir, gold: str | None = None, *, scorer: str | None =
         stage = entry.stage
         trajectory: Place = (stage.of or stage.at if stage.kind == "draft" else 0, None)
         spent[trajectory] = spent.get(trajectory, 0) + entry.nfe
+        place: Place = (stage.of, stage.at) if stage.of else (stage.at, None)
         if stage.kind == "preview":
-            place: Place = (next(shares), None)
-        else:
-            place = (stage.of, stage.at) if stage.of else (stage.at, None)
+            share = next(shares, None)
+            if share is None:
+                raise UsageError(f"{run.path} holds other previews than its search records; record anew")
+            place = (share, None)
         scores = _stage_scores(rows, number, None if name == selecting else name)
         if not np.isnan(scores).all():  # else this scorer was not asked
             seen[place] = (scores, spent[trajectory])
