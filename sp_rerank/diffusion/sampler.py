@@ -19,7 +19,7 @@ import torch
 from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
-from sp_rerank.diffusion.memory_limit import MemoryLimit
+from sp_rerank.diffusion.memory_limit import MemoryLimit, pieces
 from sp_rerank.diffusion.schedulers import check_steps
 from sp_rerank.diffusion.spacing import TIMES, draft_scheduler, first_time, time_steps
 from sp_rerank.diffusion.text_arguments import encode_text, repeated
@@ -147,7 +147,7 @@ class Sampler:
         while waiting:
             indices = waiting.popleft()
             if len(indices) > self._limit:
-                waiting.extendleft(reversed(_pieces(indices, self._limit)))
+                waiting.extendleft(reversed(pieces(indices, self._limit)))
                 continue
             batch = self._attempt(indices, [seeds[index] for index in indices])
             if batch is None:
@@ -188,7 +188,7 @@ class Sampler:
 
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
         """The indices that share a batch, at the size that is known to fit into memory."""
-        return [piece for block in _pieces(sorted(seeds), self.batch_size) for piece in _pieces(block, self._limit)]
+        return [piece for block in pieces(sorted(seeds), self.batch_size) for piece in pieces(block, self._limit)]
 
     def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
@@ -226,11 +226,10 @@ class Sampler:
         other._scheduler = draft_scheduler(self.pipe.scheduler, given=spacing is not None)
         other._arguments = {name: value for name, value in self._arguments.items() if name not in TIMES}
         other._arguments["num_inference_steps"] = steps
-        if spacing is None:
-            other._check_steps()
-        else:
+        if spacing is not None:
             first, takes = first_time(self.scheduler, self._arguments, self.steps), parameters_of(self.call)
             other._arguments |= time_steps(other.scheduler, takes, first=first, steps=steps, exponent=spacing)
+        other._check_steps()
         return other
 
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
@@ -347,7 +346,3 @@ def flags_of(output: Any, count: int) -> tuple[bool, ...]:
 def _is_one_of(pipe: object, names: Container[str]) -> bool:
     """Whether a pipeline is of one of these classes, or of one made from it."""
     return any(kind.__name__ in names for kind in type(pipe).__mro__)
-
-
-def _pieces(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
