@@ -119,7 +119,7 @@ def name_of(scorer: Scorer | PairScorer) -> str:
     return name
 
 
-def embedder(scorer: Scorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
+def embedder(scorer: Scorer | PairScorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
     """What embeds images with a scorer's own network, for comparing them with each other.
 
     Returns:
