@@ -45,6 +45,7 @@ ELSEWHERE = {
     r"^python -m sp_rerank\.train\.mini|build/mini": "the images that the mini world is made of: hours",
     r"^sp-rerank label ": "waits for a person; tests/label",
     r"^sp-rerank taste |sp@taste/": "a person's answers; tests/train/test_taste.py",
+    r"--base |--lora |hub:OWNER": "weights and data of others, on a hub; tests/diffusion, tests/train",
     r"^sp-rerank scorers convert ": "published weights; tests/scorers/test_convert.py",
 }
 FASTER = {
