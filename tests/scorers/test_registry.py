@@ -204,7 +204,7 @@ def test_a_plugin_that_does_not_import_is_named(plugin: Path):
         ("raises", "'raises' of the package our-plugin cannot be built: KeyError: 'weights'"),
         (
             "nothing",
-            "'nothing' of the package our-plugin: expected an object with .* a method score .compare for pairs., got a NoneType",
+            "of the package our-plugin: expected an object with .* a method score .compare for pairs., got a NoneType",
         ),
     ],
 )
