@@ -22,6 +22,7 @@ from sp_rerank.cli.console import (
     Dtype,
     Json,
     ScorerOption,
+    check_words,
     plain,
     print_json,
     progress_bar,
@@ -175,6 +176,7 @@ def make(
     options["pipe_kwargs"] = assignments(options["pipe_kwargs"])
     asked = GenerationOptions(**options)
     check_search(asked)
+    check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
     batch = PromptBatch(
         read_prompts(*prompts),
         out or _default_place(prompts[0]),

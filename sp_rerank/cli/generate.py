@@ -18,6 +18,7 @@ from sp_rerank.cli.console import (
     Dtype,
     Json,
     ScorerOption,
+    check_words,
     complete_scorer,
     load_pipeline,
     load_scorer,
@@ -119,6 +120,7 @@ def generate(
     prompt = _read_prompt(prompt)
     asked = GenerationOptions(**{**options, "pipe_kwargs": assignments(options["pipe_kwargs"])})
     _check_before_loading(prompt, asked)
+    check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
@@ -191,8 +193,10 @@ def _check_before_loading(prompt: str, asked: GenerationOptions) -> None:
 
 
 def check_search(asked: GenerationOptions) -> None:
-    """Refuse a schedule file that cannot be read."""
+    """Refuse a search that is none, or a schedule file that cannot be read."""
     if asked.search not in SEARCHES:
+        if not Path(asked.search).is_file():  # said here too, for reading one takes torch
+            raise OptionError("search", str(asked.search), f"{', '.join(SEARCHES)}, or a schedule file that is there")
         from sp_rerank.search.schedule import read_schedule
 
         read_schedule(Path(asked.search))

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Device, Json, complete_scorer, load_scorer, print_json, quiet, say, tell
+from sp_rerank.cli.console import (
+    Device,
+    Json,
+    check_words,
+    complete_scorer,
+    load_scorer,
+    print_json,
+    quiet,
+    say,
+    tell,
+)  # fmt: skip
 from sp_rerank.errors import NothingUsableError, UsageError
 from sp_rerank.stats.ranking import finite
 
@@ -37,6 +47,10 @@ def rank(
     ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Also take the folders in folders.")] = False,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="Of the scorers: float32; bfloat16 and float16 are faster on some machines, less exact."),
+    ] = "float32",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> None:
@@ -50,6 +64,7 @@ def rank(
         raise UsageError("the prompt is empty; expected words that say what the images should show")
     if diverse and top_k is None:
         raise UsageError("--diverse chooses some of the images; say how many with --top-k")
+    check_words(scorers=scorer, device=device, dtype=dtype)
     for place in places:
         _refuse_run_folder(place)
     found = find_images(places, recursive=recursive)
@@ -63,7 +78,7 @@ def rank(
         raise nothing
     with quiet():
         hardware = loading.find_device(device)
-        rankers = [load_scorer(spec, None, hardware) for spec in scorer]
+        rankers = [load_scorer(spec, None, hardware, dtype) for spec in scorer]
         ranking = rank_files(rankers, prompt, found.files, top_k, diverse=diverse)
         calibration = calibration_of(rankers[0])
     ranked, unreadable = ranking.files, ranking.unreadable

@@ -72,6 +72,9 @@ def find_device(device: str = "auto") -> str:
     Raises:
         UsageError: if the device asked for is not on this machine.
     """
+    check_device(device)
+    if device == "cpu":
+        return device
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -82,6 +85,31 @@ def find_device(device: str = "auto") -> str:
         here = f"cpu and {accelerator.type}" if accelerator else "cpu only"
         raise UsageError(f"no device {device!r} on this machine; there is {here}")
     return device
+
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "privateuseone")
+"""Kinds that torch or a package beside it computes on."""
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no device on any machine, without torch.
+
+    Raises:
+        UsageError: Naming it.
+    """
+    if device != "auto" and device.split(":")[0] not in DEVICES:
+        raise UsageError(f"no device {device!r}; expected auto, {', '.join(DEVICES)}, such as cuda:0")
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse what is no precision, without torch.
+
+    Raises:
+        UsageError: Naming it.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(DTYPES)}")
 
 
 def find_model(spec: str, device: str) -> tuple[str, str | None]:
@@ -136,13 +164,11 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
         UsageError: If there is no such precision.
         HubUnavailableError, StorageError: As in `load_pipeline`.
     """
+    check_dtype(dtype)
     import torch
 
     if dtype != "auto":
-        known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        if dtype not in known:
-            raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(known)}")
-        return known[dtype]
+        return getattr(torch, dtype)
     if device.split(":")[0] != "cpu":
         return torch.bfloat16 if _has_transformer(model) else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
