@@ -176,13 +176,14 @@ def check_words(
     Raises:
         UsageError: Naming the first.
     """
-    from sp_rerank.diffusion import loading
+    from sp_rerank.diffusion.hardware import check_device, check_dtype
+    from sp_rerank.diffusion.loading import find_model
     from sp_rerank.scorers import check_spec
 
-    loading.check_device(device)
-    loading.check_dtype(dtype)
+    check_device(device)
+    check_dtype(dtype)
     if model is not None:
-        loading.find_model(model, "cpu")  # the device only decides what "auto" is
+        find_model(model, "cpu")  # the device only decides what "auto" is
     for spec in scorers:
         check_spec(spec)
 
@@ -198,12 +199,14 @@ def load_scorer(spec: str, model: str | None, device: str, dtype: str = "float32
     return scorers.load_scorer(found, device=device, dtype=find_dtype(dtype, "", device))
 
 
-def load_pipeline(model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool) -> Any:
+def load_pipeline(
+    model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool, compiled: bool = False
+) -> Any:
     """The pipeline that the options name, with a line where the choice was ours."""
     from sp_rerank.diffusion import loading
 
     pipe, why = loading.open_pipeline(
-        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker
+        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker, compiled=compiled
     )
     if why:
         say(why)

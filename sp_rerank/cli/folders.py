@@ -47,7 +47,8 @@ def replay(
     folder.check_holds(indices)
     with quiet():
         pipe = load_pipeline(
-            model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker
+            *(model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker),
+            compiled=bool(config.compiled),
         )
         strength = STRENGTH if strength is None else strength
         again = Replays(folder, pipe, steps=steps, scale=scale, strength=strength)

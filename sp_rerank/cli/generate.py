@@ -56,6 +56,10 @@ Scheduler = Annotated[
 SafetyChecker = Annotated[
     bool, typer.Option(help="Use the safety checker of the checkpoint, if it has one.", rich_help_panel="Image")
 ]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the denoiser, for many images; other pixels.", rich_help_panel="Image"),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/PROMPT-HASH]")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")]
 
@@ -108,6 +112,7 @@ def generate(
     safety_checker: SafetyChecker = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    compiled: Compile = False,
     out: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -127,7 +132,7 @@ def generate(
         from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
-        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker)
+        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker, compiled)
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
         others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)

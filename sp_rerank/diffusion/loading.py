@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
+from sp_rerank.diffusion.compiling import compile_networks
 from sp_rerank.diffusion.components import load_networks, pipeline_class, read_index
+from sp_rerank.diffusion.hardware import check_device, check_dtype
 from sp_rerank.errors import StorageError, UsageError
 from sp_rerank.storage import hub
 
@@ -85,31 +87,6 @@ def find_device(device: str = "auto") -> str:
         here = f"cpu and {accelerator.type}" if accelerator else "cpu only"
         raise UsageError(f"no device {device!r} on this machine; there is {here}")
     return device
-
-
-DTYPES = ("float32", "float16", "bfloat16")
-DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "privateuseone")
-"""Kinds that torch or a package beside it computes on."""
-
-
-def check_device(device: str) -> None:
-    """Refuse what is no device on any machine, without torch.
-
-    Raises:
-        UsageError: Naming it.
-    """
-    if device != "auto" and device.split(":")[0] not in DEVICES:
-        raise UsageError(f"no device {device!r}; expected auto, {', '.join(DEVICES)}, such as cuda:0")
-
-
-def check_dtype(dtype: str) -> None:
-    """Refuse what is no precision, without torch.
-
-    Raises:
-        UsageError: Naming it.
-    """
-    if dtype not in ("auto", *DTYPES):
-        raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(DTYPES)}")
 
 
 def find_model(spec: str, device: str) -> tuple[str, str | None]:
@@ -198,6 +175,7 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
     safety_checker: bool = True,
+    compiled: bool = False,
 ) -> Any:
     """A diffusers text-to-image pipeline, ready on its device, its progress bars off; nothing is printed.
 
@@ -207,6 +185,7 @@ def load_pipeline(
         dtype: Precision of the weights; float32 where None.
         scheduler: The class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
         safety_checker: False leaves a checkpoint's safety checker out.
+        compiled: Compile the denoiser and the decoder when they are first called; see `compiling.compile_networks`.
 
     Raises:
         UsageError: If the folder is no pipeline, the repository does not exist, the scheduler does not fit, or a
@@ -237,13 +216,22 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     try:
         with quiet():
-            return pipe.to(device)
+            pipe.to(device)
     except RuntimeError as error:
         raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
+    if compiled:
+        compile_networks(pipe)
+    return pipe
 
 
 def open_pipeline(
-    model: str, *, device: str = "auto", dtype: str = "auto", scheduler: str | None = None, safety_checker: bool = True
+    model: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    scheduler: str | None = None,
+    safety_checker: bool = True,
+    compiled: bool = False,
 ) -> tuple[Any, str | None]:
     """The pipeline that words stand for, as on a command line, and a line that explains a choice that was ours.
 
@@ -253,6 +241,7 @@ def open_pipeline(
         dtype: As in `find_dtype`.
         scheduler: As in `load_pipeline`.
         safety_checker: As in `load_pipeline`.
+        compiled: As in `load_pipeline`.
 
     Raises:
         UsageError, HubUnavailableError, StorageError: As these do.
@@ -260,7 +249,9 @@ def open_pipeline(
     found = find_device(device)
     spec, why = find_model(model, found)
     precision = find_dtype(dtype, spec, found)
-    pipe = load_pipeline(spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker)
+    pipe = load_pipeline(
+        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker, compiled=compiled
+    )
     return pipe, why
 
 

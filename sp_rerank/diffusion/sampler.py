@@ -19,6 +19,7 @@ import torch
 from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
 from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
+from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.memory_limit import MemoryLimit
 from sp_rerank.diffusion.schedulers import check_steps
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
@@ -263,8 +264,12 @@ class Sampler:
             nfe += 1
             return args, more
 
-        output = self.call_pipeline(seeds, count)
+        output = self.call_pipeline(self._filled(seeds), count)
         return batch_of(output, indices, seeds, nfe)
+
+    def _filled(self, seeds: list[int]) -> list[int]:
+        """The seeds of a call: a compiled denoiser always gets a whole batch, for another size is compiled anew."""
+        return [*seeds, *seeds[-1:] * (self._limit - len(seeds))] if is_compiled(self.pipe) else seeds
 
     def _encode_text(self, prompt: str) -> dict[str, Any]:
         """The pipeline's text arguments, encoded once where its family is known, the plain strings otherwise."""
@@ -355,10 +360,10 @@ def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mappin
 
 
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
-    """What a pipeline returned, as a batch."""
+    """What a pipeline returned, as a batch; images behind those of the seeds only filled it."""
     flagged = getattr(output, "nsfw_content_detected", None)
-    flags = (False,) * len(seeds) if flagged is None else tuple(map(bool, flagged))
-    return Batch(tuple(indices), tuple(seeds), output.images, flags, nfe)
+    flags = (False,) * len(seeds) if flagged is None else tuple(map(bool, flagged))[: len(seeds)]
+    return Batch(tuple(indices), tuple(seeds), output.images[: len(seeds)], flags, nfe)
 
 
 def _pieces(indices: list[int], size: int) -> list[list[int]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sp_rerank.config import EXHAUSTIVE, PROMPT, GenerationOptions, RunConfig
 from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, prompt_limits
+from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.scorers.scoring import name_of
@@ -74,6 +75,7 @@ def resolve(
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=pipe.device.type,
+        compiled=is_compiled(pipe) or None,
         batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,
