@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
 from sp_rerank.errors import NothingUsableError, OptionError
 from sp_rerank.rank import ranked
+from sp_rerank.report.progress import run_progress
 from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.state import RunState, Store
@@ -31,6 +32,7 @@ from sp_rerank.scorers.scoring import embedder
 from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
+from sp_rerank.types import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,35 +48,16 @@ log = logging.getLogger(__name__)
 NONFINITE_SHARE = 0.1  # of the candidates; above it the precision is to blame, not the seeds
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-        stage: Label of the stage that a search is at, such as "draft, 8 steps"; None while candidates are finished.
-        done: Number of candidates that this stage has scored.
-        made: Number of those that were made by this call.
-        total: Number of candidates that this stage will have scored.
-        best: Best usable score of a finished candidate so far, NaN before there is one.
-    """
-
-    stage: str | None
-    done: int
-    made: int
-    total: int
-    best: float
-
-
 @overload
 def generate(
     prompt: str, *, pipe: Any, scorer: Scorer, also: Sequence[Scorer] = (), out: str | Path | None = None,
-    resume: bool = False, progress: Callable[[Progress], None] | None = None, stop: Callable[[], bool] | None = None,
+    resume: bool = False, progress: Callable[[Progress], None] | bool = True, stop: Callable[[], bool] | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> RunResult: ...  # fmt: skip
 @overload
 def generate(
     prompt: list[str] | tuple[str, ...], *, pipe: Any, scorer: Scorer, also: Sequence[Scorer] = (),
-    out: str | Path | None = None, resume: bool = False, progress: Callable[[Progress], None] | None = None,
+    out: str | Path | None = None, resume: bool = False, progress: Callable[[Progress], None] | bool = True,
     stop: Callable[[], bool] | None = None, **options: Unpack[GenerationKeywords],
 ) -> list[RunResult]: ...  # fmt: skip
 def generate(
@@ -85,7 +68,7 @@ def generate(
     also: Sequence[Scorer] = (),
     out: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool = True,
     stop: Callable[[], bool] | None = None,
     **options: Unpack[GenerationKeywords],
 ) -> RunResult | list[RunResult]:
@@ -101,7 +84,8 @@ def generate(
         out: The run folder, written as the run goes on; None keeps the best in memory only. Of several prompts the
             folder of their run folders.
         resume: Go on with a run folder that holds a part of this very run.
-        progress: Called after each batch.
+        progress: Called after each batch, and within it at each call of the denoiser; True shows a bar where there is a
+            terminal or a notebook to show it, False none.
         stop: Asked after each batch; when it returns True, the run ends with KeyboardInterrupt, nothing lost.
         **options: The fields of `sp_rerank.config.GenerationOptions`: n, top_k, seed, steps, search, ...
 
@@ -127,19 +111,30 @@ def generate(
     asked, also = GenerationOptions(**options), with_members(scorer, also)
     if isinstance(prompt, str):
         job = Job(resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also), asked, pipe, scorer, also)
-        return run_search(job, out=out, resume=resume, progress=progress, stop=stop)
+        with _shown(progress, job.config.n) as show:
+            return run_search(job, out=out, resume=resume, progress=show, stop=stop)
     configs = [resolve(each, asked, pipe=pipe, scorer=scorer, also=also) for each in prompt]
     results: list[RunResult] = []
     for config in configs:
         job, folder = Job(config, asked, pipe, scorer, also), out and Path(out) / run_folder_name(config)
         opening = store_for(job, folder, resume)
-        result, state = search_into(opening, job, progress=progress, stop=stop, out=folder)
+        with _shown(progress, config.n) as show:
+            result, state = search_into(opening, job, progress=show, stop=stop, out=folder)
         try:
             check_usable(state, result.summary)
         except NothingUsableError as error:
             log.warning("%r: %s", config.prompt, error)
         results.append(result)
     return results
+
+
+def _shown(
+    progress: Callable[[Progress], None] | bool, n: int
+) -> AbstractContextManager[Callable[[Progress], None] | None]:
+    """What is called as a run goes on: the caller's own function, a bar, or none."""
+    if isinstance(progress, bool):
+        return run_progress(n) if progress else nullcontext()
+    return nullcontext(progress)
 
 
 def _check_names(options: Mapping[str, object]) -> None:
@@ -204,7 +199,7 @@ def search_into(
     Args:
         opening: Opens the store.
         job: What is to be done.
-        progress: Called after each batch.
+        progress: Called as in `generate`.
         stop: Asked after each batch, as in `generate`.
         out: The folder of the store, for the result.
     """
@@ -221,7 +216,9 @@ def search_into(
         others = {other.name: partial(score_batch, other, config.prompt) for other in job.also if other is not asked}
         ended, stage = _ending(state, margin, began), None
         score = partial(score_batch, asked, config.prompt)
-        with closing(guarded(iter(()) if ended else _search(job, state, score))) as batches:
+        latest = Progress(None, len(state.finished), 0, config.n, math.nan)
+        on_step = (lambda share: progress(replace(latest, in_hand=share))) if progress else None
+        with closing(guarded(iter(()) if ended else _search(job, state, score, on_step))) as batches:
             for scored in batches:
                 if scored.stage:
                     store.add_stages(seen_candidates(scored, others if config.search.records else {}, state))
@@ -231,7 +228,8 @@ def search_into(
                 stage, done = scored.stage, state.reached(scored.stage)
                 if progress:
                     best = max((state.score(index) for index in state.best(1)), default=math.nan)
-                    progress(Progress(stage.label if stage else None, done, made, scored.total, best))
+                    latest = Progress(stage.label if stage else None, done, made, scored.total, best)
+                    progress(latest)
                 if stop and stop() and not (stage is None and done >= scored.total):
                     raise KeyboardInterrupt
                 ended = _ending(state, margin, began)
@@ -241,14 +239,17 @@ def search_into(
         return _concluded(store, job, ended or Ended(), embed, margin, out), state
 
 
-def _search(job: Job, state: RunState, score: Callable[[Tensor], Tensor]) -> Iterator[Scored]:
-    """What the run lacks, made and scored a batch at a time."""
+def _search(
+    job: Job, state: RunState, score: Callable[[Tensor], Tensor], on_step: Callable[[float], None] | None
+) -> Iterator[Scored]:
+    """What the run lacks, made and scored a batch at a time; `on_step` as of a `Sampler`."""
     from sp_rerank.diffusion.sampler import sampler_of
     from sp_rerank.search.parts import search_parts
 
     if job.batches is not None:
         return (Scored(batch, score(batch.images), None, state.n) for batch in job.batches)
     sampler = sampler_of(state.config, job.pipe, memory_limit=job.memory_limit)
+    sampler.on_step = on_step
     return search_parts(sampler, score, state, top_k=job.options.kept)
 
 

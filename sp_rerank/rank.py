@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
+from sp_rerank.run.summary import ranked_html
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import MeanRank, with_members
 from sp_rerank.scorers.scoring import embedder, name_of, score_images
@@ -33,7 +34,15 @@ BATCHES_READY = 2
 """Batches of files that are read while one is scored."""
 
 
-def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> list[Ranked]:
+class RankedImages(list[Ranked]):
+    """Ranked images, the best first; a notebook shows them."""
+
+    def _repr_html_(self) -> str:
+        """Thumbnails with ranks and scores."""
+        return ranked_html(self, f"{len(self)} ranked images")
+
+
+def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> RankedImages:
     """Rank images.
 
     Args:
@@ -55,7 +64,7 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
     scores = scored.scores[name_of(scorer)]
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
-    return ranked(candidates, [scores[i] for i in places], margin, prompt)
+    return RankedImages(ranked(candidates, [scores[i] for i in places], margin, prompt))
 
 
 def ranked(

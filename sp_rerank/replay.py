@@ -116,7 +116,7 @@ class Replays:
         if index not in self._made:
             config, run = self.run.config, self.run
             again = [index] if self.steps else _together(run, index)
-            # one batch, whatever indices it holds, unless memory is scarcer now; a compiled one is filled up to its size
+            # one batch, whatever indices it holds, unless memory is scarcer now; a compiled one is filled up
             size = config.batch_size if config.compiled else run.n
             sampler = sampler_of(config, self._pipe, steps=self.steps, batch_size=size)
             for batch in sampler.batches({i: config.seed + i for i in again}):

@@ -60,6 +60,34 @@ class Ranked:
         """The seed of the candidate's noise; None for an image that was not made here."""
         return self.candidate.seed
 
+    def _repr_png_(self) -> bytes | None:
+        """The image in a notebook, no larger than 384 pixels."""
+        small = self.image.copy()
+        small.thumbnail((384, 384))
+        return small._repr_png_()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        stage: Label of the stage that a search is at, such as "draft, 8 steps"; None while candidates are finished.
+        done: Number of candidates that this stage has scored.
+        made: Number of those that were made by this call.
+        total: Number of candidates that this stage will have scored.
+        best: Best usable score of a finished candidate so far, NaN before there is one.
+        in_hand: What the denoiser has done of the batch in hand, in candidates: 2.5 of a batch of 5 after half of the
+            steps; 0 after a batch.
+    """
+
+    stage: str | None
+    done: int
+    made: int
+    total: int
+    best: float
+    in_hand: float = 0.0
+
 
 class TextToImagePipeline(Protocol):
     """What this project needs of a diffusers text-to-image pipeline.

@@ -1,10 +1,15 @@
-"""Each example runs as its header says."""
+"""Each example runs as its header says, and the tutorial cell by cell."""
 
 from __future__ import annotations
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from sp_rerank.storage.images import encode, open_image
 from sp_rerank.train.mini.grammar import parse
@@ -20,7 +25,7 @@ def example(name: str, *words: str, folder: Path) -> str:
 
 def test_every_example_is_run_here():
     names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"01_rank_a_folder.py", "02_drop_in_pipeline.py", "03_write_a_scorer.py"}
+    assert names == {"01_rank_a_folder.py", "02_drop_in_pipeline.py", "03_write_a_scorer.py", "04_modular_block.py"}
 
 
 def test_rank_a_folder(tmp_path):
@@ -41,6 +46,52 @@ def test_the_drop_in_pipeline(tmp_path):
     assert open_image(tmp_path / "best.png").width >= 64
 
 
+def test_the_modular_block(tmp_path):
+    lines = example("04_modular_block.py", "best.png", folder=tmp_path).splitlines()
+    by_block = [(line.split()[1], line.split()[2]) for line in lines]
+    assert len(by_block) == 4
+    assert by_block[0][0] == best_seed(tmp_path)
+    assert open_image(tmp_path / "best.png").size == (256, 256)
+
+
+def best_seed(folder: Path) -> str:
+    """Of the same prompt, seeds and steps, by the pipeline that chooses."""
+    return example("02_drop_in_pipeline.py", "other.png", folder=folder).splitlines()[0].split()[1]
+
+
 def test_write_a_scorer(tmp_path):
     assert "seed" in example("03_write_a_scorer.py", "best.png", folder=tmp_path)
     assert open_image(tmp_path / "best.png").size == (256, 256)
+
+
+def cells() -> list[str]:
+    """The code of the tutorial's cells."""
+    notebook = json.loads((EXAMPLES / "tutorial.ipynb").read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def run_cell(code: str, names: dict[str, Any]) -> Any:
+    """What a notebook shows of a cell: the value of its last line, if that is an expression."""
+    tree = ast.parse(code)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None
+
+
+def test_the_tutorial_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    shown = [run_cell(code, names) for code in cells()]
+    pictures = [value._repr_html_().count("<img") for value in shown if hasattr(value, "_repr_html_")]
+    assert pictures == [4, 4, 3, 3]
+    assert (tmp_path / "runs" / "lemon" / "index.html").is_file()
+    assert len(list((tmp_path / "runs" / "lemon" / "images").iterdir())) == 16
+    assert shown[-1].size == (256, 256)
+    printed = capsys.readouterr()
+    assert "96 evaluations of the denoiser; complete" in printed.out
+    assert "Spearman" in printed.out
+
+
+def test_the_tutorial_is_kept_without_outputs() -> None:
+    notebook = json.loads((EXAMPLES / "tutorial.ipynb").read_text(encoding="utf-8"))
+    assert [cell for cell in notebook["cells"] if cell.get("outputs") or cell.get("execution_count")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 from sp_rerank.cli import batch_results
 from sp_rerank.cli.batch_results import Place
 from sp_rerank.cli.console import (
+    OUT_VARIABLE,
     Device,
     Dtype,
     Json,
@@ -86,7 +88,11 @@ Prompts = Annotated[
 ]
 OutPlace = Annotated[
     str | None,
-    typer.Option("--out", "-o", help="Folder, or URL such as s3://bucket/path. [default: batches/NAME]"),
+    typer.Option(
+        "--out",
+        "-o",
+        help=f"Folder, or URL such as s3://bucket/path. [default: NAME in {OUT_VARIABLE}, or else in batches]",
+    ),
 ]
 Keep = Annotated[
     Keeps, typer.Option(help="Images to keep: of the best, of all usable candidates, none, or whole run folders.")
@@ -199,7 +205,8 @@ def make(
 def _default_place(list_of_prompts: str) -> str:
     from sp_rerank.batch.prompts import STDIN
 
-    return str(Path("batches") / ("stdin" if list_of_prompts == STDIN else Path(list_of_prompts).stem))
+    name = "stdin" if list_of_prompts == STDIN else Path(list_of_prompts).stem
+    return f"{os.environ.get(OUT_VARIABLE) or 'batches'}/{name}"
 
 
 def _run(batch: PromptBatch, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sp_rerank.cli.console import Device, load_scorer, progress_bar, quiet, say, tell
+from sp_rerank.cli.console import Device, complete_run, load_scorer, progress_bar, quiet, say, tell
 from sp_rerank.errors import OptionError, SpRerankError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ Name = Annotated[str, typer.Option(help="Who chooses.")]
 def label(
     places: Annotated[
         list[Path],
-        typer.Argument(metavar="PLACE...", help="Run folders, folders of images, or what rank --json printed."),
+        typer.Argument(
+            metavar="PLACE...",
+            help="Run folders, folders of images, or what rank --json printed.",
+            autocompletion=complete_run,
+        ),
     ],
     prompt: Annotated[str | None, typer.Option(help="What images that are of no run should show.")] = None,
     goal: Annotated[
@@ -85,7 +89,7 @@ def label(
 
 
 def pick(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=complete_run)],
     indices: Annotated[
         list[int] | None, typer.Argument(metavar="INDEX...", help="Candidates that you like, the best first.")
     ] = None,

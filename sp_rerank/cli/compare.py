@@ -13,6 +13,7 @@ from sp_rerank.cli.console import (
     Device,
     Json,
     check_words,
+    complete_run,
     complete_scorer,
     load_scorer,
     plain,
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="run folders; of several also the averages within prompts")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="run folders; of several also the averages within prompts", autocompletion=complete_run),
+    ],
     scorer: Annotated[
         list[str],
         typer.Option(

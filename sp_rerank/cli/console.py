@@ -5,22 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import os
 import signal
 import sys
-import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from sp_rerank.generate import Progress
 
 
 def complete_scorer(begun: str) -> Iterator[tuple[str, str]]:
@@ -32,15 +29,36 @@ def complete_scorer(begun: str) -> Iterator[tuple[str, str]]:
             yield entry.name, entry.summary
 
 
+def complete_run(begun: str) -> Iterator[str]:
+    """What a shell offers for a run folder that is begun: run folders, and folders in which there may be some."""
+    from sp_rerank.run.layout import CONFIG
+
+    head, _, tail = begun.rpartition("/")
+    folder = Path(f"{head}/" if head or begun.startswith("/") else ".")
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(tail) and path.is_dir() and not path.name.startswith("."):
+                yield f"{begun.removesuffix(tail)}{path.name}{'' if (path / CONFIG).is_file() else '/'}"
+
+
+MODEL_VARIABLE = "SP_RERANK_MODEL"
+SCORER_VARIABLE = "SP_RERANK_SCORER"
+DEVICE_VARIABLE = "SP_RERANK_DEVICE"
+OUT_VARIABLE = "SP_RERANK_OUT"
+"""Environment variables that stand in for options that are not given."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, for programs.")]
 ScorerOption = Annotated[
     str,
     typer.Option(
         help="Ranks the candidates: a name of `sp-rerank scorers`, sp@FOLDER for a trained one, a+b for several.",
         autocompletion=complete_scorer,
+        envvar=SCORER_VARIABLE,
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, mps, or auto: the accelerator if there is one.", envvar=DEVICE_VARIABLE)
+]
 PushToHub = Annotated[
     str | None,
     typer.Option(metavar="OWNER/NAME", help="Upload the result to this repository of the hub; a new one is private."),
@@ -211,25 +229,3 @@ def load_pipeline(
     if why:
         say(why)
     return pipe
-
-
-@contextmanager
-def run_progress(n: int) -> Iterator[Callable[[Progress], None]]:
-    """One bar of a run: how many, how fast, how good so far."""
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    texts = [TextColumn(f"{{task.{what}}}") for what in ("completed", "total", "fields[rate]", "fields[best]")]
-    screen, began = console(), time.monotonic()
-    with Bar(
-        texts[0], BarColumn(), texts[1], texts[2], TimeRemainingColumn(), texts[3],
-        console=screen, transient=True, disable=not screen.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("", total=n, rate="", best="")
-
-        def show(progress: Progress) -> None:
-            rate = progress.made / (time.monotonic() - began)
-            best = progress.stage or ("" if math.isnan(progress.best) else f"best {progress.best:.4f}")
-            bar.update(task, completed=progress.done, total=progress.total, rate=f"{rate:.1f} images/s", best=best)
-
-        yield show

@@ -13,6 +13,7 @@ from sp_rerank.cli.console import (
     Device,
     Json,
     check_words,
+    complete_run,
     complete_scorer,
     load_scorer,
     plain,
@@ -108,7 +109,10 @@ def robustness(
 
 
 def correlate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or JSON lists of generator, prompt and image.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or JSON lists of generator, prompt and image.", autocompletion=complete_run),
+    ],
     scorer: Annotated[
         list[str],
         typer.Option("--scorer", help="One of the two scorers; give it twice.", autocompletion=complete_scorer),

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from sp_rerank.cli.console import load_pipeline, quiet, tell
+from sp_rerank.cli.console import complete_run, load_pipeline, quiet, tell
 from sp_rerank.errors import OptionError
 
 
 def replay(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=complete_run)],
     indices: Annotated[
         list[int], typer.Argument(metavar="INDEX...", help="Indices of the candidates, as in their file names.")
     ],
@@ -77,7 +77,7 @@ def _targets(run: Path, indices: list[int], changes: str, out: Path | None) -> l
     return [out / name for name in names]
 
 
-def verify(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def verify(run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=complete_run)]) -> None:
     """Check every file of a run folder against its manifest."""
     from sp_rerank.errors import StorageError
     from sp_rerank.run.folder import RunDir

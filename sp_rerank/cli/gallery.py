@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from sp_rerank.cli.console import say, tell
+from sp_rerank.cli.console import complete_run, say, tell
 from sp_rerank.errors import OptionError
 
 
 def gallery(
-    folder: Annotated[Path, typer.Argument(help="a run folder, or a folder of run folders")],
+    folder: Annotated[
+        Path, typer.Argument(help="a run folder, or a folder of run folders", autocompletion=complete_run)
+    ],
     one_file: Annotated[
         Path | None, typer.Option(help="HTML file to give away: a run's page that holds its images itself")
     ] = None,

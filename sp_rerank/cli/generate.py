@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sp_rerank.cli.console import (
+    MODEL_VARIABLE,
+    OUT_VARIABLE,
     Device,
     Dtype,
     Json,
@@ -25,7 +28,6 @@ from sp_rerank.cli.console import (
     plain,
     print_json,
     quiet,
-    run_progress,
     say,
     stop_on_interrupt,
     tell,
@@ -49,9 +51,15 @@ Also = Annotated[
     list[str],
     typer.Option(help="Another scorer whose scores are kept too; repeatable.", autocompletion=complete_scorer),
 ]
-Model = Annotated[str, typer.Option(help="mini, sd-v1.4, a folder, a repository owner/name, or auto.")]
+Model = Annotated[
+    str, typer.Option(help="mini, sd-v1.4, a folder, a repository owner/name, or auto.", envvar=MODEL_VARIABLE)
+]
 Scheduler = Annotated[
-    str | None, typer.Option(help="Another scheduler of diffusers, such as DDIM.", rich_help_panel="Image")
+    str | None,
+    typer.Option(
+        help="Another scheduler: of diffusers, such as DDIM, or by AUTOMATIC1111's name, such as DPM++ 2M Karras.",
+        rich_help_panel="Image",
+    ),
 ]
 SafetyChecker = Annotated[
     bool, typer.Option(help="Use the safety checker of the checkpoint, if it has one.", rich_help_panel="Image")
@@ -60,8 +68,16 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="Compile the denoiser, for many images; other pixels.", rich_help_panel="Image"),
 ]
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder. [default: runs/PROMPT-HASH]")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help=f"Run folder. [default: PROMPT-HASH in {OUT_VARIABLE}, or else in runs]"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")]
+
+
+def runs_folder() -> Path:
+    """Where a run goes that has no `--out`: many runs share it, so it names no run itself."""
+    return Path(os.environ.get(OUT_VARIABLE) or "runs")
 
 
 def flag_of(option: str) -> str:
@@ -120,6 +136,7 @@ def generate(
 ) -> None:
     """Make N candidates for a prompt and keep the best."""
     from sp_rerank.generate import Job, run_search
+    from sp_rerank.report.progress import run_progress
     from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
@@ -136,7 +153,7 @@ def generate(
         ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
         others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
-        folder = out or default_folder(Path("runs"), config, asked.more)
+        folder = out or default_folder(runs_folder(), config, asked.more)
         with run_progress(config.n) as progress, stop_on_interrupt() as stop:
             try:
                 job = Job(config, asked, pipe, ranker, others)

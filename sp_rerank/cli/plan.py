@@ -7,11 +7,13 @@ from typing import Annotated, get_args
 
 import typer
 
-from sp_rerank.cli.console import Json, print_json, say, tell
+from sp_rerank.cli.console import Json, complete_run, print_json, say, tell
 
 
 def plan(
-    recordings: Annotated[list[Path], typer.Argument(help="run folders made with generate --record")],
+    recordings: Annotated[
+        list[Path], typer.Argument(help="run folders made with generate --record", autocompletion=complete_run)
+    ],
     gain: Annotated[float, typer.Option(help="share of the gain that the pick must keep")] = 0.99,
     top_gain: Annotated[float, typer.Option(help="share of the gain that the best k must keep")] = 0.97,
     strategy: Annotated[list[str], typer.Option(help="screening or halving  [default: whichever is cheaper]")] = [],  # noqa: B006

@@ -65,7 +65,7 @@ class RunConfig:
         stop: When the run ends before its last candidate.
         steps: Number of scheduler steps.
         guidance_scale: Scale of classifier-free guidance.
-        scheduler: Class name.
+        scheduler: Class name, or a name of `sp_rerank.config.samplers` where the class is set up in one way of several.
         height: In pixels; None takes the model's own.
         width: In pixels; None takes the model's own.
         dtype: Precision of the pipeline, such as "float32".

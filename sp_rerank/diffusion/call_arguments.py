@@ -43,13 +43,18 @@ def check_pipeline(pipe: TextToImagePipeline, call: Callable[..., Any]) -> None:
     Raises:
         UsageError: Naming what it lacks.
     """
-    takes = parameters_of(call)
-    missing = [] if _takes_any(takes) else [name for name in NEEDED if name not in takes]
+    missing = lacks(call)
     if missing:
         raise UsageError(
             f"{type(pipe).__name__} has no {' and no '.join(missing)}, so no search can make candidates with it; "
             "expected a text-to-image pipeline such as StableDiffusionPipeline"
         )
+
+
+def lacks(call: Callable[..., Any]) -> list[str]:
+    """The arguments that a call would need to make images of one prompt from seeds, several at once, and has not."""
+    takes = parameters_of(call)
+    return [] if _takes_any(takes) else [name for name in NEEDED if name not in takes]
 
 
 def select_arguments(

@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sp_rerank.config.samplers import find_sampler
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.compiling import compile_networks
 from sp_rerank.diffusion.components import load_networks, pipeline_class, read_index
@@ -82,8 +83,7 @@ def find_device(device: str = "auto") -> str:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return accelerator.type if accelerator else "cpu"
-    kind = device.split(":")[0]
-    if kind != "cpu" and (accelerator is None or kind != accelerator.type):
+    if device.split(":")[0] not in ("cpu", accelerator.type if accelerator else None):
         here = f"cpu and {accelerator.type}" if accelerator else "cpu only"
         raise UsageError(f"no device {device!r} on this machine; there is {here}")
     return device
@@ -183,7 +183,8 @@ def load_pipeline(
         spec: A name of MODELS, a folder, or a repository.
         device: Where the weights go.
         dtype: Precision of the weights; float32 where None.
-        scheduler: The class name of another scheduler of diffusers, such as "DDIMScheduler" or just "DDIM".
+        scheduler: Another scheduler: the class name of one of diffusers, such as "DDIMScheduler" or just "DDIM", or a
+            name of AUTOMATIC1111, such as "DPM++ 2M Karras" (`sp_rerank.config.samplers`).
         safety_checker: False leaves a checkpoint's safety checker out.
         compiled: Compile the denoiser and the decoder when they are first called; see `compiling.compile_networks`.
 
@@ -239,9 +240,7 @@ def open_pipeline(
         model: As in `find_model`.
         device: As in `find_device`.
         dtype: As in `find_dtype`.
-        scheduler: As in `load_pipeline`.
-        safety_checker: As in `load_pipeline`.
-        compiled: As in `load_pipeline`.
+        scheduler, safety_checker, compiled: As in `load_pipeline`.
 
     Raises:
         UsageError, HubUnavailableError, StorageError: As these do.
@@ -285,24 +284,37 @@ def first_line(error: Exception) -> str:
 
 
 def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
-    """Another scheduler with the configuration of the pipeline's own.
+    """Another scheduler with the configuration of the pipeline's own, changed as A1111's name says.
 
     Raises:
         UsageError: If the model cannot take it, or it needs a package that is not installed.
     """
     kinds = getattr(pipe.scheduler, "compatibles", ())
     compatible = {kind.__name__: kind for kind in kinds}
-    kind = compatible.get(name, compatible.get(f"{name}Scheduler"))
+    sampler = None if name in compatible else find_sampler(name)
+    wanted = name if sampler is None else sampler[1].scheduler
+    kind = compatible.get(wanted, compatible.get(f"{wanted}Scheduler"))
     if kind is None:
         listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
-        raise UsageError(f"no scheduler {name!r} for this model; expected one of {listed}")
+        raise UsageError(
+            f"no scheduler {name!r} for this model; expected one of {listed}, or a name of AUTOMATIC1111 such as Euler "
+            "a or DPM++ 2M Karras"
+        )
     try:
-        return kind.from_config(pipe.scheduler.config)
+        scheduler = kind.from_config(pipe.scheduler.config, **(sampler[1].config if sampler else {}))
+        if sampler and sampler[1].config:
+            scheduler.sampler_name = sampler[0]
+        return scheduler
     except ImportError as error:
         backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
         raise UsageError(
             f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
         ) from error
+
+
+def scheduler_name(pipe: TextToImagePipeline) -> str:
+    """What run.json calls a pipeline's scheduler: its class, or A1111's name of a class that is set up in one way."""
+    return getattr(pipe.scheduler, "sampler_name", type(pipe.scheduler).__name__)
 
 
 def model_of(pipe: TextToImagePipeline) -> str:

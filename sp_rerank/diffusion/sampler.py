@@ -39,12 +39,15 @@ EMBEDDINGS = {
 
 OPTIONS = {
     *("pipe", "prompt", "call", "batch_size", "guidance_scale", "negative_prompt", "num_inference_steps"),
-    *("height", "width", "memory_limit"),
+    *("height", "width", "memory_limit", "embeddings"),
 }
 """What a run sets by options of its own."""
 
 ONE_AT_A_TIME = {"PRXPipeline"}
 """Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
+
+RAW_TENSORS = {"IFPipeline"}
+"""Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class Sampler:
         guidance_scale: Handed to the pipeline; above 1 the negative prompt is encoded too. None, and 0 for a pipeline
             that has no guidance scale, leaves it to the pipeline.
         negative_prompt: What the images should not show.
+        embeddings: What the pipeline takes in place of texts, by its own names (prompt_embeds, ...): a tensor or a list
+            of one row each, or one text. Neither prompt is handed to the pipeline then.
         call: What makes the images, the pipeline or one of its methods; a subclass hands its parent's `__call__`.
         memory_limit: What earlier runs of the pipeline found to fit; this one adds to it.
         **arguments: Handed to the pipeline unchanged (num_inference_steps, height, width, true_cfg_scale, ...).
@@ -106,6 +111,7 @@ class Sampler:
         batch_size: int,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
+        embeddings: Mapping[str, Any] | None = None,
         call: Callable[..., Any] | None = None,
         memory_limit: MemoryLimit | None = None,
         **arguments: object,
@@ -117,9 +123,12 @@ class Sampler:
         self._prompt, self._negative_prompt = prompt, negative_prompt
         check_pipeline(pipe, self.call)
         self._arguments = select_arguments(pipe, self.call, guidance_scale, negative_prompt, arguments)
+        self._embeddings = embeddings or {}
         self._text: dict[str, Any] | None = None
         self._scheduler: Any = None
         """Other than the pipeline's own."""
+        self.on_step: Callable[[float], None] | None = None
+        """Called after each call of the denoiser with what is done of the batch in hand, in images."""
         self._check_steps()
 
     def batches(self, seeds: Mapping[int, int], done: Container[int] = ()) -> Iterator[Batch]:
@@ -154,7 +163,7 @@ class Sampler:
     @property
     def _limit(self) -> int:
         """The most images of a call."""
-        fits = 1 if type(self.pipe).__name__ in ONE_AT_A_TIME else self._memory.images
+        fits = 1 if _is_one_of(self.pipe, ONE_AT_A_TIME) else self._memory.images
         return min(self.batch_size, fits or self.batch_size)
 
     @property
@@ -189,18 +198,24 @@ class Sampler:
 
     def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
+        return {
+            **self._text_arguments(len(seeds)),
+            **self._arguments,
+            # one CPU generator per image: its noise depends neither on the batch nor on the device
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            "output_type": "np" if _is_one_of(self.pipe, RAW_TENSORS) else "pt",
+            "return_dict": True,
+        }
+
+    def _text_arguments(self, images: int) -> dict[str, Any]:
+        """What the images of a call show, and how many they are."""
+        if self._embeddings:  # a row each, for some pipelines do not repeat embeddings that they are given
+            rows = {name: _repeated(value, images) for name, value in self._embeddings.items()}
+            return {**rows, "num_images_per_prompt": 1}
         if self._text is None:
             with torch.no_grad():
                 self._text = self._encode_text(self._prompt)
-        return {
-            **self._text,
-            **self._arguments,
-            "num_images_per_prompt": len(seeds),
-            # one CPU generator per image: its noise depends neither on the batch nor on the device
-            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "output_type": "pt",
-            "return_dict": True,
-        }
+        return {**self._text, "num_images_per_prompt": images}
 
     def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
         """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
@@ -221,7 +236,7 @@ class Sampler:
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
         arguments = self.call_arguments(seeds)
-        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=self._counted(before, len(seeds)))
         try:
             with pipeline_errors(self.pipe):
                 return twin.bind_call(self.call, self.pipe, double)(**arguments)
@@ -229,6 +244,20 @@ class Sampler:
             twin.free_hooks(self.pipe)
             if getattr(double, "_interrupt", False):
                 vars(self.pipe)["_interrupt"] = True
+
+    def _counted(self, before: twin.Before, images: int) -> twin.Before:
+        """The same, and `on_step` gets the calls before."""
+        calls, on_step = 0, self.on_step
+        if on_step is None:
+            return before
+
+        def counted(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
+            nonlocal calls
+            on_step(images * min(1.0, calls / self.steps))
+            calls += 1
+            return before(args, more)
+
+        return counted
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
@@ -278,9 +307,9 @@ class Sampler:
         if "negative_prompt" in takes and self._negative_prompt is not None:
             plain["negative_prompt"] = self._negative_prompt
         encode: Callable[..., Any] | None = getattr(self.pipe, "encode_prompt", None)
-        # a clip_skip or the scale of a LoRA changes the embeddings, and prompts already encoded need nothing
-        changed = self._arguments.get("clip_skip") or self._arguments.get("cross_attention_kwargs")
-        if encode is None or changed or "prompt_attention_mask" in takes:
+        # a clip_skip, the scale of a LoRA or a text for another encoder changes the embeddings
+        changes = ("clip_skip", "cross_attention_kwargs", "prompt_2", "negative_prompt_2")
+        if encode is None or any(map(self._arguments.get, changes)) or "prompt_attention_mask" in takes:
             return plain
         accepted = parameters_of(encode)
         if "prompt_3" in accepted:  # Stable Diffusion 3 does not repeat embeddings that it is given
@@ -361,9 +390,28 @@ def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mappin
 
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
     """What a pipeline returned, as a batch; images behind those of the seeds only filled it."""
-    flagged = getattr(output, "nsfw_content_detected", None)
-    flags = (False,) * len(seeds) if flagged is None else tuple(map(bool, flagged))[: len(seeds)]
-    return Batch(tuple(indices), tuple(seeds), output.images[: len(seeds)], flags, nfe)
+    images = output.images
+    if not isinstance(images, torch.Tensor):
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return Batch(tuple(indices), tuple(seeds), images[: len(seeds)], flags_of(output, len(seeds)), nfe)
+
+
+def flags_of(output: Any, count: int) -> tuple[bool, ...]:
+    """Which of `count` images the safety checker of a pipeline replaced, as its output says under either name."""
+    flagged = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
+    return tuple(map(bool, flagged))[:count] if flagged else (False,) * count
+
+
+def _is_one_of(pipe: object, names: Container[str]) -> bool:
+    """Whether a pipeline is of one of these classes, or of one made from it."""
+    return any(kind.__name__ in names for kind in type(pipe).__mro__)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """One row, or one text, `count` times."""
+    if isinstance(value, torch.Tensor):
+        return value.repeat_interleave(count, dim=0)
+    return (value if isinstance(value, list) else [value]) * count
 
 
 def _pieces(indices: list[int], size: int) -> list[list[int]]:

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sp_rerank.errors import StorageError
-from sp_rerank.report.thumbnails import SIDE, thumbnail_name, to_webp
+from sp_rerank.report.thumbnails import SIDE, thumbnail_name
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.records import Row
+from sp_rerank.storage.images import to_webp
 
 EMBEDDED = 768  # pixels; of the sides of an image that a page holds itself, at most
 SMALL = 128  # pixels; images up to this side are shown large with hard edges

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from PIL import Image
 
 from sp_rerank.errors import StorageError
 from sp_rerank.run.folder import RunDir
 from sp_rerank.run.layout import THUMBNAILS, entries, inside
 from sp_rerank.run.records import Row
 from sp_rerank.storage import atomic
+from sp_rerank.storage.images import to_webp
 
 SIDE = 384  # pixels: three times what the sheet shows, for sharp screens
-QUALITY = 82  # of WebP: some 20 kB, where a PNG of 1,024 pixels has 2 MB
 AT_ONCE = 32  # images in memory
 
 
 def thumbnail_name(row: Row) -> str:
     """Path of a candidate's thumbnail from the run folder; another image has another name."""
     return f"{THUMBNAILS}/{row.index:05d}-{row.sha256[:8]}.webp"
-
-
-def to_webp(image: Image.Image, side: int = SIDE, quality: int = QUALITY) -> bytes:
-    """An image as WebP, no larger than a side; smaller ones keep their size."""
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
-    file = io.BytesIO()
-    small.save(file, "WEBP", quality=quality, method=4)
-    return file.getvalue()
 
 
 def write_thumbnails(run: RunDir, sizes: Mapping[int, tuple[int, int]]) -> None:
@@ -67,6 +55,6 @@ def write_thumbnails(run: RunDir, sizes: Mapping[int, tuple[int, int]]) -> None:
 def _thumbnail(run: RunDir, index: int) -> bytes | None:
     """A thumbnail; None of an image that is not as it was committed."""
     try:
-        return to_webp(run.read_image(index))
+        return to_webp(run.read_image(index), SIDE)
     except StorageError:
         return None

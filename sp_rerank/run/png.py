@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import RunConfig
+from sp_rerank.config.samplers import a1111_name
 from sp_rerank.storage import images
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def to_png(candidate: Candidate, config: RunConfig, more: Mapping[str, Any]) -> 
         prompt=config.prompt,
         negative_prompt=config.negative_prompt,
         steps=config.steps,
-        sampler=config.scheduler.removesuffix("Scheduler"),
+        sampler=a1111_name(config.scheduler),
         guidance_scale=config.guidance_scale,
         seed=config.seed + candidate.index,
         size=candidate.image.size,

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args, overload
 from sp_rerank.errors import StorageError
 from sp_rerank.run.json_text import Record, encoded, is_score, is_text, is_whole, loads
 from sp_rerank.run.records import SCHEMA
+from sp_rerank.storage.notebook_html import pictures_html
 from sp_rerank.types import Ranked
 
 EndedBy = Literal["complete", "confidence", "max_evaluations", "max_seconds"]
@@ -105,6 +106,15 @@ def parse_summary(text: bytes, name: str) -> RunSummary:
         raise StorageError(f"{name} is damaged: {error}; resuming the run writes it again") from error
 
 
+def ranked_html(ranked: Sequence[Ranked], counted: str) -> str:
+    """Ranked images as HTML for a notebook, with what they are in words, such as "the best 4 of 100"."""
+    prompt = f" for \u201c{ranked[0].prompt}\u201d" if ranked and ranked[0].prompt else ""
+    captions = [
+        f"{entry.rank}: {entry.score:.4f}{'' if entry.seed is None else f', seed {entry.seed}'}" for entry in ranked
+    ]
+    return pictures_html(f"{counted}{prompt}", list(zip((entry.image for entry in ranked), captions, strict=True)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RunResult(Sequence[Ranked]):
     """The best candidates of a run, the best first, and what the run came to.
@@ -124,6 +134,10 @@ class RunResult(Sequence[Ranked]):
     best: tuple[Ranked, ...]
     summary: RunSummary
     folder: Path | None = None
+
+    def _repr_html_(self) -> str:
+        """The kept images in a notebook."""
+        return ranked_html(self.best, f"the best {len(self.best)} of {self.summary.made}")
 
     @overload
     def __getitem__(self, place: int) -> Ranked: ...

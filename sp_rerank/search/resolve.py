@@ -70,7 +70,7 @@ def resolve(
         stop=options.stop,
         steps=steps,
         guidance_scale=suited_guidance if options.guidance_scale is None else options.guidance_scale,
-        scheduler=type(pipe.scheduler).__name__,
+        scheduler=loading.scheduler_name(pipe),
         height=options.height,
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),

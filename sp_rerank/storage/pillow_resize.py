@@ -128,6 +128,16 @@ def resample(pixels: Tensor, axis: int, cut: Cut) -> Tensor:
     return torch.cat([_weigh(part, weights) for part in parts], dim=-2).movedim(-1, axis)
 
 
+def resample_floats(pixels: Tensor, axis: int, cut: Cut) -> Tensor:
+    """The same of floats in [0, 1], with a gradient and nothing rounded to 8 bits."""
+    source = pixels.shape[axis]
+    if cut.resized == source:
+        return pixels.narrow(axis, cut.offset, cut.kept)
+    weights = bicubic_coefficients(source, cut.resized, cut.offset, cut.kept) / 2.0**_COEFFICIENT_BITS
+    moved = pixels.movedim(axis, -1) @ torch.from_numpy(weights).to(pixels.device, pixels.dtype).T
+    return moved.movedim(-1, axis).clamp(0, 1)
+
+
 def _weigh(lines: Tensor, weights: Tensor) -> Tensor:
     moved = lines.double() @ weights.T
     # clip8 of Resample.c: add a half, shift right, clip.

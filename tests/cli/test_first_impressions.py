@@ -194,3 +194,49 @@ def test_python_is_answered_in_its_own_names() -> None:
         TypeError, match=r"^generate\(\) got an unexpected keyword argument 'batch_szie'; did you mean 'batch_size'\?$"
     ):
         generate("a lemon", pipe=pipe, scorer=scorer, batch_szie=3)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("words", ["verify", "gallery", "replay", "pick", "compare", "plan", "label"])
+def test_a_shell_completes_run_folders(run: Run, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    for name in ("runs/lemon", "runs/left/over", ".hidden"):
+        Path(name).mkdir(parents=True)
+    Path("runs/lemon/run.json").write_text("{}")
+    Path("runs/letter.txt").write_text("")
+
+    def offered(begun: str) -> list[str]:
+        line = f"sp-rerank {words} {begun}"
+        monkeypatch.setenv("_SP_RERANK_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", "2")
+        return run()[1].split()
+
+    assert offered("") == ["runs/"]
+    assert offered("runs/le") == ["runs/left/", "runs/lemon"]
+    assert offered("nowhere/x") == []
+
+
+def test_the_environment_stands_in_for_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def load(spec: str, **more: Any) -> SeededPipe:
+        asked.append((spec, more["device"]))
+        return SeededPipe()
+
+    monkeypatch.setattr(loading, "load_pipeline", load)
+    for name, value in (("MODEL", "mini"), ("SCORER", "brightness"), ("DEVICE", "cpu"), ("OUT", "elsewhere")):
+        monkeypatch.setenv(f"SP_RERANK_{name}", value)
+    for prompt in ("a lemon", "a pear"):  # a place for many runs
+        code, out, err = run("generate", prompt, "--steps", "2", "--n", "2")
+        assert code == 0, err
+        assert all(line.split("  ")[-1].split(" ")[-1].startswith("elsewhere/a-") for line in out.splitlines())
+    assert asked == [("mini", "cpu")] * 2
+    (folder,) = Path("elsewhere").glob("a-lemon-*")
+    assert RunDir.read(folder).config.scorers[0].startswith("brightness")
+    assert (
+        run("generate", "a lemon", "--steps", "2", "--n", "2", "--scorer", "nothing")[0] == 2
+    )  # an option counts more
+    monkeypatch.setenv("SP_RERANK_DEVICE", "gpu7")
+    assert "'gpu7'" in run("rank", str(folder / "images"), "--prompt", "x")[2]
+    help = run("generate", "--help")[1]
+    for name in ("MODEL", "SCORER", "DEVICE", "OUT"):
+        assert f"SP_RERANK_{name}" in help

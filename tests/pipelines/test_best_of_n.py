@@ -338,7 +338,7 @@ def test_a_batch_that_does_not_fit_is_halved(pipe, monkeypatch):
         ({"seed": 0, "generator": torch.Generator()}, "seed and generator"),
         ({"generator": [torch.Generator()]}, "a generator for each of 4 candidates, got a list of 1"),
         ({"latents": torch.zeros(4, 4, 8, 8)}, "latents: expected None"),
-        ({"prompt": None, "prompt_embeds": torch.zeros(1, 32, 32)}, "prompt_embeds: expected None"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 32, 32)}, "prompt_embeds: expected score_prompt beside them"),
         ({"prompt": None}, "prompt: expected text"),
         ({"prompt": []}, "prompt: expected text"),
         ({"output_type": "latent"}, "got 'latent'"),

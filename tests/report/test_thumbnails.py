@@ -6,8 +6,9 @@ from support.painted_runs import make_run
 
 from sp_rerank.report.gallery import write_gallery
 from sp_rerank.report.pictures import sizes_of
-from sp_rerank.report.thumbnails import SIDE, to_webp, write_thumbnails
+from sp_rerank.report.thumbnails import SIDE, write_thumbnails
 from sp_rerank.run.folder import RunDir
+from sp_rerank.storage.images import to_webp
 
 
 def names(run):
@@ -54,6 +55,6 @@ def test_a_picture_of_a_thousand_pixels_is_some_kilobytes(tmp_path):
     from PIL import Image
 
     noise = Image.effect_noise((1024, 1024), 40).convert("RGB")
-    small = to_webp(noise)
+    small = to_webp(noise, SIDE)
     assert len(small) < 60_000
-    assert to_webp(noise) == small
+    assert to_webp(noise, SIDE) == small
