@@ -64,7 +64,13 @@ class _Calls:
         self._plain = getattr(network, method)
         self._examples: dict[Any, tuple[int, tuple[Any, ...], dict[str, Any]]] = {}
         """By the shape of the first argument how often it came, and the arguments of one call."""
-        setattr(network, method, functools.wraps(self._plain)(self._call))
+        self._own = vars(network).get(method)
+
+        @functools.wraps(self._plain)  # a pipeline reads the signature
+        def call(*args: Any, **more: Any) -> Any:
+            return self._call(*args, **more)
+
+        setattr(network, method, call)
 
     def _call(self, *args: Any, **more: Any) -> Any:
         shape = tuple(getattr(args[0] if args else next(iter(more.values())), "shape", ()))
@@ -97,6 +103,8 @@ class _Calls:
     def end(self) -> None:
         """Watch no longer."""
         delattr(self._network, self._method)
+        if self._own is not None:
+            setattr(self._network, self._method, self._own)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
