@@ -29,11 +29,11 @@ def checker_of(pipe: Any) -> Check | None:
     It stays in a pipeline of another family, without a checker, or with a feature extractor that does anything but
     CLIP's resize with bicubic, square crop from the center, and normalization.
     """
-    own = getattr(pipe, "run_safety_checker", None)
-    extractor, checker = getattr(pipe, "feature_extractor", None), getattr(pipe, "safety_checker", None)
-    if own is None or extractor is None or not _is_stock(type(pipe)) or not _is_clips(extractor):
+    checker: Any = getattr(pipe, "safety_checker", None)
+    if type(checker).__name__ != "StableDiffusionSafetyChecker" or not _is_stock(type(pipe)):
         return None
-    if type(checker).__name__ != "StableDiffusionSafetyChecker":
+    own, extractor = pipe.run_safety_checker, pipe.feature_extractor
+    if not _is_clips(extractor):
         return None
 
     def check(image: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
