@@ -57,15 +57,16 @@ def build(session: nox.Session) -> None:
 def reproducible(session: nox.Session) -> None:
     """Two builds of the last commit, in two places and at two times, are the same bytes."""
     made: list[dict[str, str]] = []
-    for name in ("first", "second-with-a-longer-path"):
-        place = Path(session.create_tmp()) / name
+    places = [Path(session.create_tmp()) / name for name in ("first", "second-with-a-longer-path")]
+    for place in places:
         shutil.rmtree(place, ignore_errors=True)
         session.run("git", "clone", "--quiet", ".", str(place), external=True)
+    for place in places:
         build_into(session, place / "dist", place)
         made.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (place / "dist").iterdir()})
     if made[0] != made[1]:
         session.error(f"two builds of one commit differ: {made[0]} and {made[1]}")
-    for path in sorted((place / "dist").iterdir()):
+    for path in sorted((places[0] / "dist").iterdir()):
         session.log(f"{made[0][path.name]}  {path.name}  {path.stat().st_size:,} bytes")
 
 

@@ -1,16 +1,16 @@
 """python examples/02_drop_in_pipeline.py OUT.png
 
-Stable Diffusion's own pipeline, but it keeps the best of many. `from_pipe` wraps a pipeline that is loaded already and
-shares its weights. Runs offline on the embedded model.
+A pipeline's own class, but it keeps the best of many. `best_of_n` wraps a pipeline of any family that is loaded already
+and shares its weights. Runs offline on the embedded model.
 """
 
 import sys
 
-from sp_rerank import StableDiffusionBestOfNPipeline, load_pipeline, load_scorer
+from sp_rerank import best_of_n, load_pipeline, load_scorer
 
 
 def main(path: str) -> None:
-    pipe = StableDiffusionBestOfNPipeline.from_pipe(load_pipeline("mini"), scorer=load_scorer("clip-mini"))
+    pipe = best_of_n(load_pipeline("mini"), scorer=load_scorer("clip-mini"))
     pipe.set_progress_bar_config(disable=True)
     out = pipe("a penguin in the snow", num_inference_steps=16, guidance_scale=4.0, num_candidates=20, top_k=4, seed=0)
     for seed, score in zip(out.seeds, out.scores, strict=True):

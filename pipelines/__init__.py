@@ -9,7 +9,8 @@ The folder is also what `custom_pipeline=` of diffusers takes, for Stable Diffus
 from typing import Any
 
 from .families import best_of_n, class_named, stock_classes
-from .mixin import BestOfNMixin, BestOfNPipelineOutput
+from .mixin import BestOfNMixin
+from .output import BestOfNPipelineOutput
 from .pipeline import StableDiffusionBestOfNPipeline
 
 __all__ = ["BestOfNMixin", "BestOfNPipelineOutput", "StableDiffusionBestOfNPipeline", "best_of_n"]

@@ -68,7 +68,7 @@ class KeepBestStep(ModularPipelineBlocks):
         Raises:
             UsageError: If there is no scorer, or the images are not as many for each prompt, or fewer than are kept.
         """
-        block = self.get_block_state(state)
+        block: Any = self.get_block_state(state)
         prompts = [block.prompt] if isinstance(block.prompt, str) else list(block.prompt)
         each = _images_per_prompt(len(block.images), len(prompts), block.top_k)
         scorer = getattr(components, "scorer", None)

@@ -6,27 +6,25 @@ is all that a family takes. Knows how a diffusers pipeline is called, built, sav
 denoising (the stock class's), of batches and memory (`Sampler`), of what a score is (`Scorer`) or of single families.
 """
 
-import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_type_hints
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.loading import UNKNOWN_STEPS, default_settings, model_of
-from sp_rerank.diffusion.sampler import Batch, Sampler, flags_of
+from sp_rerank.diffusion.placement import provenance_of, set_provenance
+from sp_rerank.diffusion.sampler import Sampler, flags_of
 from sp_rerank.errors import UsageError
+from sp_rerank.pipelines.output import BestOfNPipelineOutput, Finished, finished, output_of
 from sp_rerank.pipelines.request import (
     Subject,
     candidate_seeds,
@@ -37,6 +35,7 @@ from sp_rerank.pipelines.request import (
     seeded,
     subjects_of,
 )
+from sp_rerank.pipelines.signature import with_signature
 
 # diffusers looks for the class of a saved scorer among the modules that are imported already.
 from sp_rerank.scorers import aesthetic, blip, clip  # noqa: F401
@@ -44,7 +43,6 @@ from sp_rerank.scorers.scoring import name_of, score_images
 from sp_rerank.search.base import Strategy
 from sp_rerank.search.schedule import RunShape, plan_for, strategy_of
 from sp_rerank.stats.ranking import order
-from sp_rerank.storage.images import are_finite
 from sp_rerank.types import Scorer
 
 Base: Any = DiffusionPipeline if TYPE_CHECKING else object
@@ -64,35 +62,6 @@ __all__ = ["{name}"]
 """The pipeline.py of a saved folder."""
 
 
-@dataclass
-class BestOfNPipelineOutput(StableDiffusionPipelineOutput):
-    """What a call returns, best first, prompt by prompt: Stable Diffusion's own output, then ours.
-
-    Attributes:
-        images: n PIL images, or (n, H, W, 3) float in [0, 1], or (n, 3, H, W) float in [0, 1], as `output_type` asks.
-        nsfw_content_detected: which of them the safety checker replaced by black; all False where there is none.
-        scores: in the scorer's own scale; higher is better; comparable within one prompt only. NaN where an image is
-            not usable (replaced, or not finite) and where nothing was compared (`num_candidates=1`).
-        seeds: of the initial noise; None where an image did not have a generator of its own.
-        indices: 0..num_candidates-1, the place among the candidates of its prompt.
-    """
-
-    scores: list[float]
-    seeds: list[int | None]
-    indices: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    """A candidate with its score, NaN where it is not usable, and its pixels, (3, H, W) in [0, 1]."""
-
-    score: float
-    index: int
-    seed: int
-    flagged: bool
-    pixels: torch.Tensor
-
-
 class BestOfNMixin(Base):
     """Makes `num_candidates` images for a prompt, scores them, and returns the best.
 
@@ -109,7 +78,7 @@ class BestOfNMixin(Base):
         UsageError: If the scorer is a torch module that does not tell its device.
     """
 
-    scorer: Scorer | None
+    scorer: Any  # a Scorer, or None
 
     def __init_subclass__(cls, **more: Any) -> None:
         """Give a class the signatures of its stock class, from which diffusers reads components and arguments."""
@@ -122,8 +91,8 @@ class BestOfNMixin(Base):
         ]
         arguments = [entry for entry in parameters_of(BestOfNMixin.__call__).values() if entry.name in _OURS]
         namespace: Any = cls
-        namespace.__init__ = _with_signature(BestOfNMixin.__init__, stock.__init__, components)
-        namespace.__call__ = _with_signature(BestOfNMixin.__call__, stock.__call__, arguments)
+        namespace.__init__ = with_signature(BestOfNMixin.__init__, stock.__init__, components)
+        namespace.__call__ = with_signature(BestOfNMixin.__call__, stock.__call__, arguments)
         if stock.model_cpu_offload_seq:
             cls.model_cpu_offload_seq = f"{stock.model_cpu_offload_seq}->scorer"
         cls._optional_components = [*stock._optional_components, "scorer"]
@@ -191,14 +160,13 @@ class BestOfNMixin(Base):
         if num_candidates == 1:
             output = self._one_candidate(given, chosen, seed)
         else:
-            self._check_scorer(num_candidates)
-            check_searchable(given, num_candidates)
+            check_searchable(self, given, num_candidates)
             subjects = subjects_of(given, score_prompt, num_candidates)
             strategy = self._strategy(search, given, num_candidates, chosen)
             seeds = candidate_seeds(seed, generator, num_candidates)
             batch_size = self._batch_size(candidate_batch_size)
             found = self._best_of(subjects, chosen, seeds, batch_size, strategy)
-            output = _output(found, given.get("output_type", "pil"))
+            output = output_of(found, given.get("output_type", "pil"))
         return output if as_object else output.to_tuple()
 
     def _given(self, args: tuple[Any, ...], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,13 +198,6 @@ class BestOfNMixin(Base):
             seeds=seeds if len(seeds) == count else [None] * count,
             indices=[i % per_prompt for i in range(count)],
         )
-
-    def _check_scorer(self, num_candidates: int) -> None:
-        if self.scorer is None:
-            raise UsageError(
-                f"num_candidates={num_candidates} needs a scorer to choose with, and the pipeline has none; "
-                f'pass one: {type(self).__name__}.from_pipe(pipe, scorer=load_scorer("clip-mini"))'
-            )
 
     def _batch_size(self, asked: int | None) -> int:
         if asked is not None and asked < 1:
@@ -273,10 +234,10 @@ class BestOfNMixin(Base):
 
     def _best_of(
         self, subjects: Sequence[Subject], chosen: int, seeds: list[int], batch_size: int, strategy: Strategy
-    ) -> list[_Finished]:
+    ) -> list[Finished]:
         """The best candidates of each prompt, which are searched in turn."""
         parent: Any = super()
-        found: list[_Finished] = []
+        found: list[Finished] = []
         for subject in subjects:
             passed = {name: value for name, value in subject.arguments.items() if name not in _OF_THE_SAMPLER}
             sampler = Sampler(
@@ -291,11 +252,9 @@ class BestOfNMixin(Base):
             raise UsageError("interrupted while drafts were made, before a candidate was finished; nothing to return")
         return found
 
-    def _search(
-        self, sampler: Sampler, text: str, seeds: list[int], chosen: int, strategy: Strategy
-    ) -> list[_Finished]:
+    def _search(self, sampler: Sampler, text: str, seeds: list[int], chosen: int, strategy: Strategy) -> list[Finished]:
         """The best `chosen` candidates of one prompt, best first; of the others no more than a batch is held."""
-        best: list[_Finished] = []
+        best: list[Finished] = []
 
         def score(images: torch.Tensor) -> torch.Tensor:
             return torch.tensor(score_images(self.scorer, text, images))
@@ -303,7 +262,7 @@ class BestOfNMixin(Base):
         with closing(strategy(sampler, score, dict(enumerate(seeds)), top_k=chosen, prior={})) as seen:
             for scored in seen:
                 if scored.stage is None:
-                    pool = best + _finished(scored.batch, scored.scores)
+                    pool = best + finished(scored.batch, scored.scores)
                     best = [pool[i] for i in order([candidate.score for candidate in pool])[:chosen]]
                 if getattr(self, "interrupt", False):
                     break
@@ -322,11 +281,16 @@ class BestOfNMixin(Base):
                 which all modules are converted, those of the other pipeline too.
         """
         # given by hand they are taken whatever their class: diffusers would drop a small decoder
-        shared = {name: part for name, part in pipeline.components.items() if name in parameters_of(cls.__init__)}
-        kwargs = {"scorer": None, **shared, **kwargs}
+        names = [name for name in parameters_of(cls.__init__) if name not in ("self", "scorer")]
+        shared = {name: part for name, part in pipeline.components.items() if name in names}
+        # settings that a pipeline keeps as attributes only, such as the layers of PAG
+        kept = {name: vars(pipeline)[name] for name in names if name in vars(pipeline) and name not in pipeline.config}
+        kwargs = {"scorer": getattr(pipeline, "scorer", None), **kept, **shared, **kwargs}
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = _AS_IT_IS
-        return super().from_pipe(pipeline, **kwargs)
+        pipe = super().from_pipe(pipeline, **kwargs)
+        set_provenance(pipe, provenance_of(pipeline))
+        return pipe
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """As in diffusers; the last step of `from_pipe` is one to a precision, which may be each module's own."""
@@ -379,47 +343,3 @@ class BestOfNMixin(Base):
 
 
 _OURS = [entry.name for entry in parameters_of(BestOfNMixin.__call__).values() if entry.kind is entry.KEYWORD_ONLY]
-
-
-def _with_signature(
-    function: Callable[..., Any], stock: Callable[..., Any], ours: Sequence[inspect.Parameter]
-) -> Callable[..., Any]:
-    """A copy of a method that shows the parameters of the stock class's method, then ours."""
-
-    @functools.wraps(function)
-    def method(self: Any, *args: Any, **arguments: Any) -> Any:
-        return function(self, *args, **arguments)
-
-    parameters = list(inspect.signature(stock).parameters.values())
-    last = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    shown: Any = method
-    shown.__signature__ = inspect.Signature([*parameters, *ours, *last])
-    shown.__annotations__ = {**get_type_hints(stock), **{entry.name: entry.annotation for entry in ours}}
-    del shown.__wrapped__  # whoever looks behind it would see the mixin's own hints
-    return method
-
-
-def _output(found: Sequence[_Finished], output_type: str | None) -> BestOfNPipelineOutput:
-    images: Any = VaeImageProcessor().postprocess(
-        torch.stack([candidate.pixels for candidate in found]),
-        output_type=output_type or "pil",
-        do_denormalize=[False] * len(found),  # they are in [0, 1] already
-    )
-    return BestOfNPipelineOutput(
-        images=images,
-        nsfw_content_detected=[candidate.flagged for candidate in found],
-        scores=[candidate.score for candidate in found],
-        seeds=[candidate.seed for candidate in found],
-        indices=[candidate.index for candidate in found],
-    )
-
-
-def _finished(batch: Batch, scores: torch.Tensor) -> list[_Finished]:
-    """The candidates of a batch. Their pixels are copied: a view would hold on to the whole batch."""
-    finite = are_finite(batch.images).tolist()
-    return [
-        _Finished(score if usable and not flagged else math.nan, index, seed, flagged, pixels.clone())
-        for score, usable, flagged, index, seed, pixels in zip(
-            scores.tolist(), finite, batch.flagged, batch.indices, batch.seeds, batch.images, strict=True
-        )
-    ]

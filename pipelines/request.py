@@ -14,7 +14,7 @@ import torch
 
 from sp_rerank.errors import UsageError
 
-OF_A_PROMPT = re.compile(r"(negative_)?(pooled_)?prompt(_\d|_(embeds|attention_mask)\w*)?")
+OF_A_PROMPT = re.compile(r"(negative_)?((pooled_)?prompt(_\d|_(embeds|attention_mask)\w*)?|attention_mask)")
 """Arguments that hold something for each prompt: texts, embeddings and their masks."""
 
 
@@ -96,8 +96,8 @@ def subjects_of(
         raise UsageError(f"prompt: expected text with num_candidates={num_candidates}, because the scorer reads it")
     count = count_prompts(arguments)
     read = _one_each("score_prompt", texts, count)
-    held = {name: value for name, value in arguments.items() if value is not None and OF_A_PROMPT.fullmatch(name)}
-    rows = {name: _one_each(name, value, count) for name, value in held.items()}
+    held = {name: value for name, value in arguments.items() if OF_A_PROMPT.fullmatch(name)}
+    rows = {name: _one_each(name, value, count) for name, value in held.items() if embedded or value is not None}
     other = {name: value for name, value in arguments.items() if name not in held}
     return [
         _subject(read[i], {name: values[i] for name, values in rows.items()}, other, embedded) for i in range(count)
@@ -112,7 +112,7 @@ def _subject(text: str, row: dict[str, Any], other: Mapping[str, Any], embedded:
 
 def _one_each(name: str, value: Any, count: int) -> list[Any]:
     """The part of an argument that each prompt has: a text, or a tensor (or a list) with the one row."""
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return [value] * count
     if len(value) != count:
         raise UsageError(f"{name}: expected one, or one a prompt: got {len(value)} for {count} prompts")
@@ -120,12 +120,17 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     return list(value) if texts else [value[i : i + 1] for i in range(count)]
 
 
-def check_searchable(arguments: Mapping[str, Any], num_candidates: int) -> None:
+def check_searchable(pipe: Any, arguments: Mapping[str, Any], num_candidates: int) -> None:
     """Refuse what one candidate allows and several do not.
 
     Raises:
-        UsageError: Naming the argument.
+        UsageError: Naming the argument, or that there is no scorer.
     """
+    if pipe.scorer is None:
+        raise UsageError(
+            f"num_candidates={num_candidates} needs a scorer to choose with, and the pipeline has none; "
+            f'pass one: {type(pipe).__name__}.from_pipe(pipe, scorer=load_scorer("clip-mini"))'
+        )
     if arguments.get("latents") is not None:
         raise UsageError(
             f"latents: expected None with num_candidates={num_candidates}, because the noise comes from the seeds"

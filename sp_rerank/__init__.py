@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UnreadableImageError,
         UsageError,
     )
-    from sp_rerank.pipelines import StableDiffusionBestOfNPipeline
+    from sp_rerank.pipelines import StableDiffusionBestOfNPipeline, best_of_n
     from sp_rerank.run.folder import RunDir
     from sp_rerank.run.summary import RunResult
     from sp_rerank.scorers import load_scorer
@@ -57,6 +57,7 @@ _HOME = {
     "UnreadableImageError": "errors",
     "UsageError": "errors",
     "as_reward_fn": "scorers.reward",
+    "best_of_n": "pipelines",
     "check_scorer": "scorers.check",
     "find_images": "storage.image_files",
     "load_pipeline": "diffusion.loading",
@@ -82,6 +83,7 @@ __all__ = [
     "UnreadableImageError",
     "UsageError",
     "as_reward_fn",
+    "best_of_n",
     "check_scorer",
     "compare",
     "find_images",

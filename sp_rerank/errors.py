@@ -124,3 +124,8 @@ def is_device_lost(error: BaseException) -> bool:
 def _says(error: BaseException, marks: tuple[str, ...]) -> bool:
     text = str(error).lower()
     return any(mark in text for mark in marks)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]

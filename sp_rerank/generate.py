@@ -28,11 +28,11 @@ from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import asked_first, with_members
-from sp_rerank.scorers.scoring import embedder
+from sp_rerank.scorers.scoring import embedder, refuse_pairs, score_with_sigma
 from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
-from sp_rerank.types import Progress
+from sp_rerank.types import Progress, SigmaScorer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -205,6 +205,8 @@ def search_into(
     """
     from sp_rerank.diffusion.sampler import sampler_of
 
+    for scorer in (asked_first(job.scorer), *job.also):
+        refuse_pairs(scorer)
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
     sampler_of(job.config, job.pipe)  # so is what the pipeline does not take
@@ -286,6 +288,17 @@ def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
     return (height or side) * (width or side) * 3 // 2
 
 
+def _margin_of_sigma(job: Job, kept: Sequence[Image.Image]) -> float:
+    """The margin of a scorer that is not calibrated and says how sure it is: of the kept images, asked again.
+
+    So it hangs on them alone, and not on which of the others were scored before an interruption.
+    """
+    if not kept or not isinstance(job.scorer, SigmaScorer):
+        return 0.0
+    _, sigmas = score_with_sigma(job.scorer, job.config.prompt, kept)
+    return margin_of(job.scorer, sigmas)
+
+
 def _concluded(
     store: Store,
     job: Job,
@@ -304,6 +317,7 @@ def _concluded(
         places = diversity.diverse(scores, embed([candidates[index].image for index in best]).numpy(), kept)
         cost = diversity.score_cost(scores, places)
         best = [best[place] for place in sorted(places)]
+    margin = margin or _margin_of_sigma(job, [candidates[i].image for i in best])
     chosen = ranked([candidates[i] for i in best], [state.score(i) for i in best], margin, job.config.prompt)
     summary = RunSummary(
         best=tuple(best),
@@ -317,6 +331,7 @@ def _concluded(
         nonfinite=state.count("nonfinite"),
         dropped=state.count("dropped"),
         score_cost=max(0.0, cost),
+        margin=margin,
     )
     store.finish(best, summary, _present)
     return RunResult(tuple(chosen), summary, None if out is None else Path(out))

@@ -7,17 +7,18 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
 from sp_rerank.run.summary import ranked_html
-from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.calibration import calibration_of, margin_of
 from sp_rerank.scorers.ensemble import MeanRank, with_members
-from sp_rerank.scorers.scoring import embedder, name_of, score_images
+from sp_rerank.scorers.pairwise import is_pair_scorer, utilities
+from sp_rerank.scorers.scoring import embedder, name_of, score_with_sigma
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
 from sp_rerank.storage.read_ahead import read_ahead, reader_count
-from sp_rerank.types import Candidate, Ranked
+from sp_rerank.types import Candidate, PairScorer, Ranked
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,11 +43,13 @@ class RankedImages(list[Ranked]):
         return ranked_html(self, f"{len(self)} ranked images")
 
 
-def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None) -> RankedImages:
+def rank(
+    scorer: Scorer | PairScorer, prompt: str, pictures: Sequence[Image.Image], top_k: int | None = None
+) -> RankedImages:
     """Rank images.
 
     Args:
-        scorer: What ranks them.
+        scorer: What ranks them; one that compares pairs gives utilities in log-odds, see `sp_rerank.scorers.pairwise`.
         prompt: What they should show.
         pictures: PIL images of any sizes and modes; the index of each goes into its result, its seed is None.
         top_k: How many to return; None returns all, those with a non-finite score last.
@@ -59,9 +62,10 @@ def rank(scorer: Scorer, prompt: str, pictures: Sequence[Image.Image], top_k: in
             `sp_rerank.scorers.scoring.score_images`, or its calibration is damaged.
         NothingUsableError: if it gives no finite score for any of the images.
     """
-    margin = margin_of(scorer)
+    calibration_of(scorer)  # a damaged one is told before the work
     scored = _score_all([scorer], prompt, pictures)
-    scores = scored.scores[name_of(scorer)]
+    name = name_of(scorer)
+    scores, margin = scored.scores[name], margin_of(scorer, scored.sigmas.get(name))
     places = ranking.order(scores)[:top_k]
     candidates = [Candidate(i, None, images.to_rgb(pictures[i])) for i in places]
     return RankedImages(ranked(candidates, [scores[i] for i in places], margin, prompt))
@@ -128,7 +132,7 @@ class FileRanking:
 
 
 def rank_files(
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Scorer | PairScorer],
     prompt: str,
     files: Sequence[Path],
     top_k: int | None = None,
@@ -155,9 +159,11 @@ def rank_files(
         NothingUsableError: if a scorer gives no finite score for any of the images.
     """
     embed = embedder(scorers[0]) if diverse and scorers else None
-    margin = margin_of(scorers[0]) if scorers else 0.0
+    if scorers:
+        calibration_of(scorers[0])  # a damaged one is told before the work
     scored = _score_all(scorers, prompt, files, embed, readers)
     names = list(scored.scores)
+    margin = margin_of(scorers[0], scored.sigmas.get(names[0]))
     orders = {name: ranking.order(scored.scores[name]) for name in names}
     ranks = {name: {i: rank for rank, i in enumerate(orders[name], start=1)} for name in names}
     first, order = scored.scores[names[0]], orders[names[0]]
@@ -190,16 +196,18 @@ class _Scored:
         scores: By the name of each scorer.
         embedded: By the first scorer, where asked for.
         unreadable: An error for each of the others.
+        sigmas: By the name of each scorer that tells them, the standard deviations of its scores.
     """
 
     scores: dict[str, list[float]]
     readable: list[int] = field(default_factory=list)
     embedded: list[list[float]] = field(default_factory=list)
     unreadable: list[UnreadableImageError] = field(default_factory=list)
+    sigmas: dict[str, list[float]] = field(default_factory=dict)
 
 
 def _score_all(
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Scorer | PairScorer],
     prompt: str,
     sources: Sequence[Path] | Sequence[Image.Image],
     embed: Embed | None = None,
@@ -209,12 +217,37 @@ def _score_all(
 
     A mean of ranks is made of its members' scores, which come back too, behind it.
     """
+    names = _checked_names(scorers)
+    scored = _score_each([scorer for scorer in scorers if not is_pair_scorer(scorer)], prompt, sources, embed, readers)
+    for scorer in scorers:
+        if isinstance(scorer, PairScorer) and is_pair_scorer(scorer):
+            found = utilities(scorer, prompt, len(scored.readable), lambda i: _image_of(sources[scored.readable[i]]))
+            scored.scores[name_of(scorer)], scored.sigmas[name_of(scorer)] = found.mean, found.sigma
+    scored.scores = {name: scored.scores[name] for name in dict.fromkeys([*names, *scored.scores])}
+    return scored
+
+
+def _checked_names(scorers: Sequence[Scorer | PairScorer]) -> list[str]:
+    names = [name_of(scorer) for scorer in scorers]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
+    return names
+
+
+def _score_each(
+    scorers: Sequence[Any],
+    prompt: str,
+    sources: Sequence[Path] | Sequence[Image.Image],
+    embed: Embed | None,
+    readers: int | None,
+) -> _Scored:
+    """`_score_all` by scorers that score each image by itself."""
     ensembles = [scorer for scorer in scorers if isinstance(scorer, MeanRank)]
     if ensembles:
         asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
         for ensemble in ensembles:
             asked = with_members(ensemble, asked)
-        scored = _score_all(asked, prompt, sources, embed, readers)
+        scored = _score_each(asked, prompt, sources, embed, readers)
         columns = {
             ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
             for ensemble in ensembles
@@ -223,8 +256,6 @@ def _score_all(
         scored.scores = {name: {**columns, **scored.scores}[name] for name in order}
         return scored
     names = [name_of(scorer) for scorer in scorers]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     scored = _Scored({name: [] for name in names})
     files_only = all(isinstance(source, Path) for source in sources)
     batch: list[Image.Image] = []
@@ -235,7 +266,10 @@ def _score_all(
             if large and not batch:
                 batch.append(images.open_image(large))
             last = bool(large) or (files_only and not embed and scorer is scorers[-1])
-            scored.scores[name] += score_images(scorer, prompt, batch, last_use=last)
+            scores, sigmas = score_with_sigma(scorer, prompt, batch, last_use=last)
+            scored.scores[name] += scores
+            if sigmas is not None:
+                scored.sigmas.setdefault(name, []).extend(sigmas)
             if large:
                 batch.clear()
         if large and embed:
@@ -286,9 +320,13 @@ def _opened(
 
 def _open_or_error(source: Path | Image.Image) -> Image.Image | UnreadableImageError:
     try:
-        return images.open_image(source) if isinstance(source, Path) else source
+        return _image_of(source)
     except UnreadableImageError as error:
         return error
+
+
+def _image_of(source: Path | Image.Image) -> Image.Image:
+    return images.open_image(source) if isinstance(source, Path) else source
 
 
 def _pixels(image: Image.Image) -> int:

@@ -138,3 +138,41 @@ class Scorer(Protocol):
             (n,) float32 on the CPU.
         """
         ...
+
+
+@runtime_checkable
+class SigmaScorer(Scorer, Protocol):
+    """A scorer that also says how sure it is of each score, as HPSv3 does; what it does not tell apart ties."""
+
+    def score_with_sigma(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]
+    ) -> tuple[Tensor, Tensor]:
+        """Score n images as `score` does.
+
+        Returns:
+            scores and their standard deviations, in the same scale: (n,) float32 on the CPU each.
+        """
+        ...
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """Anything that tells which of two images of a prompt is better, and gives none of them a score of its own."""
+
+    @property
+    def name(self) -> str:
+        """As of a `Scorer`."""
+        ...
+
+    def compare(self, prompt: str, first: Sequence[Image.Image], second: Sequence[Image.Image]) -> Tensor:
+        """Compare n pairs.
+
+        Args:
+            prompt: what all images should show.
+            first: n RGB images of any sizes.
+            second: n RGB images of any sizes, each of them beside the first one in its place.
+
+        Returns:
+            (n,) floats in 0..1: the probability that the first one is better; .5 for a tie.
+        """
+        ...

@@ -24,8 +24,15 @@ def example(name: str, *words: str, folder: Path) -> str:
 
 
 def test_every_example_is_run_here():
-    names = {path.name for path in EXAMPLES.glob("*.py")}
-    assert names == {"01_rank_a_folder.py", "02_drop_in_pipeline.py", "03_write_a_scorer.py", "04_modular_block.py"}
+    names = {path.name for path in EXAMPLES.glob("*.py")} - {"vision_language.py"}  # what 05 and 06 share
+    assert names == {
+        "01_rank_a_folder.py",
+        "02_drop_in_pipeline.py",
+        "03_write_a_scorer.py",
+        "04_modular_block.py",
+        "05_vision_language_scorers.py",
+        "06_compare_pairs.py",
+    }
 
 
 def test_rank_a_folder(tmp_path):
@@ -62,6 +69,28 @@ def best_seed(folder: Path) -> str:
 def test_write_a_scorer(tmp_path):
     assert "seed" in example("03_write_a_scorer.py", "best.png", folder=tmp_path)
     assert open_image(tmp_path / "best.png").size == (256, 256)
+
+
+def flat_images(folder: Path) -> None:
+    from PIL import Image
+
+    for number, color in enumerate(("red", "green", "blue", "white", "black")):
+        (folder / f"{number}.png").write_bytes(encode(Image.new("RGB", (56, 56), color), parameters="", record={}))
+
+
+def test_vision_language_scorers(tmp_path):
+    flat_images(tmp_path)
+    lines = example("05_vision_language_scorers.py", str(tmp_path), "a lemon", folder=tmp_path).splitlines()
+    assert [line.split(",")[0] for line in lines[:5]] == [f"vqascore: rank {rank}" for rank in range(1, 6)]
+    assert all("tie group" in line for line in lines) and len(lines) == 10
+
+
+def test_compare_pairs(tmp_path):
+    flat_images(tmp_path)
+    lines = example("06_compare_pairs.py", str(tmp_path), "a lemon", folder=tmp_path).splitlines()
+    assert sorted(line[-5:] for line in lines) == [f"{number}.png" for number in range(5)]
+    utilities = [float(line.split("utility ")[1].split(":")[0]) for line in lines]
+    assert utilities == sorted(utilities, reverse=True) and abs(sum(utilities)) < 0.01
 
 
 def cells() -> list[str]:

@@ -67,13 +67,15 @@ def freeze(scorer: DualEncoder, trainable_image_blocks: int, trainable_text_bloc
         UsageError: if a tower has fewer blocks.
     """
     clip: Any = scorer.clip
-    visual = clip.visual
+    visual, text = clip.visual, getattr(clip, "text", clip)
     image_blocks, behind = _image_parts(visual)
     towers = (
         ("image", trainable_image_blocks, visual.parameters(), image_blocks, behind),
-        ("text", trainable_text_blocks, _text_parameters(clip), clip.transformer.resblocks,
-         (clip.ln_final, clip.text_projection)),
+        ("text", trainable_text_blocks, _text_parameters(clip), text.transformer.resblocks,
+         (text.ln_final, text.text_projection)),
     )  # fmt: skip
+    if getattr(clip, "logit_bias", None) is not None:
+        clip.logit_bias.requires_grad = False  # cancels out between images of one prompt
     for name, count, everything, blocks, behind in towers:
         if count > len(blocks):
             raise UsageError(f"trainable_{name}_blocks is {count}, but the {name} tower has {len(blocks)} blocks")
@@ -85,6 +87,8 @@ def freeze(scorer: DualEncoder, trainable_image_blocks: int, trainable_text_bloc
 
 def _image_parts(visual: Any) -> tuple[Sequence[nn.Module], tuple[Any, ...]]:
     """The blocks of a tower, the first one first, and what lies behind them: of a transformer or a ResNet."""
+    if hasattr(visual, "trunk"):  # timm's, of SigLIP
+        return visual.trunk.blocks, (visual.trunk.norm, visual.trunk.attn_pool)
     if hasattr(visual, "transformer"):
         return visual.transformer.resblocks, (visual.ln_post, visual.proj)
     stages = (visual.layer1, visual.layer2, visual.layer3, visual.layer4)
@@ -92,7 +96,8 @@ def _image_parts(visual: Any) -> tuple[Sequence[nn.Module], tuple[Any, ...]]:
 
 
 def _text_parameters(clip: nn.Module) -> list[nn.Parameter]:
-    return [p for name, p in clip.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
+    scale = ("logit_scale", "logit_bias")
+    return [p for name, p in clip.named_parameters() if not name.startswith("visual.") and name not in scale]
 
 
 def build_optimizer(scorer: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sp_rerank.batch.batch_config import Keep
 from sp_rerank.batch.units import ImageFormat
+from sp_rerank.config import CheckpointOptions
+from sp_rerank.diffusion.placement import device_of
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
+
+
+_PLAIN = CheckpointOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,7 @@ class Models:
         safety_checker: Whether a checkpoint's safety checker is used.
         device: "auto" takes the accelerator.
         dtype: Precision of the pipeline.
+        checkpoint: What is asked of the model beside its name.
         function: "module:function" that returns (pipe, scorer, others) in place of all that.
     """
 
@@ -38,6 +44,7 @@ class Models:
     safety_checker: bool = True
     device: str = "auto"
     dtype: str = "auto"
+    checkpoint: CheckpointOptions = _PLAIN
     function: str | None = None
 
     @classmethod
@@ -63,10 +70,10 @@ class Models:
         with loading.quiet():
             pipe, _ = loading.open_pipeline(
                 self.model, device=self.device, dtype=self.dtype, scheduler=self.scheduler,
-                safety_checker=self.safety_checker,
+                safety_checker=self.safety_checker, **self.checkpoint.keywords(),
             )  # fmt: skip
             specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
-            ranker, *others = (scorers.load_scorer(spec, device=str(pipe.device)) for spec in specs)
+            ranker, *others = (scorers.load_scorer(spec, device=str(device_of(pipe))) for spec in specs)
         return pipe, ranker, others
 
 
@@ -101,6 +108,7 @@ class Order:
         """The order of a line."""
         record = json.loads(line)
         models = {**record["models"], "also": tuple(record["models"]["also"])}
+        models["checkpoint"] = CheckpointOptions(**models["checkpoint"])
         return cls(**{**record, "models": Models(**models)})
 
 

@@ -19,7 +19,7 @@ from sp_rerank.batch.units import StoredUnit, decode, key_of
 from sp_rerank.errors import StorageError
 from sp_rerank.report.page import page
 from sp_rerank.report.pictures import SMALL
-from sp_rerank.report.thumbnails import to_webp
+from sp_rerank.report.thumbnails import SIDE, to_webp
 from sp_rerank.stats import ranking
 from sp_rerank.storage.images import read_image
 
@@ -154,6 +154,6 @@ def _small_copy(data: bytes | None) -> tuple[str | None, int, int]:
     if data is None:
         return None, 1, 1
     image = read_image(lambda: io.BytesIO(data), "image")
-    copy = to_webp(image)
+    copy = to_webp(image, SIDE)
     width, height = read_image(lambda: io.BytesIO(copy), "copy").size
     return "data:image/webp;base64," + base64.b64encode(copy).decode(), width, height

@@ -27,6 +27,7 @@ from sp_rerank.batch.packs import Pack
 from sp_rerank.batch.prompts import PromptRow
 from sp_rerank.batch.units import Unit, encode, encode_image, key_of, name_of
 from sp_rerank.config import GenerationOptions
+from sp_rerank.diffusion.placement import device_of
 from sp_rerank.errors import (
     NothingUsableError,
     SpRerankError,
@@ -75,8 +76,9 @@ class UnitMaker:
         also = with_members(scorer, also)
         self._models = pipe, scorer, also
         self._memory = MemoryLimit()
-        cpu = pipe.device.type == "cpu"
-        self._hardware = "cpu" if cpu else _accelerator(pipe.device)
+        device = device_of(pipe)
+        cpu = device.type == "cpu"
+        self._hardware = "cpu" if cpu else _accelerator(device)
         config = BatchConfig(
             config=without_prompt(resolve("-", self._options, pipe=pipe, scorer=scorer, also=also)),
             top_k=self._options.kept,

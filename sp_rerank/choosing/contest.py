@@ -182,7 +182,7 @@ def _of_ranking(file: Path, problems: Counter[str]) -> tuple[str, list[str], lis
     try:
         record: Any = json.loads(text)
         if "rankings" in record:
-            raise UsageError(f"{file}: images of {len(record['rankings'])} prompts; expected one: rank with --prompt")
+            raise UsageError(f"{file}: rankings for {len(record['rankings'])} prompts; expected a file for each")
         listed = [(Path(row["file"]), dict(row["scores"])) for row in record["ranking"]]
         prompt, names = str(record["prompt"]), [str(name) for name in record["scorers"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,7 @@ from sp_rerank.cli.console import (
     say,
     tell,
 )
-from sp_rerank.cli.generate import Also, Model, SafetyChecker, Scheduler, assignments, check_search, with_options
-from sp_rerank.config import GenerationOptions
+from sp_rerank.cli.generate import Also, Model, SafetyChecker, Scheduler, check_search, split_options, with_options
 from sp_rerank.errors import NothingUsableError, TryAgainError
 
 if TYPE_CHECKING:
@@ -179,14 +179,14 @@ def make(
     from sp_rerank.batch.prompts import read_prompts
     from sp_rerank.batch.shards import parse_shard
 
-    options["pipe_kwargs"] = assignments(options["pipe_kwargs"])
-    asked = GenerationOptions(**options)
+    asked, checkpoint = split_options(options)
     check_search(asked)
     check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
+    options = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
     batch = PromptBatch(
         read_prompts(*prompts),
         out or _default_place(prompts[0]),
-        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype),
+        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype, checkpoint),
         settings=BatchSettings(
             keep=keep.value,
             image_format=image_format.value,

@@ -19,6 +19,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sp_rerank.config import CheckpointOptions
+
 
 def complete_scorer(begun: str) -> Iterator[tuple[str, str]]:
     """What a shell offers for the name of a scorer that is begun, each with a line about it."""
@@ -93,9 +95,9 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-class _Warnings(logging.Handler):
+class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(f"warning: {record.getMessage()}")
+        say(f"warning: {record.getMessage()}" if record.levelno >= logging.WARNING else record.getMessage())
 
 
 @contextmanager
@@ -109,12 +111,15 @@ def quiet() -> Iterator[None]:
     for library in (diffusers_log, transformers_log):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    handler, log = _Warnings(), logging.getLogger("sp_rerank")
+    handler, log, hub = _Log(), logging.getLogger("sp_rerank"), logging.getLogger("sp_rerank.storage.hub")
     log.addHandler(handler)
+    level = hub.level
+    hub.setLevel(logging.INFO)  # what is about to be downloaded
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
+        hub.setLevel(level)
         log.removeHandler(handler)
 
 
@@ -218,13 +223,25 @@ def load_scorer(spec: str, model: str | None, device: str, dtype: str = "float32
 
 
 def load_pipeline(
-    model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool, compiled: bool = False
+    model: str,
+    device: str,
+    dtype: str,
+    scheduler: str | None,
+    safety_checker: bool,
+    checkpoint: CheckpointOptions,
+    compiled: bool = False,
 ) -> Any:
     """The pipeline that the options name, with a line where the choice was ours."""
     from sp_rerank.diffusion import loading
 
     pipe, why = loading.open_pipeline(
-        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker, compiled=compiled
+        model,
+        device=device,
+        dtype=dtype,
+        scheduler=scheduler,
+        safety_checker=safety_checker,
+        compiled=compiled,
+        **checkpoint.keywords(),
     )
     if why:
         say(why)

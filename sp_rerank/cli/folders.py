@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sp_rerank.cli.console import complete_run, load_pipeline, quiet, tell
-from sp_rerank.errors import OptionError
+from sp_rerank.errors import OptionError, UsageError
 
 
 def replay(
@@ -30,6 +30,7 @@ def replay(
     model: Annotated[str | None, typer.Option(help="Where the model is now. [default: as in the run]")] = None,
 ) -> None:
     """Make candidates again: the same pixels on the same machine, the same seed with other steps, or larger."""
+    from sp_rerank.diffusion.placement import provenance_of
     from sp_rerank.replay import STRENGTH, Replays
     from sp_rerank.run.folder import RunDir
 
@@ -47,9 +48,12 @@ def replay(
     folder.check_holds(indices)
     with quiet():
         pipe = load_pipeline(
-            *(model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker),
-            compiled=bool(config.compiled),
-        )
+            model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker,
+            config.provenance.options(), bool(config.compiled),
+        )  # fmt: skip
+        changed = config.provenance.changed_files(provenance_of(pipe))
+        if changed:
+            raise UsageError(f"{' and '.join(changed)} of {run} changed since it was made; expected the same files")
         strength = STRENGTH if strength is None else strength
         again = Replays(folder, pipe, steps=steps, scale=scale, strength=strength)
         verdict = {

@@ -32,7 +32,7 @@ from sp_rerank.cli.console import (
     stop_on_interrupt,
     tell,
 )  # fmt: skip
-from sp_rerank.config import PROMPT, SEARCHES, GenerationOptions
+from sp_rerank.config import PROMPT, SEARCHES, CheckpointOptions, GenerationOptions
 from sp_rerank.errors import OptionError, UsageError
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from sp_rerank.types import Scorer
 
 SHORT = {"n": "-n", "top_k": "-k"}
-FLAGS = {"pipe_kwargs": "--set", "prompt": "the prompt"}
+FLAGS = {"pipe_kwargs": "--set", "prompt": "the prompt", "loras": "--lora", "embeddings": "--embedding"}
 """Options whose flag is not their name."""
 
-TYPES: dict[str, Any] = {"pipe_kwargs": list[str], "search": str}
+TYPES: dict[str, Any] = {"pipe_kwargs": list[str], "search": str, "loras": list[str], "embeddings": list[str]}
 """Options that are typed otherwise on a command line."""
 
 Prompt = Annotated[str, typer.Argument(help="What the image should show. A prompt that begins with - comes after --.")]
@@ -52,7 +52,11 @@ Also = Annotated[
     typer.Option(help="Another scorer whose scores are kept too; repeatable.", autocompletion=complete_scorer),
 ]
 Model = Annotated[
-    str, typer.Option(help="mini, sd-v1.4, a folder, a repository owner/name, or auto.", envvar=MODEL_VARIABLE)
+    str,
+    typer.Option(
+        help="mini, sd-v1.4, a folder, a file NAME.safetensors, a repository owner/name, or auto.",
+        envvar=MODEL_VARIABLE,
+    ),
 ]
 Scheduler = Annotated[
     str | None,
@@ -89,11 +93,11 @@ def _parameter(option: Field[Any]) -> inspect.Parameter:
     """The command line's parameter of one option."""
     kind = TYPES.get(option.name, option.type)
     names = [flag_of(option.name), *([SHORT[option.name]] if option.name in SHORT else [])]
-    shown = option.default is not None and option.type != "bool"
+    shown = option.default not in (None, ()) and option.type != "bool"
     declared = typer.Option(
         *names, help=option.metadata["help"], rich_help_panel=option.metadata["group"], show_default=shown
     )
-    default: Any = [] if option.name == "pipe_kwargs" else option.default
+    default: Any = [] if kind == list[str] else option.default
     annotation = Annotated[_evaluated(kind), declared]
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -106,16 +110,29 @@ def _evaluated(kind: Any) -> Any:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose `**options` are the table of `GenerationOptions`, for typer to see."""
+    """A command whose `**options` are the tables of `CheckpointOptions` and `GenerationOptions`, for typer to see."""
     own = [
         parameter
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.kind != inspect.Parameter.VAR_KEYWORD
     ]
-    signature = inspect.Signature([*own, *map(_parameter, fields(GenerationOptions))])
+    tables = (*fields(CheckpointOptions), *fields(GenerationOptions))
+    signature = inspect.Signature([*own, *map(_parameter, tables)])
     command.__signature__ = signature  # type: ignore[attr-defined]
     command.__annotations__ = {name: entry.annotation for name, entry in signature.parameters.items()}
     return command
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[GenerationOptions, CheckpointOptions]:
+    """What is asked of the run, and what of the model, from the options of a command.
+
+    Raises:
+        OptionError: If a value is out of its range.
+    """
+    of_model = {entry.name for entry in fields(CheckpointOptions)}
+    run = {name: value for name, value in options.items() if name not in of_model}
+    checkpoint = CheckpointOptions(**{name: options[name] for name in of_model})
+    return GenerationOptions(**{**run, "pipe_kwargs": assignments(run["pipe_kwargs"])}), checkpoint
 
 
 @with_options
@@ -140,17 +157,18 @@ def generate(
     from sp_rerank.run.opening import default_folder
 
     prompt = _read_prompt(prompt)
-    asked = GenerationOptions(**{**options, "pipe_kwargs": assignments(options["pipe_kwargs"])})
+    asked, checkpoint = split_options(options)
     _check_before_loading(prompt, asked)
     check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
+        from sp_rerank.diffusion.placement import device_of
         from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
-        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker, compiled)
-        ranker, *others = (load_scorer(name, model_of(pipe), str(pipe.device)) for name in [scorer, *also])
+        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker, checkpoint, compiled)
+        ranker, *others = (load_scorer(name, model_of(pipe), str(device_of(pipe))) for name in [scorer, *also])
         others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
         folder = out or default_folder(runs_folder(), config, asked.more)

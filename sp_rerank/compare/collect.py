@@ -19,9 +19,11 @@ from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, Usage
 from sp_rerank.rank import FILES_AT_ONCE, PIXELS_AT_ONCE
 from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
+from sp_rerank.scorers.pairwise import is_pair_scorer, utilities
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage import images
 from sp_rerank.storage.perturbation import flip_and_crop
+from sp_rerank.types import PairScorer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,7 +72,7 @@ class ScoredRun:
 
 def score_run(
     run: RunDir,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Scorer | PairScorer],
     *,
     ratios: Sequence[float] = (),
     progress: Callable[[int], None] | None = None,
@@ -100,10 +102,13 @@ def score_run(
         for index in opened:
             for name, score in run.rows[index].scores.items():
                 scored.scores[name][index] = math.nan if score is None else score
-        for scorer in scorers:
+        for scorer in [scorer for scorer in scorers if not is_pair_scorer(scorer)]:
             _score(scorer, opened, scored, ratios, failures.setdefault(scorer.name, []))
         if progress:
             progress(count)
+    for scorer in scorers:
+        if isinstance(scorer, PairScorer) and is_pair_scorer(scorer):
+            _compare_pairs(scorer, scored, ratios, failures.setdefault(scorer.name, []))
     scored.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
     scored.failed = {name: failed[0][1] for name, failed in failures.items() if failed and not scored.scores[name]}
     return scored
@@ -174,6 +179,23 @@ def _score(
     for ratio in ratios:
         views = {index: partial(_view, opened[index], ratio) for index in usable}
         scored.perturbed.setdefault((scorer.name, ratio), {}).update(ask(views)[0])
+
+
+def _compare_pairs(
+    scorer: PairScorer, scored: ScoredRun, ratios: Sequence[float], failures: list[tuple[int, str]]
+) -> None:
+    """Add a pair scorer's utilities of all images of the run; a new image changes all of them."""
+    run, name = scored.run, scorer.name
+    ask = partial(utilities, scorer, run.config.prompt, len(scored.indices))
+    try:
+        if any(index not in scored.scores[name] for index in scored.indices):
+            found = ask(lambda place: run.read_image(scored.indices[place]))
+            scored.scores[name] = scored.new_scores[name] = dict(zip(scored.indices, found.mean, strict=True))
+        for ratio in ratios:
+            found = ask(lambda place, ratio=ratio: flip_and_crop(run.read_image(scored.indices[place]), ratio))
+            scored.perturbed[name, ratio] = dict(zip(scored.indices, found.mean, strict=True))
+    except SpRerankError as error:
+        failures += [(index, str(error)) for index in scored.indices]
 
 
 def _view(picture: _Picture, ratio: float) -> Image.Image:

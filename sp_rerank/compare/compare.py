@@ -37,12 +37,12 @@ from sp_rerank.storage.perturbation import RATIOS
 
 if TYPE_CHECKING:
     from sp_rerank.scorers.calibration import ScorerCalibration
-    from sp_rerank.types import Scorer
+    from sp_rerank.types import PairScorer, Scorer
 
 
 def compare(
     runs: Sequence[RunDir],
-    scorers: Sequence[Scorer] = (),
+    scorers: Sequence[Scorer | PairScorer] = (),
     *,
     steady: bool = False,
     keep: bool = True,

@@ -8,6 +8,7 @@ from itertools import pairwise
 from reprlib import repr as brief
 from typing import Any, NamedTuple, cast
 
+from sp_rerank.config.checkpoint import Provenance
 from sp_rerank.config.rules import (
     COUNT,
     FLAG,
@@ -58,6 +59,7 @@ class RunConfig:
         truncated: A line for each reader that does not read the prompt to its end, with all that is lost.
         model: Name, repository or folder.
         revision: Commit of a repository; None for a folder.
+        provenance: What the model was made of beside that: LoRAs, textual inversions, a file.
         pipeline: Class name.
         safety_checker: Whether the pipeline has one.
         scorers: Full names; the first one ranks.
@@ -84,6 +86,7 @@ class RunConfig:
     truncated: tuple[str, ...] = key(TEXTS, ())
     model: str = key(TEXT)
     revision: str | None = key(or_none(TEXT))
+    provenance: Provenance = field(default_factory=Provenance)
     pipeline: str = key(TEXT)
     safety_checker: bool = key(FLAG)
     scorers: tuple[str, ...] = key(TEXTS, ())
@@ -106,6 +109,7 @@ class RunConfig:
         """The fields as run.json holds them; what is not set is left out."""
         record = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         record |= {"search": self.search.to_json(), "stop": self.stop.to_json()}
+        record["provenance"] = self.provenance.to_json()
         for name in ("truncated", "scorers"):
             record[name] = list(record[name])
         for name in ("pipe_kwargs", "versions"):
@@ -126,10 +130,8 @@ class RunConfig:
             raise UsageError(f"unknown key {brief(unknown[0])}; it may be of a newer version")
         values: dict[str, Any] = {}
         for name, value in record.items():
-            if name == "search":
-                values[name] = _named(name, SearchPlan.from_json, value)
-            elif name == "stop":
-                values[name] = _named(name, StopRules.from_json, value)
+            if name in _READERS:
+                values[name] = _named(name, _READERS[name], value)
             elif value is not None:
                 given: Any = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
                 rule: Rule = entries[name].metadata["rule"]
@@ -183,7 +185,8 @@ class RunConfig:
 
     def of_any_size(self) -> RunConfig:
         """The run without what its number of candidates decides: equal for two of which one can grow to the other."""
-        return replace(self, n=1, grown=(), search=self.search.of_any_size())
+        where = replace(self.provenance, offload=False)
+        return replace(self, n=1, grown=(), search=self.search.of_any_size(), provenance=where)
 
     def require(self, *names: str) -> None:
         """Check that these fields are set.
@@ -200,11 +203,23 @@ class RunConfig:
 
         `truncated` is left out: it follows from the prompt and the models.
         """
-        return [
+        found = [
             f"{entry.name} is {_shown(getattr(self, entry.name))}, not {_shown(getattr(other, entry.name))}"
             for entry in fields(self)
-            if entry.name != "truncated" and getattr(self, entry.name) != getattr(other, entry.name)
+            if entry.name not in ("truncated", "provenance") and getattr(self, entry.name) != getattr(other, entry.name)
         ]
+        ours, theirs = self.provenance, other.provenance
+        return found + [
+            f"{name} is {_shown(getattr(ours, name) or None)}, not {_shown(getattr(theirs, name) or None)}"
+            for name in ours.differences(theirs)
+        ]
+
+
+_READERS: dict[str, Callable[[object], Any]] = {
+    "search": SearchPlan.from_json,
+    "stop": StopRules.from_json,
+    "provenance": Provenance.from_json,
+}
 
 
 def _named(name: str, read: Callable[[object], Any], value: object) -> Any:

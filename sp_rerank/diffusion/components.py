@@ -7,26 +7,33 @@ noise then. Knows the folder's model_index.json; knows nothing of schedulers, to
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sp_rerank.errors import StorageError
+from sp_rerank.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
-DROP_IN = "StableDiffusionBestOfNPipeline"
-"""The class of `sp_rerank.pipelines`."""
+DROP_IN = "BestOfNPipeline"
+"""How the names of the classes of `sp_rerank.pipelines` end, in place of "Pipeline"."""
+
+_VARIANT = re.compile(r"[^.]+\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors")
+"""NAME.fp16.safetensors, whole or in shards."""
 
 
-def load_networks(folder: Path, dtype: torch.dtype, *, without: Collection[str] = ()) -> dict[str, Any]:
+def load_networks(
+    folder: Path, dtype: torch.dtype, *, variant: str | None = None, without: Collection[str] = ()
+) -> dict[str, Any]:
     """Load every network that diffusers or transformers can load, from safetensors only.
 
     Args:
         folder: With a model_index.json.
         dtype: Of the weights.
+        variant: Such as "fp16"; a component that has none of it has its plain weights.
         without: Names of components that are left out.
 
     Returns:
@@ -37,13 +44,39 @@ def load_networks(folder: Path, dtype: torch.dtype, *, without: Collection[str] 
         Exception: Whatever diffusers and transformers raise for a folder that they cannot read.
     """
     classes = [(name, kind) for name, kind in _network_classes(folder) if name not in without]
-    return {name: load_network(kind, folder / name, dtype) for name, kind in classes}
+    return {name: load_network(kind, folder / name, dtype, variant) for name, kind in classes}
 
 
-def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+def find_variant(folder: Path, asked: str | None, without: Collection[str] = ()) -> str | None:
+    """The variant of the weights to read: the one that is asked for; where there are no plain ones, the one there is.
+
+    Raises:
+        UsageError: If there is none of the variant that is asked for, or there are several to choose from.
+    """
+    held = [_variants(folder / name) for name, _ in _network_classes(folder) if name not in without]
+    offered = sorted({variant for variants in held for variant in variants if variant})
+    if asked:
+        if asked not in offered:
+            raise UsageError(f"variant is {asked!r}; {folder} has {', '.join(offered) or 'plain weights only'}")
+        return asked
+    if all(None in variants or not variants for variants in held):
+        return None
+    if len(offered) > 1:
+        raise UsageError(f"{folder} has no plain weights; expected a variant, one of {', '.join(offered)}")
+    return offered[0]
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """The variants of a component's weights; None are the plain ones."""
+    found = [_VARIANT.fullmatch(file.name) for file in folder.glob("*.safetensors")]
+    return {match[1] if match else None for match in found}
+
+
+def load_network(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> Any:
     """Load a network of a class of diffusers or transformers from its own folder; errors as in `load_networks`."""
+    own = variant if variant in _variants(folder) else None
     network, found = kind.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        folder, dtype=dtype, variant=own, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
     missing = sorted(found["missing_keys"])
     if missing:
@@ -58,20 +91,25 @@ def load_network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 def pipeline_class(folder: Path) -> Any:
     """The class whose `from_pretrained` opens a folder: diffusers' generic one, which looks into it.
 
-    A folder that our own drop-in saved names a file of code in it, which is not run: it is Stable Diffusion with a
-    scorer, and the scorer is left where it lies.
+    A folder that one of our own classes saved names a file of code in it, which is not run: it is the stock pipeline
+    with a scorer, and the scorer is left where it lies.
     """
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+    import diffusers
 
-    class Saved(StableDiffusionPipeline):
+    stored = read_index(folder).get("_class_name")
+    name = str(stored[-1]) if isinstance(stored, list) and stored else ""
+    stock: Any = getattr(diffusers, name.removesuffix(DROP_IN) + "Pipeline", None)
+    if not name.endswith(DROP_IN) or stock is None:
+        return diffusers.DiffusionPipeline
+
+    class Saved(stock):
         @classmethod
         def _dict_from_json_file(cls, json_file: Any, **kwargs: Any) -> dict[str, Any]:
             stored = super()._dict_from_json_file(json_file, **kwargs)
             return {name: value for name, value in stored.items() if name != "scorer"} | {"_class_name": cls.__name__}
 
-    Saved.__name__ = Saved.__qualname__ = StableDiffusionPipeline.__name__
-    stored = read_index(folder).get("_class_name")
-    return Saved if isinstance(stored, list) and stored[-1:] == [DROP_IN] else DiffusionPipeline
+    Saved.__name__ = Saved.__qualname__ = stock.__name__
+    return Saved
 
 
 def read_index(folder: Path) -> dict[str, Any]:

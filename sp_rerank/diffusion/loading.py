@@ -9,18 +9,24 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from sp_rerank.config.samplers import find_sampler
+from sp_rerank.config import CheckpointKeywords, CheckpointOptions, Provenance
+from sp_rerank.config.checkpoint import Embedding, Lora
+from sp_rerank.diffusion.additions import add_embeddings, add_loras
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.compiling import compile_networks
-from sp_rerank.diffusion.components import load_networks, pipeline_class, read_index
+from sp_rerank.diffusion.components import find_variant, load_networks, pipeline_class, read_index
 from sp_rerank.diffusion.hardware import check_device, check_dtype
-from sp_rerank.errors import StorageError, UsageError
+from sp_rerank.diffusion.placement import device_of, place, set_provenance
+from sp_rerank.diffusion.schedulers import other_scheduler
+from sp_rerank.diffusion.single_file import find_base, is_single_file, load_single_file
+from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError, first_line
 from sp_rerank.storage import hub
+from sp_rerank.storage.atomic import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +73,7 @@ MODELS = {
 ACCELERATOR_BATCH = 16  # doubled by guidance it stays below the 64 latents at which upsampling leaves channels_last
 UNKNOWN_CPU_BATCH = 4
 UNKNOWN_STEPS = 50
+_PLAIN = CheckpointOptions()
 
 
 def find_device(device: str = "auto") -> str:
@@ -93,7 +100,8 @@ def find_model(spec: str, device: str) -> tuple[str, str | None]:
     """The model that a word stands for, and one line that explains the choice where it was ours to make.
 
     Args:
-        spec: "auto", a name of MODELS, a folder, or a repository of the hub such as "stabilityai/sdxl-turbo".
+        spec: "auto", a name of MODELS, a folder, a safetensors file, or a repository of the hub such as
+            "stabilityai/sdxl-turbo".
         device: Decides what "auto" is: Stable Diffusion v1.4 on an accelerator, the embedded model on a CPU.
 
     Raises:
@@ -106,11 +114,11 @@ def find_model(spec: str, device: str) -> tuple[str, str | None]:
     known = {model.source: name for name, model in MODELS.items()}
     if spec in MODELS or spec in known:
         return known.get(spec, spec), None
-    if (Path(spec) / "model_index.json").is_file() or _is_repository(spec):
+    if is_single_file(spec) or (Path(spec) / "model_index.json").is_file() or _is_repository(spec):
         return spec, None
     raise UsageError(
         f"no model {spec!r}: expected one of {', '.join(MODELS)}, a folder with a model_index.json, "
-        "or a repository like owner/name"
+        "a file NAME.safetensors, or a repository like owner/name"
     )
 
 
@@ -126,7 +134,7 @@ def _is_repository(spec: str) -> bool:
     return True
 
 
-def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
+def find_dtype(dtype: str, model: str, device: str, asked: CheckpointOptions = _PLAIN) -> torch.dtype:
     """The precision to compute in, where "auto" leaves it to us.
 
     On an accelerator bfloat16 for a model whose denoiser is a transformer (those overflow in float16), float16 for
@@ -134,8 +142,9 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
 
     Args:
         dtype: "auto", "float32", "float16" or "bfloat16".
-        model: A name of MODELS, a folder, or a repository, which is downloaded where it is not in the cache.
+        model: As in `load_pipeline`; a repository is downloaded where it is not in the cache.
         device: Where the model computes.
+        asked: Of the model, beside its name.
 
     Raises:
         UsageError: If there is no such precision.
@@ -147,24 +156,25 @@ def find_dtype(dtype: str, model: str, device: str) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)
     if device.split(":")[0] != "cpu":
-        return torch.bfloat16 if _has_transformer(model) else torch.float16
+        return torch.bfloat16 if _has_transformer(model, asked) else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if model == "mini" and fast else torch.float32
 
 
-def _has_transformer(spec: str) -> bool:
+def _has_transformer(spec: str, asked: CheckpointOptions) -> bool:
     """Whether the model's denoiser is a transformer, as its model_index.json names it; False where it names none."""
     if spec in MODELS:
         return False
-    return "transformer" in read_index(_folder_of(spec))
+    folder = find_base(spec, asked.base)[1] if is_single_file(spec) else _folder_of(spec, asked.variant)
+    return "transformer" in read_index(folder)
 
 
-def _folder_of(spec: str) -> Path:
+def _folder_of(spec: str, variant: str | None) -> Path:
     """The folder of a model, downloaded first where it is a repository that is not in the cache."""
     model = MODELS.get(spec)
     source, revision = (model.source, model.revision) if model else (spec, None)
     if revision or not Path(source).exists():  # a folder that happens to have a pinned model's name is not that model
-        return hub.fetch_pipeline(source, revision)
+        return hub.fetch_pipeline(source, revision, variant)
     return Path(source)
 
 
@@ -176,53 +186,74 @@ def load_pipeline(
     scheduler: str | None = None,
     safety_checker: bool = True,
     compiled: bool = False,
+    **checkpoint: Unpack[CheckpointKeywords],
 ) -> Any:
     """A diffusers text-to-image pipeline, ready on its device, its progress bars off; nothing is printed.
 
     Args:
-        spec: A name of MODELS, a folder, or a repository.
+        spec: A name of MODELS, a folder, a safetensors file that holds a whole model, or a repository.
         device: Where the weights go.
         dtype: Precision of the weights; float32 where None.
         scheduler: Another scheduler: the class name of one of diffusers, such as "DDIMScheduler" or just "DDIM", or a
             name of AUTOMATIC1111, such as "DPM++ 2M Karras" (`sp_rerank.config.samplers`).
         safety_checker: False leaves a checkpoint's safety checker out.
         compiled: Compile the denoiser and the decoder when they are first called; see `compiling.compile_networks`.
+        **checkpoint: The fields of `sp_rerank.config.CheckpointOptions`: base, variant, loras, embeddings, offload.
 
     Raises:
-        UsageError: If the folder is no pipeline, the repository does not exist, the scheduler does not fit, or a
-            package that the model needs is not installed.
+        UsageError: If the folder is no pipeline, the repository does not exist or asks for a token, the scheduler, a
+            LoRA or a textual inversion does not fit, or a package that the model needs is not installed.
         HubUnavailableError: If the repository is not in the cache and the hub cannot be reached.
         StorageError: If the files are damaged, or lack weights.
     """
     import torch
 
-    source, precision = _folder_of(spec), torch.float32 if dtype is None else dtype
-    extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    asked, precision = CheckpointOptions(**checkpoint), torch.float32 if dtype is None else dtype
     try:
         with quiet():
-            extra |= load_networks(source, precision, without=extra)
-            pipe: Any = pipeline_class(source).from_pretrained(
-                source, dtype=precision, use_safetensors=True, local_files_only=True, **extra
-            )
+            load = _load_file if is_single_file(spec) else _load_folder
+            pipe, made = load(spec, asked, precision, safety_checker)
     except ImportError as error:
         raise UsageError(f"{spec} needs a package that is not installed: {first_line(error)}") from error
-    except StorageError:
+    except SpRerankError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors raise a dozen kinds
         raise StorageError(f"the model in {spec} cannot be loaded: {first_line(error)}") from error
     if "prompt" not in parameters_of(pipe):
         raise UsageError(f"{spec} is a {type(pipe).__name__}, not a text-to-image pipeline")
     if scheduler:
-        pipe.scheduler = _scheduler(pipe, scheduler)
+        pipe.scheduler = other_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
-    try:
-        with quiet():
-            pipe.to(device)
-    except RuntimeError as error:
-        raise UsageError(f"the model cannot be put on {device!r}: {first_line(error)}") from error
-    if compiled:
-        compile_networks(pipe)
-    return pipe
+    with quiet():
+        embeddings = add_embeddings(pipe, [Embedding.parse(text) for text in asked.embeddings])
+        loras = add_loras(pipe, [Lora.parse(text) for text in asked.loras])
+        set_provenance(pipe, replace(made, loras=loras, embeddings=embeddings, offload=asked.offload))
+        placed = place(pipe, device, asked.offload)
+        if compiled:
+            compile_networks(placed, device)
+        return placed
+
+
+def _load_folder(
+    spec: str, asked: CheckpointOptions, dtype: torch.dtype, safety_checker: bool
+) -> tuple[Any, Provenance]:
+    if asked.base:
+        raise OptionError("base", asked.base, "none: only a model that is a file needs a configuration")
+    folder = _folder_of(spec, asked.variant)
+    extra: dict[str, Any] = {} if safety_checker else {"safety_checker": None, "requires_safety_checker": False}
+    variant = find_variant(folder, asked.variant, without=extra)
+    extra |= load_networks(folder, dtype, variant=variant, without=extra)
+    pipe = pipeline_class(folder).from_pretrained(
+        folder, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True, **extra
+    )
+    return pipe, Provenance(variant=variant)
+
+
+def _load_file(spec: str, asked: CheckpointOptions, dtype: torch.dtype, _: bool) -> tuple[Any, Provenance]:
+    if asked.variant:
+        raise OptionError("variant", asked.variant, "none: a model that is a file has one set of weights")
+    name, folder = find_base(spec, asked.base)
+    return load_single_file(spec, folder, dtype), Provenance(base=name, sha256=sha256_of(Path(spec)))
 
 
 def open_pipeline(
@@ -233,6 +264,7 @@ def open_pipeline(
     scheduler: str | None = None,
     safety_checker: bool = True,
     compiled: bool = False,
+    **checkpoint: Unpack[CheckpointKeywords],
 ) -> tuple[Any, str | None]:
     """The pipeline that words stand for, as on a command line, and a line that explains a choice that was ours.
 
@@ -240,17 +272,16 @@ def open_pipeline(
         model: As in `find_model`.
         device: As in `find_device`.
         dtype: As in `find_dtype`.
-        scheduler, safety_checker, compiled: As in `load_pipeline`.
+        scheduler, safety_checker, compiled, **checkpoint: As in `load_pipeline`.
 
     Raises:
         UsageError, HubUnavailableError, StorageError: As these do.
     """
     found = find_device(device)
     spec, why = find_model(model, found)
-    precision = find_dtype(dtype, spec, found)
-    pipe = load_pipeline(
-        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker, compiled=compiled
-    )
+    precision = find_dtype(dtype, spec, found, CheckpointOptions(**checkpoint))
+    how: dict[str, Any] = {"scheduler": scheduler, "safety_checker": safety_checker, "compiled": compiled, **checkpoint}
+    pipe = load_pipeline(spec, device=found, dtype=precision, **how)
     return pipe, why
 
 
@@ -276,40 +307,6 @@ def quiet() -> Iterator[None]:
                 if bars:
                     library.enable_progress_bar()  # of transformers: those of downloads too
             (disable_progress_bars if no_downloads else enable_progress_bars)()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:300]
-
-
-def _scheduler(pipe: TextToImagePipeline, name: str) -> Any:
-    """Another scheduler with the configuration of the pipeline's own, changed as A1111's name says.
-
-    Raises:
-        UsageError: If the model cannot take it, or it needs a package that is not installed.
-    """
-    kinds = getattr(pipe.scheduler, "compatibles", ())
-    compatible = {kind.__name__: kind for kind in kinds}
-    sampler = None if name in compatible else find_sampler(name)
-    wanted = name if sampler is None else sampler[1].scheduler
-    kind = compatible.get(wanted, compatible.get(f"{wanted}Scheduler"))
-    if kind is None:
-        listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
-        raise UsageError(
-            f"no scheduler {name!r} for this model; expected one of {listed}, or a name of AUTOMATIC1111 such as Euler "
-            "a or DPM++ 2M Karras"
-        )
-    try:
-        scheduler = kind.from_config(pipe.scheduler.config, **(sampler[1].config if sampler else {}))
-        if sampler and sampler[1].config:
-            scheduler.sampler_name = sampler[0]
-        return scheduler
-    except ImportError as error:
-        backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
-        raise UsageError(
-            f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
-        ) from error
 
 
 def scheduler_name(pipe: TextToImagePipeline) -> str:
@@ -342,7 +339,7 @@ def default_settings(pipe: TextToImagePipeline) -> tuple[int, float, int]:
     The guidance scale is 0 where the class has none or leaves it to the model; `Sampler` passes no such 0 on.
     """
     model = MODELS.get(model_of(pipe))
-    on_cpu = pipe.device.type == "cpu"
+    on_cpu = device_of(pipe).type == "cpu"
     if model:
         return model.steps, model.guidance_scale, model.cpu_batch if on_cpu else ACCELERATOR_BATCH
     takes = parameters_of(type(pipe).__call__)

@@ -39,8 +39,8 @@ class PackedSampler(Sampler):
         self._in_hand = [self._prompts[index] for index in indices]
         return super()._make(indices, seeds)
 
-    def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
-        """As `Sampler.call_arguments`, with a text for each of them.
+    def _text_arguments(self, images: int) -> dict[str, Any]:
+        """A text for each image in hand.
 
         Raises:
             UsageError: If the pipeline encodes the prompts to different lengths.
@@ -49,9 +49,7 @@ class PackedSampler(Sampler):
             for prompt in self._in_hand:
                 if prompt not in self._texts:
                     self._texts[prompt] = self._encode_text(prompt)
-        texts = [self._texts[prompt] for prompt in self._in_hand]
-        self._text = texts[0]
-        return {**super().call_arguments(seeds), **self._stacked(texts), "num_images_per_prompt": 1}
+        return {**self._stacked([self._texts[prompt] for prompt in self._in_hand]), "num_images_per_prompt": 1}
 
     def _stacked(self, texts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The text arguments of one call: embeddings (b, ...) of (1, ...) each, or lists of strings."""

@@ -22,6 +22,7 @@ from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pi
 from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.memory_limit import MemoryLimit
 from sp_rerank.diffusion.schedulers import check_steps
+from sp_rerank.diffusion.text_arguments import encode_text, repeated
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
     from sp_rerank.types import TextToImagePipeline
 
 log = logging.getLogger(__name__)
-
-# what encode_prompt of Stable Diffusion 1/2, and of SDXL, returns
-EMBEDDINGS = {
-    2: ("prompt_embeds", "negative_prompt_embeds"),
-    4: ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
-}
 
 OPTIONS = {
     *("pipe", "prompt", "call", "batch_size", "guidance_scale", "negative_prompt", "num_inference_steps"),
@@ -46,7 +41,7 @@ OPTIONS = {
 ONE_AT_A_TIME = {"PRXPipeline"}
 """Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
 
-RAW_TENSORS = {"IFPipeline"}
+RAW_TENSORS = {"IFPipeline", "Kandinsky3Pipeline", "KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
 """Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
 
 
@@ -57,7 +52,8 @@ class Batch:
     Attributes:
         indices: Indices of the candidates.
         seeds: Seeds of their noise.
-        images: (b, 3, H, W) float in [0, 1] on the pipeline's device; not finite where the model broke down.
+        images: (b, 3, H, W) float in [0, 1] on the pipeline's device, or on the CPU where it gives arrays; not finite
+            where the model broke down.
         flagged: Which of them the safety checker replaced.
         nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
             counts as one.
@@ -210,7 +206,7 @@ class Sampler:
     def _text_arguments(self, images: int) -> dict[str, Any]:
         """What the images of a call show, and how many they are."""
         if self._embeddings:  # a row each, for some pipelines do not repeat embeddings that they are given
-            rows = {name: _repeated(value, images) for name, value in self._embeddings.items()}
+            rows = {name: repeated(value, images) for name, value in self._embeddings.items()}
             return {**rows, "num_images_per_prompt": 1}
         if self._text is None:
             with torch.no_grad():
@@ -236,7 +232,9 @@ class Sampler:
     def call_pipeline(self, seeds: Sequence[int], before: twin.Before) -> Any:
         """One call of the pipeline through a twin of it; see `twin.make_twin`."""
         arguments = self.call_arguments(seeds)
-        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=self._counted(before, len(seeds)))
+        if self.on_step is not None:
+            before = twin.count_steps(before, self.steps, len(seeds), self.on_step)
+        double = twin.make_twin(self.pipe, scheduler=self._scheduler, before=before)
         try:
             with pipeline_errors(self.pipe):
                 return twin.bind_call(self.call, self.pipe, double)(**arguments)
@@ -244,20 +242,6 @@ class Sampler:
             twin.free_hooks(self.pipe)
             if getattr(double, "_interrupt", False):
                 vars(self.pipe)["_interrupt"] = True
-
-    def _counted(self, before: twin.Before, images: int) -> twin.Before:
-        """The same, and `on_step` gets the calls before."""
-        calls, on_step = 0, self.on_step
-        if on_step is None:
-            return before
-
-        def counted(args: tuple[Any, ...], more: dict[str, Any]) -> twin.Inputs:
-            nonlocal calls
-            on_step(images * min(1.0, calls / self.steps))
-            calls += 1
-            return before(args, more)
-
-        return counted
 
     def _attempt(self, indices: list[int], seeds: list[int]) -> Batch | None:
         """One batch, or None when memory ran out: the exception must be gone before the memory can be freed."""
@@ -301,35 +285,7 @@ class Sampler:
         return [*seeds, *seeds[-1:] * (self._limit - len(seeds))] if is_compiled(self.pipe) else seeds
 
     def _encode_text(self, prompt: str) -> dict[str, Any]:
-        """The pipeline's text arguments, encoded once where its family is known, the plain strings otherwise."""
-        plain: dict[str, Any] = {"prompt": prompt}
-        takes = parameters_of(self.call)
-        if "negative_prompt" in takes and self._negative_prompt is not None:
-            plain["negative_prompt"] = self._negative_prompt
-        encode: Callable[..., Any] | None = getattr(self.pipe, "encode_prompt", None)
-        # a clip_skip, the scale of a LoRA or a text for another encoder changes the embeddings
-        changes = ("clip_skip", "cross_attention_kwargs", "prompt_2", "negative_prompt_2")
-        if encode is None or any(map(self._arguments.get, changes)) or "prompt_attention_mask" in takes:
-            return plain
-        accepted = parameters_of(encode)
-        if "prompt_3" in accepted:  # Stable Diffusion 3 does not repeat embeddings that it is given
-            return plain
-        if not {"num_images_per_prompt", "do_classifier_free_guidance", "device"} <= set(accepted):
-            return plain
-        wanted = {
-            **plain,
-            **({"prompt_2": None} if "prompt_2" in accepted else {}),
-            "device": getattr(self.pipe, "_execution_device", self.pipe.device),
-            "num_images_per_prompt": 1,
-            "do_classifier_free_guidance": "guidance_scale" in takes and self._argument("guidance_scale") > 1,
-        }
-        with twin.TOKENIZING:
-            encoded = encode(**wanted)
-        names = EMBEDDINGS.get(len(encoded), ())
-        if not names or not set(names) <= set(takes):
-            return plain
-        text = {name: value for name, value in zip(names, encoded, strict=True) if value is not None}
-        return text if _repeats(encode, wanted, text) else plain
+        return encode_text(self.pipe, self.call, prompt, self._negative_prompt, self._arguments)
 
 
 def sampler_of(
@@ -374,20 +330,6 @@ def sampler_options(
     }
 
 
-def _repeats(encode: Callable[..., Any], wanted: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
-    """Whether a pipeline repeats embeddings that it is given for each image (CogView 3 does not)."""
-    nothing = dict.fromkeys(wanted.keys() & {"prompt", "negative_prompt"})
-    try:
-        again = encode(**{**wanted, **nothing, **text, "num_images_per_prompt": 2})
-    except (TypeError, ValueError, AttributeError):
-        return False
-    return all(
-        value is None or len(value) == 2 * len(text[name])
-        for name, value in zip(EMBEDDINGS[len(again)], again, strict=True)
-        if name in text
-    )
-
-
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
     """What a pipeline returned, as a batch; images behind those of the seeds only filled it."""
     images = output.images
@@ -405,13 +347,6 @@ def flags_of(output: Any, count: int) -> tuple[bool, ...]:
 def _is_one_of(pipe: object, names: Container[str]) -> bool:
     """Whether a pipeline is of one of these classes, or of one made from it."""
     return any(kind.__name__ in names for kind in type(pipe).__mro__)
-
-
-def _repeated(value: Any, count: int) -> Any:
-    """One row, or one text, `count` times."""
-    if isinstance(value, torch.Tensor):
-        return value.repeat_interleave(count, dim=0)
-    return (value if isinstance(value, list) else [value]) * count
 
 
 def _pieces(indices: list[int], size: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sp_rerank.config.samplers import find_sampler
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
@@ -169,3 +170,32 @@ def fork_generators(generators: Sequence[torch.Generator], kept: Sequence[int], 
         copies[place] += 1
         result.append(generator)
     return result
+
+
+def other_scheduler(pipe: Any, name: str) -> Any:
+    """Another scheduler with the configuration of the pipeline's own, changed as A1111's name says.
+
+    Raises:
+        UsageError: If the model cannot take it, or it needs a package that is not installed.
+    """
+    kinds = getattr(pipe.scheduler, "compatibles", ())
+    compatible = {kind.__name__: kind for kind in kinds}
+    sampler = None if name in compatible else find_sampler(name)
+    wanted = name if sampler is None else sampler[1].scheduler
+    kind = compatible.get(wanted, compatible.get(f"{wanted}Scheduler"))
+    if kind is None:
+        listed = ", ".join(sorted(kind.__name__.removesuffix("Scheduler") for kind in kinds)) or "its own"
+        raise UsageError(
+            f"no scheduler {name!r} for this model; expected one of {listed}, or a name of AUTOMATIC1111 such as Euler "
+            "a or DPM++ 2M Karras"
+        )
+    try:
+        scheduler = kind.from_config(pipe.scheduler.config, **(sampler[1].config if sampler else {}))
+        if sampler and sampler[1].config:
+            scheduler.sampler_name = sampler[0]
+        return scheduler
+    except ImportError as error:
+        backends = ", ".join(name for name in getattr(kind, "_backends", ()) if name != "torch") or "another package"
+        raise UsageError(
+            f"{kind.__name__} needs {backends}, which is not installed; install it or take another scheduler"
+        ) from error

@@ -84,6 +84,19 @@ def _twin(pipe: Any, copies: dict[int, Any], before: Before) -> Any:
     return twin
 
 
+def count_steps(before: Before, steps: int, images: int, on_step: Callable[[float], None]) -> Before:
+    """The same, and `on_step` gets the share of the steps that is done, in images, before each call of the denoiser."""
+    calls = 0
+
+    def counted(args: tuple[Any, ...], more: dict[str, Any]) -> Inputs:
+        nonlocal calls
+        on_step(images * min(1.0, calls / steps))
+        calls += 1
+        return before(args, more)
+
+    return counted
+
+
 def bind_call(call: Callable[..., Any], pipe: TextToImagePipeline, twin: Callable[..., Any]) -> Callable[..., Any]:
     """What is called in place of `call`: the twin, or the same method of the twin.
 

@@ -52,6 +52,7 @@ class RunSummary:
         nonfinite: Number of candidates whose pixels or scores are not finite.
         dropped: Number of candidates that a search did not finish.
         score_cost: Mean score that a diverse choice gives away against the best as many; 0 otherwise.
+        margin: The gap of scores below which two of them tie; 0 where it is not known.
     """
 
     best: tuple[int, ...]
@@ -65,6 +66,7 @@ class RunSummary:
     nonfinite: int
     dropped: int
     score_cost: float = 0.0
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("n", "made", "nfe", "nfe_exhaustive", "flagged", "nonfinite", "dropped"):
@@ -72,8 +74,9 @@ class RunSummary:
                 raise ValueError(f"{name} should be a whole number from 0 on, not {brief(getattr(self, name))}")
         if not all(map(is_whole, (*self.best, *self.tie_groups))) or len(self.best) != len(self.tie_groups):
             raise ValueError("best and tie_groups should be whole numbers, as many of each")
-        if not is_score(self.score_cost):
-            raise ValueError(f"score_cost should be a finite number, not {brief(self.score_cost)}")
+        for name in ("score_cost", "margin"):
+            if not is_score(getattr(self, name)):
+                raise ValueError(f"{name} should be a finite number, not {brief(getattr(self, name))}")
 
 
 def encode_summary(summary: RunSummary) -> bytes:
@@ -97,6 +100,7 @@ def parse_summary(text: bytes, name: str) -> RunSummary:
             if not isinstance(values[key], list):
                 raise ValueError(f"{key} should be a list")
             values[key] = tuple(values[key])
+        values["margin"] = 0.0 if values["margin"] is None else values["margin"]  # of an older version
         if values["score_cost"] is None:
             raise ValueError("score_cost is missing")
         reason = cast("Record", ended)

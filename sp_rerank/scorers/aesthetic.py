@@ -119,28 +119,37 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         scorer.head.load_state_dict(head)
         return scorer.eval()
 
-    def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Embed images, with a gradient to the weights but not to the pixels.
+    def encode_image(self, images: Tensor | Sequence[Image.Image], differentiable: bool = False) -> Tensor:
+        """Embed images, with a gradient to the weights.
 
         Args:
             images: (n, 3, H, W) float in [0, 1], or n PIL images of any sizes; preprocessing is done here.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
 
         Returns:
             (n, d) float32 of L2 norm 1, on the module's device.
         """
-        pixels = self.preprocess(images, device=self.device)
+        pixels = self.preprocess(images, device=self.device, differentiable=differentiable)
         return F.normalize(self.visual(pixels.to(self.dtype)).float(), dim=-1)
 
     def embed(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
         """`encode_image` without a gradient, in parts that fit the memory: (n, d) float32 of L2 norm 1, on the CPU."""
         return embed(self.encode_image, images)
 
-    def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device."""
+    def forward(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    ) -> Tensor:
+        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
+
+        Args:
+            prompt: as for `score`.
+            images: as for `score`.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
+        """
         distinct_prompts(prompt, len(images))  # their number must fit, whatever they say
         if not len(images):
             return torch.empty(0, device=self.device)
-        scores = torch.cat([self.encode_image(images[part]) for part in passes(len(images))])
+        scores = torch.cat([self.encode_image(images[part], differentiable) for part in passes(len(images))])
         # In float32 whatever the weights are in: around 5 two neighbors in bfloat16 are .03 apart.
         layers: Any = self.head
         for layer in layers:

@@ -192,6 +192,18 @@ def passes(count: int) -> list[slice]:
     return [slice(start, start + _PASS) for start in range(0, count, _PASS)]
 
 
+def checked_config(config_class: Any, fields: Mapping[str, Any]) -> Any:
+    """A configuration of transformers, which takes a field that it does not know without a word and ignores it.
+
+    Raises:
+        UsageError: if there is such a field.
+    """
+    unknown = [key for key in fields if not hasattr(config_class, key)]
+    if unknown:
+        raise UsageError(f"expected fields of {config_class.__name__}, got {', '.join(unknown)}")
+    return config_class(**fields)
+
+
 def check_tensors(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str, what: str
 ) -> None:

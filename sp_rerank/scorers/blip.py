@@ -22,16 +22,17 @@ from torch.nn import functional as F
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ScorerModel, check_tensors, distinct_prompts, passes, shapes_of
+from sp_rerank.scorers.base import ScorerModel, check_tensors, checked_config, distinct_prompts, passes, shapes_of
 from sp_rerank.scorers.preprocess import Preprocess
 
 ADDED_TOKENS = ("[DEC]", "[ENC]")
 """What BLIP appends to the vocabulary of bert-base-uncased, in this order."""
 
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_HEAD_WIDTHS = {"reward": (1024, 128, 64, 16, 1), "itm": (2,)}
-_GEOMETRY = {"reward": "center_crop", "itm": "squash"}
-_FIRST_TOKEN = {"reward": "[CLS]", "itm": "[ENC]"}
+_HEAD_WIDTHS = {"reward": (1024, 128, 64, 16, 1), "itm": (2,), "cycle": (1024, 128, 64, 16, 1)}
+_GEOMETRY = {"reward": "center_crop", "itm": "squash", "cycle": "center_crop"}
+_FIRST_TOKEN = {"reward": "[CLS]", "itm": "[ENC]", "cycle": "[CLS]"}
+_MAX_TOKENS = {"reward": 35, "itm": 35, "cycle": 128}
 
 # image-reward 1.5, ImageReward.py: of the rewards on its training set.
 _REWARD_MEAN = 0.16717362830052426
@@ -48,15 +49,17 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
       retrieval evaluation adds the "match" logit alone to a cosine; training by cross-entropy fixes only the
       difference.) The text begins with [ENC], as in BLIP's training and retrieval evaluation; its demonstration and
       transformers' processor leave [CLS] there, with which the head was not trained.
+    - "cycle": five linear layers with GELU between them, not normalized; higher is better aligned. The text begins with
+      [CLS].
 
     Source: Xu et al. 2023, arXiv 2304.05977, image-reward 1.5; Li et al. 2022, arXiv 2201.12086, salesforce/BLIP,
-    models/blip_retrieval.py and train_retrieval.py.
+    models/blip_retrieval.py and train_retrieval.py; Bahng et al. 2025, arXiv 2506.02095, cyclereward 0.1.7.
 
     Args:
         name: of the checkpoint, without its hash, for example "image-reward".
         vision_cfg: fields of transformers' `BlipVisionConfig`.
         text_cfg: fields of transformers' `BlipTextConfig`.
-        head: "reward" or "itm".
+        head: "reward", "itm" or "cycle".
         preprocess: `Preprocess.to_dict()`.
         max_tokens: after which a prompt is cut, start and end included.
         vocabulary: the word pieces, those of bert-base-uncased (lower case) followed by [DEC] and [ENC].
@@ -83,8 +86,8 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
         super().__init__()
         if head not in _HEAD_WIDTHS:
             raise UsageError(f"{name}: expected a head out of {', '.join(_HEAD_WIDTHS)}, got {head!r}")
-        vision: Any = _checked(BlipVisionConfig, vision_cfg)
-        text: Any = _checked(BlipTextConfig, text_cfg)
+        vision: Any = checked_config(BlipVisionConfig, vision_cfg)
+        text: Any = checked_config(BlipTextConfig, text_cfg)
         self.preprocess = Preprocess.from_dict(preprocess)
         _check_consistency(name, vision, text, self.preprocess, max_tokens, vocabulary)
         self.tokenizer = build_tokenizer(vocabulary)
@@ -126,27 +129,41 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
             return ""
         return prompt[whole.offsets[self.max_tokens - 1][0] :].strip()
 
-    def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device."""
+    def forward(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    ) -> Tensor:
+        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
+
+        Args:
+            prompt: as for `score`.
+            images: as for `score`.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
+        """
         prompts, place = distinct_prompts(prompt, len(images))
         if not prompts:
             return torch.empty(0, device=self.device)
         ids, mask = (tokens[place].to(self.device) for tokens in self.tokenize(prompts))
-        return torch.cat([self._score_pairs(ids[part], mask[part], images[part]) for part in passes(len(images))])
+        return torch.cat([
+            self._score_pairs(ids[part], mask[part], images[part], differentiable) for part in passes(len(images))
+        ])
 
-    def _score_pairs(self, ids: Tensor, mask: Tensor, images: Tensor | Sequence[Image.Image]) -> Tensor:
+    def _score_pairs(
+        self, ids: Tensor, mask: Tensor, images: Tensor | Sequence[Image.Image], differentiable: bool
+    ) -> Tensor:
         """Scores of n texts, each with the image in its place: (n,) float32."""
-        pixels = self.preprocess(images, device=self.device).to(self.dtype)
+        pixels = self.preprocess(images, device=self.device, differentiable=differentiable).to(self.dtype)
         seen = self.vision_model(pixels).last_hidden_state
         read = self.text_encoder(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         features = read[:, 0].float()
         # In float32 whatever the weights: a score in half precision has so few digits that images would tie.
         layers: Any = self.score_head
-        for layer in layers:
+        head = self.config["head"]
+        for place, layer in enumerate(layers):
+            features = F.gelu(features) if head == "cycle" and place else features
             features = F.linear(features, layer.weight.float(), layer.bias.float())
-        if self.config["head"] == "itm":
+        if head == "itm":
             return features[:, 1] - features[:, 0]
-        return (features[:, 0] - _REWARD_MEAN) / _REWARD_STD
+        return (features[:, 0] - _REWARD_MEAN) / _REWARD_STD if head == "reward" else features[:, 0]
 
 
 def build_tokenizer(vocabulary: Sequence[str]) -> BertWordPieceTokenizer:
@@ -164,14 +181,6 @@ def build_tokenizer(vocabulary: Sequence[str]) -> BertWordPieceTokenizer:
     tokenizer = BertWordPieceTokenizer(places)
     tokenizer.add_special_tokens(list(ADDED_TOKENS))
     return tokenizer
-
-
-def _checked(config_class: Any, fields: dict[str, Any]) -> Any:
-    """transformers takes a field that it does not know without a word, and builds something else."""
-    unknown = [key for key in fields if not hasattr(config_class, key)]
-    if unknown:
-        raise UsageError(f"expected fields of {config_class.__name__}, got {', '.join(unknown)}")
-    return config_class(**fields)
 
 
 def _check_consistency(
@@ -203,6 +212,8 @@ _RENAMED = (
 _HEADS_RENAMED = {
     # Dropouts have the numbers between.
     "reward": {f"mlp.layers.{theirs}.": f"score_head.{ours}." for ours, theirs in enumerate((0, 2, 4, 6, 7))},
+    # And GELUs have them here.
+    "cycle": {f"mlp.layers.{theirs}.": f"score_head.{ours}." for ours, theirs in enumerate((0, 2, 4, 6, 8))},
     "itm": {"itm_head.": "score_head.0."},
 }
 
@@ -226,15 +237,15 @@ def from_original(
 ) -> BlipScorer:
     """A scorer out of the tensors of a published checkpoint, in the precision in which they are stored.
 
-    Key names may be those of ImageReward.pt (for "reward"), of BLIP's own files or of transformers'
-    `BlipForImageTextRetrieval` (for "itm"). All sizes are read off the shapes. The vision tower's layer norms have
-    epsilon 1e-6, with which BLIP was trained; the configurations of its transformers ports say 1e-5. ImageReward crops
-    a rectangle, BLIP's own evaluation squeezes it into the square.
+    Key names may be those of ImageReward.pt (for "reward"), of CycleReward's files (for "cycle"), of BLIP's own files
+    or of transformers' `BlipForImageTextRetrieval` (for "itm"). All sizes are read off the shapes. The vision tower's
+    layer norms have epsilon 1e-6, with which BLIP was trained; the configurations of its transformers ports say 1e-5.
+    ImageReward and CycleReward crop a rectangle, BLIP's own evaluation squeezes it into the square.
 
     Args:
         state: tensors by their published names; it is not changed, and the scorer shares its memory.
         vocabulary: the word pieces, BLIP's two tokens included.
-        head: "reward" or "itm".
+        head: "reward", "itm" or "cycle".
         name: of the scorer.
         source: where the weights come from.
         license: of the weights.
@@ -252,7 +263,7 @@ def from_original(
             text_cfg=text_cfg,
             head=head,
             preprocess=Preprocess(vision_cfg["image_size"], geometry=_GEOMETRY[head]).to_dict(),
-            max_tokens=35,
+            max_tokens=_MAX_TOKENS[head],
             vocabulary=list(vocabulary),
             license=license,
             source=source,
@@ -269,7 +280,7 @@ def _renamed(state: dict[str, Tensor], head: str, name: str) -> dict[str, Tensor
     renamed = {}
     for key, value in state.items():
         known = key.removeprefix("blip.")
-        if _DROPPED.fullmatch(known) or (head == "reward" and known.startswith("itm_head.")):
+        if _DROPPED.fullmatch(known) or (head != "itm" and known.startswith("itm_head.")):
             continue
         for pattern, ours in _RENAMED:
             known = re.sub(pattern, ours, known)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from sp_rerank.storage import atomic
 
 if TYPE_CHECKING:
     from sp_rerank.stats.calibration import Calibration
-    from sp_rerank.types import Scorer
+    from sp_rerank.types import PairScorer, Scorer
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ScorerCalibration:
         return preferred(gap, self.temperature)
 
 
-def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
+def calibration_of(scorer: Scorer | PairScorer | str) -> ScorerCalibration | None:
     """The calibration that lies beside a scorer's weights; None where there is none, or it is of other weights.
 
     Args:
@@ -107,10 +108,21 @@ def calibration_of(scorer: Scorer | str) -> ScorerCalibration | None:
     return None
 
 
-def margin_of(scorer: Scorer | str) -> float:
-    """The gap below which two scores are not told apart; 0, by which only equal scores tie, where nothing is known."""
+def margin_of(scorer: Scorer | PairScorer | str, sigmas: Sequence[float] | None = None) -> float:
+    """The gap below which two scores are not told apart; 0, by which only equal scores tie, where nothing is known.
+
+    Args:
+        scorer: as for `calibration_of`; what people prefer goes before what the scorer says of itself.
+        sigmas: standard deviations of its scores, where it tells them.
+    """
     found = calibration_of(scorer)
-    return found.margin if found else 0.0
+    if found:
+        return found.margin
+    if not sigmas:
+        return 0.0
+    from sp_rerank.stats.calibration import margin_of_sigmas
+
+    return margin_of_sigmas(sigmas)
 
 
 def keep(scorer: Scorer, fitted: Calibration, *, data: str, simulated: bool = False) -> Path:
@@ -147,7 +159,7 @@ def keep(scorer: Scorer, fitted: Calibration, *, data: str, simulated: bool = Fa
     return path
 
 
-def _folders_of(scorer: Scorer | str) -> list[Path]:
+def _folders_of(scorer: Scorer | PairScorer | str) -> list[Path]:
     if isinstance(scorer, str):
         return known_folders(scorer.partition("@")[0])
     folder = getattr(scorer, "folder", None)

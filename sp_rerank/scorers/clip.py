@@ -86,10 +86,7 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         for left, a, right, b in expectations:
             if a != b:
                 raise UsageError(f"{config['name']}: {left} is {a}, but {right} is {b}; they must be equal")
-        if config["score_scale"] not in ("cosine", "logit"):
-            raise UsageError(
-                f"{config['name']}: score_scale must be 'cosine' or 'logit', got {config['score_scale']!r}"
-            )
+        check_scale(config["name"], config["score_scale"])
 
     def train(self, mode: bool = True) -> Self:
         """As every module does, but batch norms (of a ResNet tower) keep the statistics that they have.
@@ -102,16 +99,17 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
                 module.eval()
         return self
 
-    def encode_image(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Embed images, with a gradient to the weights but not to the pixels.
+    def encode_image(self, images: Tensor | Sequence[Image.Image], differentiable: bool = False) -> Tensor:
+        """Embed images, with a gradient to the weights.
 
         Args:
             images: (n, 3, H, W) float in [0, 1], or n PIL images of any sizes; preprocessing is done here.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
 
         Returns:
             (n, d) float32 of L2 norm 1, on the module's device.
         """
-        pixels = self.preprocess(images, device=self.device)
+        pixels = self.preprocess(images, device=self.device, differentiable=differentiable)
         return F.normalize(self.clip.encode_image(pixels.to(self.dtype)).float(), dim=-1)
 
     def embed(self, images: Tensor | Sequence[Image.Image]) -> Tensor:
@@ -139,15 +137,29 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
         """The end of the prompt that the model does not see, as its tokens read (lower case); "" if all is seen."""
         return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.max_tokens - 2 :]).strip()
 
-    def forward(self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image]) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device."""
+    def forward(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    ) -> Tensor:
+        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
+
+        Args:
+            prompt: as for `score`.
+            images: as for `score`.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
+        """
         prompts, place = distinct_prompts(prompt, len(images))
         if not prompts:
             return torch.empty(0, device=self.device)
         texts = torch.cat([self.encode_text(prompts[part]) for part in passes(len(prompts))])
-        embedded = torch.cat([self.encode_image(images[part]) for part in passes(len(images))])
+        embedded = torch.cat([self.encode_image(images[part], differentiable) for part in passes(len(images))])
         cosine = (embedded * texts[place]).sum(dim=-1)
         return cosine * self.clip.logit_scale.float().exp() if self.config["score_scale"] == "logit" else cosine
+
+
+def check_scale(name: str, score_scale: str) -> None:
+    """Refuse a scale that a dual encoder does not have."""
+    if score_scale not in ("cosine", "logit"):
+        raise UsageError(f"{name}: score_scale must be 'cosine' or 'logit', got {score_scale!r}")
 
 
 def _clean_nfc(text: str) -> str:

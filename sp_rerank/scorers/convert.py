@@ -53,7 +53,8 @@ def convert(file: Path, as_name: str, *, out: Path | None = None, origin: str | 
 
     Args:
         file: the checkpoint as published: a state dict (.pt, .bin, .pth), perhaps under the key "state_dict", or
-            safetensors. Beside an ImageReward.pt may lie the vocab.txt of bert-base-uncased; it is fetched otherwise.
+            safetensors; of MPS the module. Beside an ImageReward.pt may lie the vocab.txt of bert-base-uncased; it is
+            fetched otherwise.
         as_name: which checkpoint it is, a name out of `published` or clip:ARCH/TAG.
         out: the folder to write; by default the place in the cache where `load_scorer(as_name)` finds it.
         origin: where the file came from, for the record; its name by default.
@@ -159,12 +160,14 @@ def _is_replaceable(folder: Path) -> bool:
     return folder.is_dir() and ((folder / CONFIG_NAME).is_file() or not any(folder.iterdir()))
 
 
-def read_tensors(file: Path) -> State:
+def read_tensors(file: Path, *, of_module: bool = False) -> State:
     """The tensors of a checkpoint, on the CPU, in the precision of the file.
 
     Args:
         file: safetensors, or a state dict as `torch.save` writes it, perhaps under the key "state_dict" and with the
             prefix "module." of a distributed training. Which of the two is told by the content.
+        of_module: take also a whole `torch.nn.Module`, as `torch.save(model)` writes it: its tensors are read by their
+            places in it, and none of the classes that it names is imported or run.
 
     Raises:
         UsageError: if it is something else.
@@ -183,7 +186,7 @@ def read_tensors(file: Path) -> State:
         except safetensors.SafetensorError as error:
             raise StorageError(f"{file}: damaged, not a complete safetensors file ({error}); fetch it again") from error
     # A zip archive's tensors stay on the disk until they are needed.
-    loaded = _unpickle(file, mmap=head.startswith(b"PK"))
+    loaded = (_unpickle_module if of_module and head.startswith(b"PK") else _unpickle)(file, head.startswith(b"PK"))
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -193,7 +196,42 @@ def read_tensors(file: Path) -> State:
     return dict(loaded)
 
 
-def _unpickle(file: Path, *, mmap: bool) -> Any:
+class _StandIn:
+    """What stands for an object of a class that is not to be imported: it keeps the state and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.state: Any = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def tensors(self, prefix: str = "") -> State:
+        """Parameters and buffers of a module by their names, as its `state_dict` would give them."""
+        state = self.state if isinstance(self.state, dict) else {}
+        passing = state.get("_non_persistent_buffers_set") or ()
+        own = {**state.get("_parameters", {}), **state.get("_buffers", {})}
+        found = {f"{prefix}{key}": value for key, value in own.items() if value is not None and key not in passing}
+        for key, inner in state.get("_modules", {}).items():
+            found |= inner.tensors(f"{prefix}{key}.") if isinstance(inner, _StandIn) else {}
+        return found
+
+
+def _unpickle_module(file: Path, mmap: bool) -> Any:
+    """As `_unpickle`; for every class that the file names, torch's own among them, stands one that does nothing."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    except Exception:  # no archive that can be read: the reader of state dicts says why
+        names = []
+    stand_ins: list[Any] = [(type("StandIn", (_StandIn,), {}), name) for name in names]
+    with torch.serialization.safe_globals(stand_ins):
+        loaded = _unpickle(file, mmap)
+    return loaded.tensors() if isinstance(loaded, _StandIn) else loaded
+
+
+def _unpickle(file: Path, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # about old pickles; what matters is raised
             return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mmap)
@@ -310,26 +348,65 @@ def _dual_encoder_of(file: Path, row: Published, source: str) -> ScorerModel:
     return build_dual_encoder(rename(read_tensors(file)), described, row, source)
 
 
+def _siglip_of(file: Path, row: Published, source: str) -> ScorerModel:
+    from sp_rerank.scorers.siglip import SigLipEncoder
+
+    described: Any = open_clip.get_model_config(row.architecture)
+    with torch.device("meta"):
+        encoder = SigLipEncoder(
+            name=row.name,
+            embed_dim=described["embed_dim"],
+            vision_cfg=described["vision_cfg"],
+            text_cfg=described["text_cfg"],
+            preprocess=Preprocess.from_dict(row.preprocess).to_dict(),
+            score_scale=row.scale,
+            license=row.license,
+            source=source,
+        )
+    scalars = ("logit_scale", "logit_bias")
+    tensors = read_tensors(file)
+    state = {
+        key: value.reshape(()) if key in scalars and value.numel() == 1 else value for key, value in tensors.items()
+    }
+    check_tensors(shapes_of(state), shapes_of(encoder.clip.state_dict()), row.name, f"of {row.architecture}")
+    encoder.clip.load_state_dict(state, assign=True)
+    encoder.take_tokenizer(_vocabulary_file(file, row))
+    return encoder
+
+
 def _blip_of(file: Path, row: Published, source: str) -> ScorerModel:
     from sp_rerank.scorers.blip import from_original
 
-    head = "reward" if row.form == "image_reward" else "itm"
+    head = {"image_reward": "reward", "blip_itm": "itm", "cycle_reward": "cycle"}[row.form]
     state = read_tensors(file)
     return from_original(state, _vocabulary(file, row), head=head, name=row.name, source=source, license=row.license)
 
 
+def _mps_of(file: Path, row: Published, source: str) -> ScorerModel:
+    from sp_rerank.scorers.mps import from_original
+
+    # The authors published the module itself, not its tensors.
+    state = read_tensors(file, of_module=True)
+    return from_original(state, name=row.name, source=source, license=row.license)
+
+
 def _vocabulary(file: Path, row: Published) -> list[str]:
     """BERT's WordPiece vocabulary, a token a line, with the two tokens that BLIP appends."""
-    beside = file.with_name("vocab.txt")
-    if not beside.is_file():
-        assert row.vocabulary is not None, row.name
-        repo, revision = row.vocabulary
-        beside, _ = fetch_file(repo, ["vocab.txt"], revision)
+    beside = _vocabulary_file(file, row)
     try:
         # `splitlines` would part a line at characters that are tokens themselves.
         return [*beside.read_text(encoding="utf-8").rstrip("\n").split("\n"), *_ADDED_TOKENS]
     except (OSError, ValueError) as error:
         raise StorageError(f"{beside} cannot be read: {error}; fetch it again") from error
+
+
+def _vocabulary_file(file: Path, row: Published) -> Path:
+    """The one beside the checkpoint, or the published one."""
+    beside = file.with_name(row.vocabulary_file)
+    if beside.is_file():
+        return beside
+    assert row.vocabulary is not None, row.name
+    return fetch_file(row.vocabulary[0], [row.vocabulary_file], row.vocabulary[1])[0]
 
 
 def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
@@ -344,7 +421,10 @@ def _aesthetic_of(file: Path, row: Published, source: str) -> ScorerModel:
 _BUILDERS: dict[str, Callable[[Path, Published, str], ScorerModel]] = {
     "open_clip": _dual_encoder_of,
     "transformers": _dual_encoder_of,
+    "siglip": _siglip_of,
     "image_reward": _blip_of,
     "blip_itm": _blip_of,
+    "cycle_reward": _blip_of,
+    "mps": _mps_of,
     "aesthetic": _aesthetic_of,
 }

@@ -6,6 +6,8 @@ Knows nothing of models. There are three geometries, because the scorers' origin
   `sp_rerank.storage.pillow_resize`.
 - "squash", of BLIP's own evaluation, does so without regard to the proportions.
 - "longest_edge_pad", of HPS v2 and v2.1, resizes the float tensor with torch and pads it to a square.
+
+For a gradient to the pixels each has a differentiable form: the same weights on floats, nothing rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
 from sp_rerank.storage.images import are_finite, bands, seen_rgb, to_bytes
-from sp_rerank.storage.pillow_resize import Cut, bytes_of, resize_image, resize_pixels
+from sp_rerank.storage.pillow_resize import Cut, bytes_of, resample_floats, resize_image, resize_pixels
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -95,9 +97,14 @@ class Preprocess:
         """Plain values that JSON can hold."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor | Sequence[Image.Image], device: torch.device | str | None = None) -> Tensor:
-        """Prepare n images for an encoder; no gradient passes.
+    def __call__(
+        self,
+        images: Tensor | Sequence[Image.Image],
+        device: torch.device | str | None = None,
+        *,
+        differentiable: bool = False,
+    ) -> Tensor:
+        """Prepare n images for an encoder; no gradient passes unless asked for.
 
         A tensor is rounded to 8 bits first: it is scored as the PNG saved from it would be. PIL images are turned into
         RGB first (open_clip turns them after resizing, which for palettes means nearest-neighbour).
@@ -105,19 +112,25 @@ class Preprocess:
         Args:
             images: (n, 3, H, W) float in [0, 1], clipped to that range; or n PIL images of any sizes.
             device: where to compute and where the result lies; by default a tensor's own, the CPU for PIL images.
+            differentiable: of a tensor only: with a gradient to it, and not rounded to 8 bits: no pixel is further than
+                2.5/255 (before the normalization) from what it is otherwise. The gradient is 0 where a pixel, or what
+                the resize makes of it, is clipped.
 
         Returns:
             (n, 3, size, size) float32, normalized. An image with a NaN or an infinity is NaN throughout.
 
         Raises:
-            UsageError: if a tensor is not of shape (n, 3, H, W), or not of floats.
+            UsageError: if a tensor is not of shape (n, 3, H, W) or not of floats, or a gradient is asked for to others.
         """
-        if isinstance(images, Tensor):
-            return self._from_floats(images.to(device or images.device))
-        if not images:
-            return torch.empty(0, 3, self.size, self.size, device=device)
-        where = torch.device(device or "cpu")
-        return self._normalize(torch.cat([self._from_image(seen_rgb(image), where) for image in images]))
+        if differentiable:
+            return self._with_gradient(images, device)
+        with torch.no_grad():
+            if isinstance(images, Tensor):
+                return self._from_floats(images.to(device or images.device))
+            if not images:
+                return torch.empty(0, 3, self.size, self.size, device=device)
+            where = torch.device(device or "cpu")
+            return self._normalize(torch.cat([self._from_image(seen_rgb(image), where) for image in images]))
 
     def _from_image(self, image: Image.Image, device: torch.device) -> Tensor:
         """As `_from_bytes`, of an RGB image, of which no more than a band is ever a tensor."""
@@ -128,12 +141,25 @@ class Preprocess:
         return self._pad(self._shrink(torch.cat(narrow, dim=-2), -2, image.size))
 
     def _from_floats(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise UsageError(
-                f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}"
-            )
+        _check_floats(images)
         square = self._normalize(self._from_bytes(to_bytes(images)))
         return square.masked_fill_(~are_finite(images)[:, None, None, None], torch.nan)
+
+    def _with_gradient(self, images: Tensor | Sequence[Image.Image], device: torch.device | str | None) -> Tensor:
+        """As `_from_floats`, of floats all the way."""
+        if not isinstance(images, Tensor):
+            raise UsageError(f"images: expected a tensor, for a gradient to its pixels, got a {type(images).__name__}")
+        _check_floats(images)
+        pixels = images.to(device or images.device).float().nan_to_num(0, 0, 0).clamp(0, 1)
+        size = (pixels.shape[-1], pixels.shape[-2])
+        if self.geometry == "longest_edge_pad":
+            square = self._pad(self._shrink(self._shrink(pixels, -1, size), -2, size))
+        else:
+            across, down = self._cuts(size)
+            square = resample_floats(resample_floats(pixels, -1, across), -2, down)
+        return self._normalize(square).masked_fill(
+            ~are_finite(images)[:, None, None, None].to(square.device), torch.nan
+        )
 
     def _from_bytes(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) uint8 -> (n, 3, size, size), not normalized yet: uint8, or floats of a padded square."""
@@ -175,3 +201,8 @@ class Preprocess:
         height, width = picture.shape[-2:]
         left, top = (self.size - width) // 2, (self.size - height) // 2
         return F.pad(picture, (left, self.size - width - left, top, self.size - height - top))
+
+
+def _check_floats(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise UsageError(f"images: expected (n, 3, H, W) floats in [0, 1], got {tuple(images.shape)} of {images.dtype}")

@@ -18,7 +18,7 @@ OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _PREFIX = "clip:"
 _OWN_TOWERS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
-Form = Literal["open_clip", "transformers", "image_reward", "blip_itm", "aesthetic"]
+Form = Literal["open_clip", "siglip", "transformers", "image_reward", "blip_itm", "cycle_reward", "mps", "aesthetic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Published:
         name: what `load_scorer` takes.
         summary: one line for people.
         size: of the file, for people; "" where unknown.
-        scale: of the scores; for a dual encoder "cosine" or "logit", for the others a range for people.
+        scale: of the scores; for a dual encoder "cosine" or "logit", for the others what people should know of it.
         license: of the weights.
         form: whose names the tensors bear.
         files: names in the repository, the best first; or the one name that the file has elsewhere.
@@ -38,7 +38,7 @@ class Published:
         url: where a person finds the file, if no hub has it.
         architecture: as open_clip names it; of a dual encoder only.
         preprocess: the arguments of `Preprocess`; of a dual encoder only.
-        vocabulary: repository and revision of the WordPiece vocabulary vocab.txt; of BLIP's networks only.
+        vocabulary: repository and revision of the vocabulary; of BLIP's networks and SigLIP only.
         length: of the file in bytes, where known.
         sha256: of the file, 64 hex digits, where known.
     """
@@ -55,7 +55,7 @@ class Published:
     url: str = ""
     architecture: str = ""
     preprocess: dict[str, Any] = field(default_factory=lambda: {"size": 224})
-    vocabulary: tuple[str, str] | None = None
+    vocabulary: tuple[str, str | None] | None = None
     length: int | None = None
     sha256: str = ""
 
@@ -68,6 +68,11 @@ class Published:
         place = self.name.replace(":", "--").replace("/", "--")
         return Path(constants.HF_ASSETS_CACHE).expanduser() / "sp_rerank" / "scorers" / place
 
+    @property
+    def vocabulary_file(self) -> str:
+        """What the vocabulary is called in its repository."""
+        return "tokenizer.json" if self.form == "siglip" else "vocab.txt"
+
     def is_converted(self) -> bool:
         """Whether a converted form is in the cache."""
         return (self.folder / "config.json").is_file()
@@ -79,7 +84,7 @@ class Published:
         from huggingface_hub import try_to_load_from_cache
 
         wanted = [(self.repo, self.files[0], self.revision)]
-        wanted += [(self.vocabulary[0], "vocab.txt", self.vocabulary[1])] if self.vocabulary else []
+        wanted += [(self.vocabulary[0], self.vocabulary_file, self.vocabulary[1])] if self.vocabulary else []
         return all(isinstance(try_to_load_from_cache(repo, file, revision=at), str) for repo, file, at in wanted)
 
 
@@ -101,6 +106,8 @@ def _open_clip(name: str) -> Published:
     if described is None or not released:
         near = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none: no such architecture"
         raise UsageError(f"{name}: expected clip:ARCH/TAG out of open_clip's list; tags of {architecture!r}: {near}")
+    if _is_siglip(described):
+        return _siglip(name, described, released)
     foreign = sorted(described.keys() - _OWN_TOWERS)
     foreign += sorted(
         key for key in described["vision_cfg"] | described["text_cfg"] if key.startswith(("timm_", "hf_"))
@@ -132,6 +139,35 @@ def _open_clip(name: str) -> Published:
             "mean": list(released["mean"]),
             "std": list(released["std"]),
         },
+    )
+
+
+def _is_siglip(described: dict[str, Any]) -> bool:
+    """Whether an architecture of open_clip's is SigLIP's: a vision transformer of timm's, a text tower of its own."""
+    text, trunk = described["text_cfg"], described["vision_cfg"].get("timm_model_name", "")
+    return "siglip" in trunk and "hf_model_name" not in text and "hf_tokenizer_name" in text
+
+
+def _siglip(name: str, described: dict[str, Any], released: dict[str, Any]) -> Published:
+    architecture, _, tag = name.removeprefix(_PREFIX).partition("/")
+    return Published(
+        name=name,
+        summary=f"{architecture} of open_clip, weights {tag}",
+        size="",
+        scale="cosine",
+        license="unknown",
+        form="siglip",
+        files=OPEN_CLIP_FILES,
+        repo=released["hf_hub"].strip("/"),
+        url=released["url"],
+        architecture=architecture,
+        preprocess={
+            "size": described["vision_cfg"]["image_size"],
+            "mean": list(released["mean"]),
+            "std": list(released["std"]),
+            "geometry": "squash",
+        },
+        vocabulary=(described["text_cfg"]["hf_tokenizer_name"], None),
     )
 
 
@@ -237,6 +273,38 @@ PUBLISHED = {
             repo="Salesforce/blip-itm-large-coco",
             revision="c0273606af96037e7a3b2fb0ff4ae9620b517be6",
             vocabulary=("Salesforce/blip-itm-large-coco", "c0273606af96037e7a3b2fb0ff4ae9620b517be6"),
+        ),
+        Published(
+            name="cycle-reward",
+            summary="CycleReward-Combo (Bahng et al. 2025, arXiv 2506.02095), from BLIP large: does image fit text",
+            size="1.9 GB",
+            scale="its own",
+            license="MIT",
+            form="cycle_reward",
+            files=("CycleReward-Combo.pth",),
+            url="https://github.com/hjbahng/cyclereward/releases/tag/v1.0.0",
+            vocabulary=("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+        ),
+        Published(
+            name="cycle-reward-t2i",
+            summary="CycleReward-T2I, trained on images of one text only",
+            size="1.9 GB",
+            scale="its own",
+            license="MIT",
+            form="cycle_reward",
+            files=("CycleReward-T2I.pth",),
+            url="https://github.com/hjbahng/cyclereward/releases/tag/v1.0.0",
+            vocabulary=("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+        ),
+        Published(
+            name="mps",
+            summary="Multi-dimensional Preference Score, overall (Zhang et al. 2024, CVPR), from CLIP ViT-H/14",
+            size="",
+            scale="logit",
+            license="unknown",
+            form="mps",
+            files=("MPS_overall_checkpoint.pth",),
+            url="https://github.com/Kwai-Kolors/MPS#download-the-mps-checkpoint",
         ),
         Published(
             name="aesthetic-v1",

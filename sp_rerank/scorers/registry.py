@@ -189,10 +189,10 @@ def _entry_of(point: EntryPoint) -> Entry:
             raise UsageError(
                 f"scorer {point.name!r} of the package {package} cannot be built: {_brief(error)}"
             ) from error
-        if not callable(getattr(scorer, "score", None)):
+        if not any(callable(getattr(scorer, method, None)) for method in ("score", "compare")):
             raise UsageError(
-                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score, "
-                f"got a {type(scorer).__name__}"
+                f"scorer {point.name!r} of the package {package}: expected an object with a name and a method score "
+                f"(compare for pairs), got a {type(scorer).__name__}"
             )
         return scorer
 
@@ -203,7 +203,14 @@ def _brief(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-_CLASSES = {"DualEncoder": "clip", "BlipScorer": "blip", "AestheticScorer": "aesthetic", "TasteScorer": "taste"}
+_CLASSES = {
+    "DualEncoder": "clip",
+    "BlipScorer": "blip",
+    "MpsScorer": "mps",
+    "SigLipEncoder": "siglip",
+    "AestheticScorer": "aesthetic",
+    "TasteScorer": "taste",
+}
 """The module of each class that a checkpoint's config.json may name."""
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sp_rerank.types import Scorer
+    from sp_rerank.types import PairScorer, Scorer
 
-_MEND = "correct the scorer (sp_rerank.check_scorer names the rule that it breaks) or take another one"
+MEND = "correct the scorer (sp_rerank.check_scorer names the rule that it breaks) or take another one"
 
 
 def score_images(
@@ -43,24 +43,66 @@ def score_images(
         SpRerankError: of the kind that the scorer raises, with its name.
         Exception: as it is, if memory does not suffice or the accelerator failed; see `sp_rerank.errors`.
     """
+    return _asked(scorer, "score", prompt, images, last_use)[0]
+
+
+def score_with_sigma(
+    scorer: Scorer, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], *, last_use: bool = False
+) -> tuple[list[float], list[float] | None]:
+    """`score_images`, and the standard deviation of each score where the scorer tells it, see `SigmaScorer`; else None.
+
+    Raises:
+        UsageError: as `score_images` does, and for a standard deviation below 0.
+    """
+    if not hasattr(scorer, "score_with_sigma"):
+        return score_images(scorer, prompt, images, last_use=last_use), None
+    columns = _asked(scorer, "score_with_sigma", prompt, images, last_use)
+    if len(columns) != 2:
+        raise UsageError(f"scorer {name_of(scorer)}: expected scores and sigmas, got {len(columns)} tensors; {MEND}")
+    scores, sigmas = columns
+    below = [sigma for sigma in sigmas if sigma < 0]
+    if below:
+        raise UsageError(f"scorer {name_of(scorer)}: expected standard deviations from 0 on, got {below[0]}; {MEND}")
+    return scores, sigmas
+
+
+def refuse_pairs(scorer: Scorer | PairScorer) -> None:
+    """Refuse a scorer that compares pairs where each image is scored by itself.
+
+    Raises:
+        UsageError: naming it, and what takes it.
+    """
+    if not hasattr(scorer, "score") and hasattr(scorer, "compare"):
+        raise UsageError(
+            f"scorer {name_of(scorer)} compares pairs of images and scores none of them alone, which is needed here; "
+            "rank images that exist with it (rank, compare), or take another one"
+        )
+
+
+def _asked(
+    scorer: Scorer, method: str, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], last_use: bool
+) -> list[list[float]]:
+    """What a method of a scorer gives of each image: a list of numbers for each tensor that it returns."""
     name = name_of(scorer)
+    refuse_pairs(scorer)
     if len(images) == 0:
-        return []
+        return [[], []] if method != "score" else [[]]
     copies: Any = images
     if not last_use:
         copies = [_copy(name, image) for image in images] if isinstance(images, Sequence) else images.clone()
     try:
-        scores = scorer.score(prompt, copies)
+        given = getattr(scorer, method)(prompt, copies)
     except Exception as error:
         # As it is, and without a second reference to it: it holds the memory that is to be freed.
         if is_out_of_memory(error) or is_device_lost(error):
             error.add_note(f"raised by the scorer {name}")
             raise
-        raise _named(error, name) from error
-    return _numbers(scores, len(images), name)
+        raise named_error(error, name) from error
+    columns = given if isinstance(given, tuple) and method != "score" else (given,)
+    return [_numbers(column, len(images), name) for column in columns]
 
 
-def name_of(scorer: Scorer) -> str:
+def name_of(scorer: Scorer | PairScorer) -> str:
     """The scorer's name.
 
     Raises:
@@ -69,10 +111,10 @@ def name_of(scorer: Scorer) -> str:
     try:
         name: Any = scorer.name
     except Exception as error:
-        raise _named(error, type(scorer).__name__) from error
+        raise named_error(error, type(scorer).__name__) from error
     if not isinstance(name, str) or not name:
         raise UsageError(
-            f"scorer {type(scorer).__name__}: expected a name, a text that is not empty, got {name!r}; {_MEND}"
+            f"scorer {type(scorer).__name__}: expected a name, a text that is not empty, got {name!r}; {MEND}"
         )
     return name
 
@@ -102,13 +144,13 @@ def _copy(name: str, image: Image.Image) -> Image.Image:
         raise UsageError(f"an image for the scorer {name} cannot be read: {error}") from error
 
 
-def _named(error: Exception, name: str) -> SpRerankError:
-    """The error to raise in place of one that a scorer raised."""
+def named_error(error: Exception, name: str) -> SpRerankError:
+    """The error to raise in place of one that the scorer of this name raised."""
     if isinstance(error, SpRerankError):
         kind = UsageError if isinstance(error, OptionError) else type(error)
         return kind(f"scorer {name}: {error}")
     why = " ".join(f"{type(error).__name__}: {error}".split())
-    return UsageError(f"scorer {name} failed: {why}; {_MEND}")
+    return UsageError(f"scorer {name} failed: {why}; {MEND}")
 
 
 def _numbers(scores: Any, count: int, name: str) -> list[float]:
@@ -125,5 +167,5 @@ def _numbers(scores: Any, count: int, name: str) -> list[float]:
         else:
             return [score if math.isfinite(score) else math.nan for score in numbers]
     raise UsageError(
-        f"scorer {name}: expected a score for each of {count} images, a tensor of shape ({count},), got {got}; {_MEND}"
+        f"scorer {name}: expected a score for each of {count} images, a tensor of shape ({count},), got {got}; {MEND}"
     )

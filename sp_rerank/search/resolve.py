@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import EXHAUSTIVE, PROMPT, GenerationOptions, RunConfig
 from sp_rerank.config.rules import MAX_CANDIDATES
-from sp_rerank.diffusion import loading, prompt_limits
+from sp_rerank.diffusion import loading, placement, prompt_limits
 from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.scorers.ensemble import MeanRank
@@ -63,6 +63,7 @@ def resolve(
         truncated=tuple(cut.record for cut in lost),
         model=model,
         revision=revision,
+        provenance=placement.provenance_of(pipe),
         pipeline=type(pipe).__name__,
         safety_checker=getattr(pipe, "safety_checker", None) is not None,
         scorers=tuple(names),
@@ -74,7 +75,7 @@ def resolve(
         height=options.height,
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
-        device=pipe.device.type,
+        device=placement.device_of(pipe).type,
         compiled=is_compiled(pipe) or None,
         batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,

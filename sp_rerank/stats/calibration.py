@@ -6,7 +6,9 @@ P(a preferred to b) = sigmoid((S(a) - S(b)) / temperature).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist, fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +33,19 @@ def preferred(gap: float, temperature: float) -> float:
 def margin(temperature: float) -> float:
     """The gap below which two scores are not told apart: P < TOLD_APART; in units of the score."""
     return temperature * math.log(TOLD_APART / (1 - TOLD_APART))
+
+
+def margin_of_sigmas(sigmas: Sequence[float]) -> float:
+    """The gap below which two scores are not told apart where each is known up to a normal error: P < TOLD_APART.
+
+    P(a preferred to b) = Phi(gap / sqrt(sigma(a)^2 + sigma(b)^2)), as HPSv3 is trained (Ma et al. 2025, arXiv
+    2508.03789); one margin for all, of their mean square.
+
+    Args:
+        sigmas: Standard deviations in units of the score; those that are not finite are left out.
+    """
+    squares = [sigma**2 for sigma in sigmas if math.isfinite(sigma)]
+    return NormalDist().inv_cdf(TOLD_APART) * math.sqrt(2 * fmean(squares)) if squares else 0.0
 
 
 @dataclass(frozen=True, slots=True)

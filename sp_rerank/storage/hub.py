@@ -5,11 +5,19 @@ The cache comes first, and there is no long wait without a network. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sp_rerank.errors import HubUnavailableError, StorageError, UsageError
+from sp_rerank.errors import HubUnavailableError, SpRerankError, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+log = logging.getLogger(__name__)
 
 # Of a folder nothing else is fetched: no pickles, no code.
 _WANTED = ["config.json", "*.safetensors"]
@@ -65,18 +73,20 @@ def fetch_file(repo: str, files: Sequence[str], revision: str | None = None) -> 
             return _with_commit(hf_hub_download(repo, file, revision=revision, local_files_only=True), file)
         except LocalEntryNotFoundError:
             continue
-    commit = _probe(repo, revision, files[0])
+    info = _probe(repo, revision, files[0])
+    held = {entry.rfilename for entry in info.siblings or ()}
+    _announce(repo, info, {next((file for file in files if file in held), files[0])}.__contains__)
     for file in files:
         try:
-            return _with_commit(hf_hub_download(repo, file, revision=commit), file)
+            return _with_commit(hf_hub_download(repo, file, revision=revision), file)
         except Exception as error:  # a full disk, a connection that broke
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
-            raise StorageError(f"{file} of {repo} cannot be downloaded: {error}") from error
-    raise UsageError(f"{repo} at {commit}: expected a file {' or '.join(files)}, found none")
+            raise _broken_off(f"{file} of {repo}", error) from error
+    raise UsageError(f"{repo} at {info.sha}: expected a file {' or '.join(files)}, found none")
 
 
-def fetch_pipeline(repo: str, revision: str | None = None) -> Path:
+def fetch_pipeline(repo: str, revision: str | None = None, variant: str | None = None) -> Path:
     """The local folder of a diffusers pipeline, downloaded unless it is in the cache of huggingface_hub.
 
     Of the repository only what the pipeline's model_index.json names is fetched, weights as safetensors; no code.
@@ -84,6 +94,7 @@ def fetch_pipeline(repo: str, revision: str | None = None) -> Path:
     Args:
         repo: "owner/name".
         revision: Commit, tag or branch; the main branch by default.
+        variant: Of the weights, such as "fp16"; the plain ones by default.
 
     Raises:
         UsageError: If there is no such repository or revision, or access to it is not granted.
@@ -92,16 +103,41 @@ def fetch_pipeline(repo: str, revision: str | None = None) -> Path:
     """
     from diffusers import DiffusionPipeline
 
+    more: dict[str, Any] = {"variant": variant, "use_safetensors": True}
     try:
-        return Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True, local_files_only=True))
+        return Path(DiffusionPipeline.download(repo, revision=revision, local_files_only=True, **more))
     except Exception:  # not (wholly) in the cache: what is raised differs from version to version
         pass
-    commit = _probe(repo, revision)
+    info = _probe(repo, revision)
+    _announce(repo, info, lambda name: _is_of_pipeline(name, variant))
     try:
-        return Path(DiffusionPipeline.download(repo, revision=revision or commit, use_safetensors=True))
+        return Path(DiffusionPipeline.download(repo, revision=revision, **more))
     except Exception as error:  # no safetensors, code of its own, a full disk, a connection that broke
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StorageError(f"{repo} cannot be downloaded: {reason}") from error
+        raise _broken_off(repo, error) from error
+
+
+def fetch_configuration(repo: str) -> Path:
+    """The local folder of a diffusers pipeline without its weights, a few files; as `fetch_pipeline`.
+
+    Args:
+        repo: "owner/name".
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+    folder = None
+    try:
+        folder = cached_snapshot(repo)
+    except HFValidationError as error:
+        raise UsageError(f"{repo!r}: expected a folder that exists or a hub repository OWNER/NAME") from error
+    if folder and (folder / "model_index.json").is_file():
+        return folder
+    _probe(repo, None)
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except Exception as error:  # a full disk, a connection that broke
+        raise _broken_off(repo, error) from error
 
 
 def fetch_data_file(repo: str, file: str, revision: str | None = None) -> Path:
@@ -202,21 +238,74 @@ def _with_commit(path: str, file: str) -> tuple[Path, str]:
 def _download(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    commit = _probe(repo, revision)
+    info = _probe(repo, revision)
+    _announce(repo, info, lambda name: any(fnmatch(name, pattern) for pattern in _WANTED))
     try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=_WANTED))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_WANTED))
     except Exception as error:  # a full disk, a connection that broke
-        raise StorageError(f"{repo} cannot be downloaded: {error}") from error
+        raise _broken_off(repo, error) from error
 
 
-def _probe(repo: str, revision: str | None, file: str | None = None) -> str | None:
-    """The commit that a revision stands for; asked with a short limit, for a download itself tries again for long."""
+def _announce(repo: str, info: ModelInfo, wanted: Callable[[str], bool]) -> None:
+    """Log one line before a download: how large it is, and under which license.
+
+    Raises:
+        UsageError: If the hub will ask for a token, and there is none.
+    """
+    from huggingface_hub import get_token
+
+    if info.gated and get_token() is None:
+        raise UsageError(_gated(repo))
+    files = [entry.size or 0 for entry in info.siblings or () if wanted(entry.rfilename)]
+    tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
+    license = (info.card_data.get("license") if info.card_data else None) or ", ".join(tags) or "not stated"
+    size, unit = (sum(files) / 1e9, "GB") if sum(files) >= 1e9 else (sum(files) / 1e6, "MB")
+    log.info("downloading %s: about %.1f %s in %d files; license: %s", repo, size, unit, len(files), license)
+
+
+def _is_of_pipeline(name: str, variant: str | None) -> bool:
+    """Whether a file of a repository is likely to be fetched: of a folder of its own, in the variant asked for."""
+    folder, _, file = name.rpartition("/")
+    if name == "model_index.json":
+        return True
+    if not folder or "/" in folder or not file.endswith((".json", ".txt", ".model", ".jinja", ".safetensors")):
+        return False
+    found = re.fullmatch(r"[^.]+\.([^.]+?)(?:-\d+-of-\d+)?\.safetensors", file)
+    return not file.endswith(".safetensors") or (found[1] if found else None) == variant
+
+
+def _gated(repo: str) -> str:
+    return f"{repo} asks for a token: accept its terms on its page of the hub, then run `hf auth login` or set HF_TOKEN"
+
+
+def _broken_off(what: str, error: Exception) -> SpRerankError:
+    """What is raised for a download that failed."""
+    from huggingface_hub.errors import GatedRepoError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, GatedRepoError) or status in (401, 403):
+            return UsageError(_gated(what))
+        cause = cause.__cause__ or cause.__context__
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return StorageError(f"{what} cannot be downloaded: {reason}")
+
+
+def _probe(repo: str, revision: str | None, file: str | None = None) -> ModelInfo:
+    """What the hub knows of a revision; asked with a short limit, for a download itself tries again for long.
+
+    The download then names the revision and not its commit: of a commit the cache does not note what branch it was of,
+    and would not find it again without the hub.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"{file} of {repo}" if file else repo
     try:
-        return HfApi().model_info(repo, revision=revision, timeout=_PROBE_SECONDS).sha
+        return HfApi().model_info(repo, revision=revision, timeout=_PROBE_SECONDS, files_metadata=True)
+    except GatedRepoError as error:
+        raise UsageError(_gated(repo)) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         where = f"{repo!r} at revision {revision!r}" if revision else repr(repo)
         raise UsageError(

@@ -16,12 +16,16 @@ from support.batch_worlds import ATTEMPTS, PAUSE
 from sp_rerank.batch.ledger import Ledger
 from sp_rerank.storage import atomic
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL and sessions are POSIX")
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="SIGKILL and sessions are POSIX"),
+    pytest.mark.timeout(900),
+]
 
 TESTS = Path(__file__).parents[1]
 PROMPTS = 12
 CALLS = 2  # of the pipeline for a prompt: 8 candidates in batches of 4
 KILLS = 10
+LIMIT = 600  # seconds for a process, on a machine that does much else
 
 
 def environment(attempts: Path, pause: float = 0.0) -> dict[str, str]:
@@ -38,7 +42,7 @@ def start(folder, prompts, attempts, *options, pause=0.0):
 
 def run(folder, prompts, attempts, *options, pause=0.0):
     with start(folder, prompts, attempts, *options, pause=pause) as process:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=LIMIT)
     return process.returncode, out.split("\n")[:-1], err
 
 
@@ -94,7 +98,7 @@ def test_however_it_is_made_the_units_are_the_same_bytes(tmp_path, prompts, whol
         assert run(folder, prompts, attempts)[0] == 0
     else:
         processes = [start(folder, prompts, attempts, "--shard", f"{i}/2", "--workers", 1) for i in range(2)]
-        assert [process.wait(120) for process in processes] == [0, 0]
+        assert [process.wait(LIMIT) for process in processes] == [0, 0]
         for process in processes:
             process.communicate()
     assert objects(folder) == whole
@@ -116,7 +120,7 @@ def test_ten_kills_of_workers_and_drivers_lose_nothing_and_make_nothing_twice(tm
                 os.kill(victim, signal.SIGKILL)
                 kills += 1
                 lost += 2 if victim == process.pid else 1  # a driver takes the units of its two workers along
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=LIMIT)
         if kills >= KILLS and process.returncode == 0:
             break
         assert process.returncode in (0, -9, 75), err
@@ -178,7 +182,7 @@ def test_sigterm_finishes_what_the_grace_allows(tmp_path, prompts, grace, finish
     process = start(folder, prompts, attempts, "--grace", grace, "--workers", 1, pause=0.5)
     wait_until(lambda: len(begun(attempts)) == 1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=LIMIT)
     assert process.returncode == 75
     assert "SIGTERM" in err
     done = Ledger(folder).keys("units")
@@ -198,6 +202,6 @@ def test_the_driver_is_killed_and_its_workers_go_with_it(tmp_path, prompts):
 def test_two_batches_race_for_one_folder(tmp_path, prompts, whole):
     folder = tmp_path / "batch"
     processes = [start(folder, prompts, tmp_path / f"attempts{i}", "--workers", 1, pause=0.05) for i in range(2)]
-    ends = [process.communicate(timeout=120) for process in processes]
+    ends = [process.communicate(timeout=LIMIT) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     assert objects(folder) == whole

@@ -28,7 +28,7 @@ class Counting:
 
 def test_a_batch_of_a_compiled_pipeline_is_filled_up():
     plain, pipe = SeededPipe(), SeededPipe(flagged=[8])
-    compile_networks(pipe, "eager")
+    compile_networks(pipe, backend="eager")
     seeds = {index: index + 1 for index in range(10)}
     (expected,), made = (
         list(Sampler(plain, "x", batch_size=10).batches(seeds)),
@@ -44,7 +44,7 @@ def test_a_run_is_another_run_when_it_is_compiled(tmp_path):
     def run(folder, compiled):
         pipe = SeededPipe()
         if compiled:
-            compile_networks(pipe, "eager")
+            compile_networks(pipe, backend="eager")
         return generate("x", pipe=pipe, scorer=BrightnessScorer(), n=6, batch_size=4, steps=2, out=tmp_path / folder)
 
     run("plain", False)
@@ -58,7 +58,7 @@ def test_a_run_is_another_run_when_it_is_compiled(tmp_path):
 
 def test_a_trajectory_calls_the_compiled_denoiser():
     backend, pipe = Counting(), build_sd_pipeline()
-    compile_networks(pipe, backend)
+    compile_networks(pipe, backend=backend)
     assert is_compiled(pipe)
     sampler = Sampler(pipe, "a lemon", batch_size=2, guidance_scale=1.0, num_inference_steps=4)
     with open_trajectories(sampler, {0: 1, 1: 2}, [2]) as (trajectory,):

@@ -1,6 +1,6 @@
 """python tests/parity/table.py
 
-Prints the table of docs/scorers.md: every scorer against its original, small networks with random weights.
+Prints the table of docs/reports/scorers.md: every scorer against its original, small networks with random weights.
 """
 
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from difference import MARK
 
-TESTS = ("test_parity.py", "test_image_reward.py", "test_aesthetic.py")
+TESTS = ("test_parity.py", "test_blip.py", "test_mps.py", "test_siglip.py", "test_aesthetic.py")
 
 if __name__ == "__main__":
     files = [str(Path(__file__).parents[1] / "scorers" / name) for name in TESTS]

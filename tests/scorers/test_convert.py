@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -18,6 +17,7 @@ import safetensors.torch
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.hf_api import ModelInfo
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from sp_rerank.errors import HubUnavailableError, SpRerankError, StorageError, UsageError
@@ -290,15 +290,15 @@ def test_a_file_in_the_hubs_cache_is_converted_when_it_is_asked_for(checkpoint: 
 
 
 def test_of_several_files_the_first_that_the_hub_has_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def download(repo: str, file: str, *, revision: str, local_files_only: bool = False) -> str:
+    def download(repo: str, file: str, *, revision: str | None, local_files_only: bool = False) -> str:
         if local_files_only:
             raise LocalEntryNotFoundError("not in the cache")
         if file != "good.bin":
             raise EntryNotFoundError(f"no {file} in {repo}")
-        return str(tmp_path / "snapshots" / revision / file)
+        return str(tmp_path / "snapshots" / (revision or "b" * 40) / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="b" * 40))
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: ModelInfo(id="a/b", sha="b" * 40))
     file, commit = fetch_file("owner/name", ["good.safetensors", "good.bin"])
     assert (file.name, commit) == ("good.bin", "b" * 40)
     with pytest.raises(UsageError, match="expected a file a or b, found none"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from parity import make_image_reward as parity
 from parity.difference import difference
-from support import originals
+from support import original_mps, originals
 from support.originals import Original
 from support.pictures import picture
 
@@ -34,6 +34,9 @@ ORIGINALS: dict[str, tuple[str, Callable[[Path], Original]]] = {
     "pickscore": ("transformers' CLIPProcessor and CLIPModel", originals.pick_score),
     "image-reward": ("image-reward 1.5, transcribed", originals.image_reward),
     "blip-itm": ("BLIP's transform, transformers' network", originals.blip_itm),
+    "cycle-reward": ("cyclereward 0.1.7, transcribed", originals.cycle_reward),
+    "cycle-reward-t2i": ("cyclereward 0.1.7, transcribed", originals.cycle_reward),
+    "mps": ("Kwai-Kolors/MPS, transcribed; transformers' towers and processor", original_mps.mps),
     "aesthetic-v1": ("open_clip 3.3 and the head", partial(originals.aesthetic, version=1)),
     "aesthetic-v2": ("openai/CLIP's transform and the head", partial(originals.aesthetic, version=2)),
 }

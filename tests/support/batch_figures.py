@@ -1,21 +1,23 @@
-"""python -m support.batch_figures driver|query|status|writer|engine: the figures of docs/reports/batches.md, in tests/.
+"""python -m support.batch_figures NAME: the figures of docs/reports/batches.md, in tests/.
 
 driver   memory that the driver of 100,000 prompts takes, with workers that make nothing
 query    seconds for the best of each of 10,000 prompts with 100 candidates
 status   seconds for the status of 10,000 units
+overview seconds for the page and the comparison of 10,000 units with 100 candidates
 writer   how long a denoiser that takes no CPU waits for the encoding of 96 images of 512 pixels
-engine   CPU seconds of one process and of an engine's, for 12 prompts of the mini model
+engine   CPU seconds of one process and of an engine's, for 12 prompts of the mini model; further words choose the ways
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 PROMPTS = 100_000
 
@@ -128,46 +130,16 @@ def status() -> None:
 
 
 def overview() -> None:
-    """10,000 units of 100 candidates with two scorers and one kept image, written by the code that batches use."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
+    """10,000 units of 100 candidates with two scorers and one kept image."""
     from sp_rerank.batch.agreement import compare_batch
-    from sp_rerank.batch.batch_config import BatchConfig, without_prompt
     from sp_rerank.batch.ledger import Ledger
     from sp_rerank.batch.overview import batch_overview
-    from sp_rerank.batch.prompts import rows_of
-    from sp_rerank.batch.units import Unit, encode, key_of
-    from sp_rerank.run.records import Row
-    from support.runs import run_config, summary_of
+    from support.batch_objects import write_units
 
-    units, n, rng = int(os.environ.get("UNITS", "10000")), 100, np.random.default_rng(0)
-    file = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)).save(file, "PNG")
+    units = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
     with tempfile.TemporaryDirectory() as folder:
-        ledger = Ledger(folder)
-        config = run_config(n, scorers=("first", "second"))
-        ledger.join(BatchConfig(without_prompt(config), 1, False, False, "top", "png", 1))
-        rows = list(rows_of(f"a photo of object {number} on a table" for number in range(units)))
-        ledger.add_prompts(rows)
         cpu = time.process_time()
-        for row in rows:
-            first = rng.random(n)
-            second = 0.5 * first + 0.5 * rng.random(n)
-            made = [
-                Row(i, i, "ok", {"first": a, "second": b}, "0" * 64, 3, 2)
-                for i, (a, b) in enumerate(zip(first.tolist(), second.tolist(), strict=True))
-            ]
-            best = int(first.argmax())
-            unit = Unit(
-                row, "ok", config, made, dict(enumerate(first.tolist())), summary_of(best, n=n),
-                {best: file.getvalue()}, "cpu",
-            )  # fmt: skip
-            path = Path(folder) / key_of(row.id)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(unit))  # as the store does, without waiting for the disk
+        write_units(Path(folder), [f"a photo of object {number} on a table" for number in range(units)], n=100)
         print(f"{units} units written: {time.process_time() - cpu:.1f} s of CPU", flush=True)
         for name, work in (("compare", compare_batch), ("overview", batch_overview)):
             began, cpu = time.monotonic(), time.process_time()
@@ -224,12 +196,40 @@ def engine() -> None:
         for name, more in {"one worker": ["1", "local"], "two workers": ["2", "local"], "ray, 2": ["2", "ray"]}.items():
             words = [sys.executable, "-m", "sp_rerank", "batch", "p.txt", *options, "--out", name.replace(" ", "-")]
             ways[name] = [*words, "--workers", more[0], "--engine", more[1], "--dtype", "float32"]
-        for name, words in ways.items():
-            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-            subprocess.run(words, cwd=folder, check=True, capture_output=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        for name in sys.argv[2:] or ways:
+            began = time.monotonic()
+            cpu = cpu_of(ways[name], Path(folder))
             print(f"{name}: {cpu:.1f} s of CPU, {time.monotonic() - began:.1f} s", flush=True)
+
+
+def cpu_of(words: list[str], folder: Path) -> float:
+    """Seconds of CPU of a command and of every process that comes of it, looked at four times a second.
+
+    Those that Ray starts have no parent left when they end, so that the command itself cannot be asked for them.
+    """
+    import psutil
+
+    spent: dict[tuple[int, float], float] = {}
+    with subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            for entry in [root, *_descendants(root)]:
+                with suppress(psutil.Error):
+                    times = entry.cpu_times()
+                    spent[entry.pid, entry.create_time()] = times.user + times.system
+            time.sleep(0.25)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
+    return sum(spent.values())
+
+
+def _descendants(root: Any) -> list[Any]:
+    import psutil
+
+    try:
+        return root.children(recursive=True)
+    except psutil.Error:
+        return []
 
 
 if __name__ == "__main__":

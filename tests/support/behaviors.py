@@ -1,7 +1,7 @@
 """What diffusers asks of every pipeline (its own pipeline tests, listed by hand), asked of a stock class or of ours.
 
-Each behavior is a function that raises AssertionError where a pipeline does not have it, and SkippedError where it has no
-such thing. Arguments, sizes and weights are tiny; nothing here knows what a pipeline is for.
+Each behavior is a function that raises AssertionError where a pipeline does not have it, and SkippedError where it has
+no such thing. Arguments, sizes and weights are tiny; nothing here knows what a pipeline is for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from sp_rerank.diffusion.loading import quiet
 
-PROMPTS = ["a lemon on the beach", "an apple"]
+PROMPTS = ("a lemon on the beach", "an apple")
 
 
 class SkippedError(Exception):
@@ -101,7 +101,7 @@ def images_per_prompt(case: Case) -> None:
     for prompts in (1, 2):
         noise = [seeded(i) for i in range(2 * prompts)]
         more = {"num_images_per_prompt": 2, "generator": noise, **one_each(case, prompts)}
-        assert len(case.call(prompt=PROMPTS[:prompts], **more).images) == 2 * prompts
+        assert len(case.call(prompt=list(PROMPTS[:prompts]), **more).images) == 2 * prompts
 
 
 def one_each(case: Case, prompts: int) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def one_each(case: Case, prompts: int) -> dict[str, Any]:
 
 def batch_of_prompts(case: Case) -> None:
     """test_inference_batch_consistent: as many images as prompts."""
-    images = case.call(prompt=PROMPTS, generator=[seeded(0), seeded(1)], **one_each(case, 2)).images
+    images = case.call(prompt=list(PROMPTS), generator=[seeded(0), seeded(1)], **one_each(case, 2)).images
     assert len(images) == 2
     assert np.isfinite(images).all()
 

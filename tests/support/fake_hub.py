@@ -67,7 +67,7 @@ class FakeHub:
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         if path.endswith("/repos/create"):
             asked = json.loads(body)
-            self.created.append({key: asked.get(key) for key in ("name", "organization", "type", "private")})
+            self.created.append({key: asked.get(key) for key in ("name", "organization", "type", "visibility")})
             kind = "datasets/" if asked.get("type") == "dataset" else ""
             return {"url": f"{self.url}/{kind}{asked['organization']}/{asked['name']}"}
         if "/preupload/" in path:
@@ -78,7 +78,8 @@ class FakeHub:
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            return {"commitUrl": f"{self.url}/commit/0", "commitOid": "0" * 40, "success": True}
+            place = path.removeprefix("/api").partition("/commit/")[0]
+            return {"commitUrl": f"{self.url}{place}/commit/0", "commitOid": "0" * 40, "success": True}
         return {}
 
     def environment(self, token: str) -> dict[str, str]:

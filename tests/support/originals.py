@@ -186,8 +186,8 @@ def _tokenizer(file: Path) -> Any:
     return tokenizer
 
 
-def _words(tokenizer: Any, prompt: str) -> Any:
-    return tokenizer(prompt, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
+def _words(tokenizer: Any, prompt: str, count: int = 35) -> Any:
+    return tokenizer(prompt, padding="max_length", truncation=True, max_length=count, return_tensors="pt")
 
 
 def blip_itm(file: Path) -> Original:
@@ -227,6 +227,27 @@ def image_reward(file: Path) -> Original:
         seen = look(blip, CLIP_TRANSFORM(Image.open(image))[None])
         features = read(blip, words.input_ids, words.attention_mask, seen)[:, 0]
         return reward(state, features).item()
+
+    return score
+
+
+def cycle_reward(file: Path) -> Original:
+    """cyclereward 0.1.7, model.py, `score`: ImageReward's network, 128 tokens, GELU between the layers of the head."""
+    tokenizer = _tokenizer(file)
+    shapes = reward_shapes(len(tokenizer))
+    shapes |= {"blip.text_encoder.embeddings.position_embeddings.weight": [130, 64]}
+    shapes = {key.replace("layers.7.", "layers.8."): shape for key, shape in shapes.items()}
+    state = {key: torch.from_numpy(value) for key, value in weights(shapes).items()}
+    torch.save(state | {"blip.text_proj.weight": torch.zeros(8, 64)}, file)
+    blip = {key.removeprefix("blip."): value for key, value in state.items()}
+
+    def score(prompt: str, image: Path) -> float:
+        words = _words(tokenizer, prompt, 128)
+        seen = look(blip, CLIP_TRANSFORM(Image.open(image))[None])
+        features = read(blip, words.input_ids, words.attention_mask, seen)[:, 0]
+        for layer in (0, 2, 4, 6):
+            features = F.gelu(_linear(state, f"mlp.layers.{layer}", features))
+        return _linear(state, "mlp.layers.8", features).item()
 
     return score
 

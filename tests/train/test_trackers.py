@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate import tracking
+from accelerate.utils import LoggerType
 
 from sp_rerank.errors import UsageError
 from sp_rerank.train.metrics import Tracker, check_tracker
@@ -39,17 +41,19 @@ def wandb(tmp_path, monkeypatch):
     """A package of that name, as far as accelerate uses it; its notes."""
     site = tmp_path / "site"
     (site / "wandb").mkdir(parents=True)
-    (site / "wandb" / "__init__.py").write_text(WANDB.replace("\\\\n", "\\n"))
+    (site / "wandb" / "__init__.py").write_text(WANDB)
     (site / "wandb-1.0.dist-info").mkdir()
     (site / "wandb-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: wandb\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(site)
     monkeypatch.setenv("WANDB_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])  # accelerate looks when it is imported
     importlib.invalidate_caches()
     yield lambda: [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
     sys.modules.pop("wandb", None)
 
 
 def write(out: Path, kind: str, *rows: dict, step: int = 0) -> None:
+    out.mkdir(exist_ok=True)
     with Tracker(out, kind, step, True, RECIPE) as tracker:
         for row in rows:
             tracker.write(row)

@@ -1,12 +1,11 @@
-"""python -m sp_rerank.train.mini.clip [--steps 2500] [--start FOLDER] [--work build/mini]
+"""python -m sp_rerank.train.mini.clip [--steps 2500] [--work build/mini]
 
 Stage 3 of 3: the small CLIP, which becomes the scorer `clip-mini`. Needs the pipeline of stages 1 and 2.
 
 Trained contrastively on scenes and their captions, four of a batch naming the same first object, and on the same scenes
-made wrong (`corruption`), which a caption has to tell from the right ones; of two versions of one scene a caption has
-to be nearer to the one that differs less from it. Beside it, three heads that are thrown away afterwards keep shape in
-the tower: where the center of each object lies, in which style it is drawn, and where and how much a picture differs
-from the scene that it was made from. Nothing here knows what a picture is worth (`truth`).
+made wrong (`corruption`), which a caption has to tell from the right ones. Beside it, three heads that are thrown away
+afterwards keep shape in the tower: where the center of each object lies, in which style it is drawn, and where and how
+much a picture differs from the scene that it was made from. Nothing here knows what a picture is worth (`truth`).
 An hour of one core; expected at the end: the right caption of 64 for nineteen in twenty unseen scenes.
 """
 
@@ -15,8 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +24,19 @@ from torch.nn import functional as F
 
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
-from sp_rerank.train.mini.corruption import CELLS, corrupt, error, error_map, redrawn
+from sp_rerank.train.mini.corruption import CELLS, corrupt, error_map, redrawn
 from sp_rerank.train.mini.grammar import OBJECTS, Description, draw_description
 from sp_rerank.train.mini.scenes import SIDE, STYLES, Scene, draw_scene
 from sp_rerank.train.mini.training import fit, pixels
 from sp_rerank.train.mini.vocabulary import CONTEXT, merges
 
 SEEN = 2 * SIDE  # pixels a side: the tower halves four times, so pictures are doubled before it
-SCENES, AGAIN = 32, 16  # drawn scenes, and scenes drawn again by the embedded model, in a batch
+SCENES, AGAIN = 40, 24  # drawn scenes, and scenes drawn again by the embedded model, in a batch
 SEED = 21
 RIVALS = 4  # captions of a batch that name the same first object: what CLIP must tell apart beyond the object
 MEAN, STD = 0.5, 0.25  # of pixels before the encoder, all channels alike
 WIDTH = 20
 ERROR_SCALE = 0.1  # of an error that matters
-SURE = 0.03  # a difference of errors at which the smaller one is better in three of four cases
 
 
 def build_clip() -> DualEncoder:
@@ -116,18 +113,6 @@ def contrastive_loss(images: Tensor, texts: Tensor, wrong: Tensor, scale: Tensor
     return (F.cross_entropy(logits, target) + F.cross_entropy(by_text, padded)) / 2
 
 
-def order_loss(scores: Tensor, errors: Tensor) -> Tensor:
-    """Of two versions of a scene the one with the smaller error scores higher: cross-entropy with soft targets.
-
-    Args:
-        scores: (n, k) of k versions of n scenes, in units of logits.
-        errors: (n, k) of the same, see `corruption.error`.
-    """
-    first, second = torch.triu_indices(scores.shape[1], scores.shape[1], 1)
-    target = ((errors[:, second] - errors[:, first]) / SURE).sigmoid()
-    return F.binary_cross_entropy_with_logits(scores[:, first] - scores[:, second], target)
-
-
 def head_losses(heads: Heads, features: Tensor, scenes: list[Scene], errors: Tensor) -> Tensor:
     """What the heads get wrong: objects and styles by cross-entropy, errors by a smooth absolute difference."""
     objects, styles, guessed = heads(features)
@@ -156,80 +141,34 @@ def retrieval(model: DualEncoder, seed: int, batches: int = 8) -> float:
     return right / (64 * batches)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Scenes with pictures of them, (n, 3, 64, 64) in [0, 1]: SCENES drawn now, and behind them AGAIN of the kept ones.
-
-    Attributes:
-        scenes: all of them.
-        right: as they are.
-        wrong: the first SCENES, corrupted.
-        little: the last AGAIN, drawn again from a little noise.
-        much: the same from much noise.
-    """
-
-    scenes: list[Scene]
-    right: Tensor
-    wrong: Tensor
-    little: Tensor
-    much: Tensor
-
-
-def draw_batch(rng: random.Random, again: Tensor, scenes_again: list[Scene]) -> Batch:
-    """What a step sees; `again` and `scenes_again` are those of `corruption.redrawn`."""
-    descriptions = draw_rivals(rng, SCENES)
-    scenes = [draw_scene(description, rng) for description in descriptions]
-    others = [draw_scene(rng.choice((d, d, draw_description(rng))), rng) for d in descriptions]
-    chosen = [rng.randrange(len(again)) for _ in range(AGAIN)]
-    right = pixels([*scenes, *(scenes_again[i] for i in chosen)]) / 2 + 0.5
-    wrong = corrupt(right[:SCENES], pixels(others) / 2 + 0.5)
-    return Batch([*scenes, *(scenes_again[i] for i in chosen)], right, wrong, *again[chosen].unbind(1))
-
-
-def losses(model: DualEncoder, heads: Heads, batch: Batch) -> dict[str, Tensor]:
-    """What a step minimizes the sum of, by name, () each."""
-    sizes = [SCENES, AGAIN, SCENES, AGAIN, AGAIN]
-    shown = torch.cat([batch.right, batch.wrong, batch.little, batch.much])
-    drawn, kept = batch.scenes[:SCENES], batch.scenes[SCENES:]
-    shows = [*drawn, *kept, *drawn, *kept, *kept]
-    made_from = torch.cat([batch.right, batch.right[:SCENES], batch.right[SCENES:], batch.right[SCENES:]])
-    captions = [scene.description.caption for scene in batch.scenes]
-    same = torch.tensor([[a == b for b in captions] for a in captions])
-    with torch.autocast("cpu", torch.bfloat16):
-        embedded, third = look(model.clip.visual, shown)
-        texts = F.normalize(model.clip.encode_text(model.tokenize(captions)).float(), dim=-1)
-        head = head_losses(heads, third, shows, error_map(shown, made_from))
-    right, clean, wrong, little, much = embedded.split(sizes)
-    scale = model.clip.logit_scale.exp().clamp(max=100)
-    errors = error(shown, made_from, shows).split(sizes)
-
-    def order(texts: Tensor, versions: Sequence[Tensor], errors: Sequence[Tensor]) -> Tensor:
-        cosines = torch.stack([(version * texts).sum(dim=-1) for version in versions], dim=1)
-        return order_loss(scale * cosines, torch.stack(list(errors), dim=1))
-
-    return {
-        "contrast": contrastive_loss(torch.cat([right, little]), texts, wrong, scale, same),
-        "heads": head,
-        "order": order(texts[:SCENES], (right, wrong), (errors[0], errors[2]))
-        + order(texts[SCENES:], (clean, little, much), (errors[1], errors[3], errors[4])),
-    }
-
-
-def main(steps: int, start: Path | None, work: Path) -> None:
+def main(steps: int, work: Path) -> None:
     """Train, measure, and write the scorer to WORK/clip."""
     torch.manual_seed(SEED)
     model, heads = build_clip(), Heads()
-    if start:
-        model.load_state_dict(DualEncoder.from_pretrained(start).float().state_dict())
+    visual: Any = model.clip.visual
     again, scenes_again = redrawn(work)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        # who goes on from an earlier one shall see other scenes
-        rng = random.Random(f"{SEED + 2 if start else SEED}-{step}")
-        parts = losses(model, heads, draw_batch(rng, again, scenes_again))
-        return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
+        rng = random.Random(f"{SEED}-{step}")
+        descriptions = draw_rivals(rng, SCENES)
+        scenes = [draw_scene(description, rng) for description in descriptions]
+        others = [draw_scene(rng.choice((d, d, draw_description(rng))), rng) for d in descriptions]
+        chosen = [rng.randrange(len(again)) for _ in range(AGAIN)]
+        scenes += [scenes_again[i] for i in chosen]
+        right = pixels(scenes) / 2 + 0.5
+        shown = torch.cat([right[:SCENES], again[chosen]])
+        wrong = corrupt(right[:SCENES], pixels(others) / 2 + 0.5)
+        errors = torch.cat([error_map(shown, right), error_map(wrong, right[:SCENES])])
+        captions = [scene.description.caption for scene in scenes]
+        same = torch.tensor([[a == b for b in captions] for a in captions])
+        with torch.autocast("cpu", torch.bfloat16):
+            embedded, third = look(visual, torch.cat([shown, wrong]))
+            texts = F.normalize(model.clip.encode_text(model.tokenize(captions)).float(), dim=-1)
+            kept = head_losses(heads, third, [*scenes, *scenes[:SCENES]], errors)
+        scale = model.clip.logit_scale.exp().clamp(max=100)
+        contrast = contrastive_loss(embedded[: len(scenes)], texts, embedded[len(scenes) :], scale, same)
+        return contrast + kept, {"contrast": contrast.item(), "heads": kept.item(), "scale": scale.item()}
 
-    visual: Any = model.clip.visual
     visual.to(memory_format=torch.channels_last)
     module = nn.ModuleDict({"clip": model.clip, "heads": heads})  # not the scorer: that one freezes batch norms
     fit(module, loss_of, steps=steps, peak=2e-3, folder=work / "clip-training", weight_decay=0.05)
@@ -240,7 +179,6 @@ def main(steps: int, start: Path | None, work: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--start", type=Path, help="folder of an earlier clip-mini to go on from")
     parser.add_argument("--work", type=Path, default=Path("build/mini"))
     args = parser.parse_args()
-    main(args.steps, args.start, args.work)
+    main(args.steps, args.work)

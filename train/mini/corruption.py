@@ -25,9 +25,8 @@ from sp_rerank.train.mini.scenes import SIDE, Scene
 from sp_rerank.train.mini.training import pixels, scenes_of_step
 
 CELLS = 16  # a side of the maps of errors
-REDRAWN, AT_ONCE = 3000, 20
-STRENGTHS = ((0.25, 0.6), (0.5, 0.9))  # of the noise that a scene is drawn again from, a little and a lot
-MARGIN = 2  # pixels around an object that still count as its own
+REDRAWN, AT_ONCE = 6000, 20
+STRENGTHS = (0.3, 0.95)  # of the noise that a scene is drawn again from
 STEPS = 12
 SEED = 41
 
@@ -45,26 +44,10 @@ def corrupt(images: Tensor, others: Tensor) -> Tensor:
     return (images + _masks(n) * (changed - images)).clamp(0, 1)
 
 
-def _difference(images: Tensor, originals: Tensor) -> Tensor:
-    """(n, 1, 64, 64): the absolute difference, both blurred 3x3, at most .4 a pixel."""
-    return F.avg_pool2d(images - originals, 3, 1, 1).abs().mean(dim=1, keepdim=True).clamp(max=0.4)
-
-
 def error_map(images: Tensor, originals: Tensor) -> Tensor:
-    """(n, CELLS, CELLS): the mean difference of each cell."""
-    return F.avg_pool2d(_difference(images, originals), SIDE // CELLS)[:, 0]
-
-
-def error(images: Tensor, originals: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """(n,): the mean difference over the objects' boxes and that over the rest, added."""
-    inside = torch.zeros(len(scenes), 1, SIDE, SIDE)
-    for row, scene in enumerate(scenes):
-        for left, top, right, bottom in (placed.box for placed in scene.objects):
-            rows, columns = slice(max(top - MARGIN, 0), bottom + MARGIN), slice(max(left - MARGIN, 0), right + MARGIN)
-            inside[row, 0, rows, columns] = 1
-    difference = _difference(images, originals)
-    parts = torch.stack([inside, 1 - inside])
-    return ((difference * parts).sum(dim=(2, 3, 4)) / parts.sum(dim=(2, 3, 4))).sum(dim=0)
+    """(n, CELLS, CELLS): the mean absolute difference of each cell, both blurred 3x3, at most .4 a pixel."""
+    difference = (F.avg_pool2d(images - originals, 3, 1, 1)).abs().mean(dim=1, keepdim=True).clamp(max=0.4)
+    return F.avg_pool2d(difference, SIDE // CELLS)[:, 0]
 
 
 def _smooth(n: int, channels: int, cells: int) -> Tensor:
@@ -97,28 +80,21 @@ def _colored(images: Tensor) -> Tensor:
 
 
 def redrawn(work: Path) -> tuple[Tensor, list[Scene]]:
-    """Scenes drawn again by the embedded model, each twice: (3000, 2, 3, 64, 64) in [0, 1], and the scenes.
-
-    Made once and kept.
-    """
-    blocks = range(REDRAWN // AT_ONCE)
-    scenes = [scene for block in blocks for scene in scenes_of_step(SEED, block, AT_ONCE)]
+    """Scenes drawn again by the embedded model, (6000, 3, 64, 64) in [0, 1], and the scenes; made once and kept."""
+    scenes = [scene for step in range(REDRAWN // AT_ONCE) for scene in scenes_of_step(SEED, step, AT_ONCE)]
     path = work / "redrawn.safetensors"
     if not path.exists():
-        made = [_redrawn(scenes[block * AT_ONCE : (block + 1) * AT_ONCE], block) for block in blocks]
+        low, high = STRENGTHS
+        strengths = [random.Random(f"{SEED}-{step}").uniform(low, high) for step in range(REDRAWN // AT_ONCE)]
+        images = torch.cat([
+            redraw(scenes[first : first + AT_ONCE], strengths[first // AT_ONCE], seed=SEED * 10**6 + first)
+            for first in range(0, REDRAWN, AT_ONCE)
+        ])
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".part")
-        save_file({"images": torch.cat(made)}, temporary)
+        save_file({"images": (images * 255).round().byte()}, temporary)
         temporary.replace(path)
     return load_file(path)["images"].float() / 255, scenes
-
-
-def _redrawn(scenes: Sequence[Scene], block: int) -> Tensor:
-    """(n, 2, 3, 64, 64) uint8: the scenes of a block at both STRENGTHS."""
-    rng = random.Random(f"{SEED}-{block}")
-    seed = SEED * 10**6 + 2 * AT_ONCE * block
-    versions = [redraw(scenes, rng.uniform(*of), seed=seed + k * AT_ONCE) for k, of in enumerate(STRENGTHS)]
-    return (torch.stack(versions, dim=1) * 255).round().byte()
 
 
 @functools.cache
