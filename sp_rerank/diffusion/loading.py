@@ -22,7 +22,6 @@ from sp_rerank.diffusion.compiling import compile_networks
 from sp_rerank.diffusion.components import find_variant, load_networks, pipeline_class, read_index
 from sp_rerank.diffusion.hardware import check_device, check_dtype
 from sp_rerank.diffusion.placement import device_of, place, set_provenance
-from sp_rerank.diffusion.schedulers import other_scheduler
 from sp_rerank.diffusion.single_file import find_base, is_single_file, load_single_file
 from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError, first_line
 from sp_rerank.storage import hub
@@ -222,6 +221,8 @@ def load_pipeline(
     if "prompt" not in parameters_of(pipe):
         raise UsageError(f"{spec} is a {type(pipe).__name__}, not a text-to-image pipeline")
     if scheduler:
+        from sp_rerank.diffusion.schedulers import other_scheduler
+
         pipe.scheduler = other_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     with quiet():
