@@ -19,10 +19,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from sp_rerank.config import EXHAUSTIVE, STEERING, SearchPlan
+from sp_rerank.diffusion.batches import flags_of
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.loading import UNKNOWN_STEPS, default_settings, model_of
 from sp_rerank.diffusion.placement import provenance_of, set_provenance
-from sp_rerank.diffusion.sampler import Sampler, flags_of
+from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.errors import UsageError
 from sp_rerank.pipelines.output import BestOfNPipelineOutput, Finished, finished, output_of
 from sp_rerank.pipelines.request import (

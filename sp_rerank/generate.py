@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from sp_rerank.diffusion.batches import Batch
     from sp_rerank.diffusion.memory_limit import MemoryLimit
-    from sp_rerank.diffusion.sampler import Batch
     from sp_rerank.run.folder import RunDir
     from sp_rerank.types import Scorer
 

@@ -11,14 +11,22 @@ import logging
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
-from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
+from sp_rerank.diffusion.batches import Batch, batch_of
+from sp_rerank.diffusion.call_arguments import (
+    ONE_AT_A_TIME,
+    RAW_TENSORS,
+    check_pipeline,
+    is_one_of,
+    parameters_of,
+    pipeline_errors,
+    select_arguments,
+)
 from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.memory_limit import MemoryLimit
 from sp_rerank.diffusion.schedulers import check_steps
@@ -26,8 +34,6 @@ from sp_rerank.diffusion.text_arguments import encode_text, repeated
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.types import TextToImagePipeline
 
 log = logging.getLogger(__name__)
@@ -37,40 +43,6 @@ OPTIONS = {
     *("height", "width", "memory_limit", "embeddings"),
 }
 """What a run sets by options of its own."""
-
-ONE_AT_A_TIME = {"PRXPipeline"}
-"""Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
-
-RAW_TENSORS = {"IFPipeline", "Kandinsky3Pipeline", "KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
-"""Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Images that were made together.
-
-    Attributes:
-        indices: Indices of the candidates.
-        seeds: Seeds of their noise.
-        images: (b, 3, H, W) float in [0, 1] on the pipeline's device, or on the CPU where it gives arrays; not finite
-            where the model broke down.
-        flagged: Which of them the safety checker replaced.
-        nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
-            counts as one.
-        of_call: Number of images of the call, where images of other prompts were made in it; 0 where these are all.
-    """
-
-    indices: tuple[int, ...]
-    seeds: tuple[int, ...]
-    images: Tensor
-    flagged: tuple[bool, ...]
-    nfe: int
-    of_call: int = 0
-
-    @property
-    def batch_size(self) -> int:
-        """Number of images of the call that made these."""
-        return self.of_call or len(self.indices)
 
 
 class Sampler:
@@ -159,7 +131,7 @@ class Sampler:
     @property
     def _limit(self) -> int:
         """The most images of a call."""
-        fits = 1 if _is_one_of(self.pipe, ONE_AT_A_TIME) else self._memory.images
+        fits = 1 if is_one_of(self.pipe, ONE_AT_A_TIME) else self._memory.images
         return min(self.batch_size, fits or self.batch_size)
 
     @property
@@ -199,7 +171,7 @@ class Sampler:
             **self._arguments,
             # one CPU generator per image: its noise depends neither on the batch nor on the device
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "output_type": "np" if _is_one_of(self.pipe, RAW_TENSORS) else "pt",
+            "output_type": "np" if is_one_of(self.pipe, RAW_TENSORS) else "pt",
             "return_dict": True,
         }
 
@@ -328,25 +300,6 @@ def sampler_options(
         **sizes,
         **config.pipe_kwargs,
     }
-
-
-def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
-    """What a pipeline returned, as a batch; images behind those of the seeds only filled it."""
-    images = output.images
-    if not isinstance(images, torch.Tensor):
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(tuple(indices), tuple(seeds), images[: len(seeds)], flags_of(output, len(seeds)), nfe)
-
-
-def flags_of(output: Any, count: int) -> tuple[bool, ...]:
-    """Which of `count` images the safety checker of a pipeline replaced, as its output says under either name."""
-    flagged = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
-    return tuple(map(bool, flagged))[:count] if flagged else (False,) * count
-
-
-def _is_one_of(pipe: object, names: Container[str]) -> bool:
-    """Whether a pipeline is of one of these classes, or of one made from it."""
-    return any(kind.__name__ in names for kind in type(pipe).__mro__)
 
 
 def _pieces(indices: list[int], size: int) -> list[list[int]]:

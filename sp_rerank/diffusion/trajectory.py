@@ -19,8 +19,8 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from sp_rerank.diffusion import twin
+from sp_rerank.diffusion.batches import Batch, batch_of
 from sp_rerank.diffusion.call_arguments import pipeline_errors
-from sp_rerank.diffusion.sampler import Batch, batch_of
 from sp_rerank.diffusion.schedulers import INSTEAD, SCREEN, fork_generators, predict_x0, slice_state
 from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UsageError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sp_rerank.config import Stage
-from sp_rerank.diffusion.sampler import Batch
+from sp_rerank.diffusion.batches import Batch
 from sp_rerank.diffusion.trajectory import View
 from sp_rerank.errors import UsageError, is_out_of_memory
 from sp_rerank.run.state import PriorScores
