@@ -27,6 +27,7 @@ from sp_rerank.diffusion.call_arguments import (
     pipeline_errors,
     select_arguments,
 )
+from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.memory_limit import MemoryLimit, pieces
 from sp_rerank.diffusion.schedulers import check_steps
 from sp_rerank.diffusion.spacing import TIMES, draft_scheduler, first_time, time_steps
@@ -252,8 +253,12 @@ class Sampler:
             nfe += 1
             return args, more
 
-        output = self.call_pipeline(seeds, count)
+        output = self.call_pipeline(self._filled(seeds), count)
         return batch_of(output, indices, seeds, nfe)
+
+    def _filled(self, seeds: list[int]) -> list[int]:
+        """The seeds of a call: a compiled denoiser always gets a whole batch, for another size is compiled anew."""
+        return [*seeds, *seeds[-1:] * (self._limit - len(seeds))] if is_compiled(self.pipe) else seeds
 
     def _encode_text(self, prompt: str) -> dict[str, Any]:
         return encode_text(self.pipe, self.call, prompt, self._negative_prompt, self._arguments)

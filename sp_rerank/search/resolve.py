@@ -11,6 +11,7 @@ from sp_rerank.config import EXHAUSTIVE, PROMPT, GenerationOptions, RunConfig
 from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, placement, prompt_limits
 from sp_rerank.diffusion.call_arguments import parameters_of
+from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.spacing import takes_time_steps
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.scorers.ensemble import MeanRank
@@ -77,6 +78,7 @@ def resolve(
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=placement.device_of(pipe).type,
+        compiled=is_compiled(pipe) or None,
         batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,
