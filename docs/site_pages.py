@@ -170,12 +170,12 @@ def _cell(text: str) -> str:
 
 
 def options() -> str:
-    """The options of a run: flag and keyword, default, range."""
+    """The options of a run and of its model: flag and keyword, default, range."""
     from sp_rerank.cli.generate import flag_of
-    from sp_rerank.config import GenerationOptions
+    from sp_rerank.config import CheckpointOptions, GenerationOptions
 
     lines = ["| keyword | option | default | expected | |", "|---|---|---|---|---|"]
-    for entry in fields(GenerationOptions):
+    for entry in (*fields(GenerationOptions), *fields(CheckpointOptions)):
         cells = [
             f"`{entry.name}`",
             f"`{flag_of(entry.name)}`",

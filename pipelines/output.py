@@ -9,7 +9,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
-from sp_rerank.diffusion.sampler import Batch
+from sp_rerank.diffusion.batches import Batch
 from sp_rerank.storage.images import are_finite
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,11 @@ SET_BY_SAMPLER = {
     "return_dict",
 } - {"num_inference_steps"}
 DEPRECATED = ("callback", "callback_steps")
+ONE_AT_A_TIME = {"PRXPipeline"}
+"""Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
+
+RAW_TENSORS = {"IFPipeline", "Kandinsky3Pipeline", "KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
+"""Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
 OTHER_GUIDANCE = ("true_cfg_scale", "prior_guidance_scale", "decoder_guidance_scale")
 
 
@@ -35,6 +40,11 @@ def parameters_of(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """The parameters of a pipeline, or of one of its methods, by name."""
     bound = inspect.ismethod(call) or inspect.isfunction(call)
     return inspect.signature(call if bound else call.__call__).parameters
+
+
+def is_one_of(pipe: object, names: Container[str]) -> bool:
+    """Whether a pipeline is of one of these classes, or of one made from it."""
+    return any(kind.__name__ in names for kind in type(pipe).__mro__)
 
 
 def check_pipeline(pipe: TextToImagePipeline, call: Callable[..., Any]) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sp_rerank.config import RunConfig
-from sp_rerank.diffusion.sampler import Batch, Sampler, sampler_options
+from sp_rerank.diffusion.batches import Batch
+from sp_rerank.diffusion.sampler import Sampler, sampler_options
 from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:

@@ -11,22 +11,30 @@ import logging
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sp_rerank.config import RunConfig
 from sp_rerank.diffusion import twin
-from sp_rerank.diffusion.call_arguments import check_pipeline, parameters_of, pipeline_errors, select_arguments
-from sp_rerank.diffusion.memory_limit import MemoryLimit
+from sp_rerank.diffusion.batches import Batch, batch_of
+from sp_rerank.diffusion.call_arguments import (
+    ONE_AT_A_TIME,
+    RAW_TENSORS,
+    check_pipeline,
+    is_one_of,
+    parameters_of,
+    pipeline_errors,
+    select_arguments,
+)
+from sp_rerank.diffusion.compiling import is_compiled
+from sp_rerank.diffusion.memory_limit import MemoryLimit, pieces
 from sp_rerank.diffusion.schedulers import check_steps
+from sp_rerank.diffusion.spacing import TIMES, draft_scheduler, first_time, time_steps
 from sp_rerank.diffusion.text_arguments import encode_text, repeated
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sp_rerank.types import TextToImagePipeline
 
 log = logging.getLogger(__name__)
@@ -36,40 +44,6 @@ OPTIONS = {
     *("height", "width", "memory_limit", "embeddings"),
 }
 """What a run sets by options of its own."""
-
-ONE_AT_A_TIME = {"PRXPipeline"}
-"""Pipelines that cannot make several images in a call: PRX's time steps are those of one image with its guidance."""
-
-RAW_TENSORS = {"IFPipeline", "Kandinsky3Pipeline", "KandinskyCombinedPipeline", "KandinskyV22CombinedPipeline"}
-"""Pipelines whose tensors are in [-1, 1] and have passed no safety checker; their arrays are as everywhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Images that were made together.
-
-    Attributes:
-        indices: Indices of the candidates.
-        seeds: Seeds of their noise.
-        images: (b, 3, H, W) float in [0, 1] on the pipeline's device, or on the CPU where it gives arrays; not finite
-            where the model broke down.
-        flagged: Which of them the safety checker replaced.
-        nfe: Number of function evaluations: denoiser calls that each of them took; a call for both halves of guidance
-            counts as one.
-        of_call: Number of images of the call, where images of other prompts were made in it; 0 where these are all.
-    """
-
-    indices: tuple[int, ...]
-    seeds: tuple[int, ...]
-    images: Tensor
-    flagged: tuple[bool, ...]
-    nfe: int
-    of_call: int = 0
-
-    @property
-    def batch_size(self) -> int:
-        """Number of images of the call that made these."""
-        return self.of_call or len(self.indices)
 
 
 class Sampler:
@@ -146,7 +120,7 @@ class Sampler:
         while waiting:
             indices = waiting.popleft()
             if len(indices) > self._limit:
-                waiting.extendleft(reversed(_pieces(indices, self._limit)))
+                waiting.extendleft(reversed(pieces(indices, self._limit)))
                 continue
             batch = self._attempt(indices, [seeds[index] for index in indices])
             if batch is None:
@@ -158,23 +132,21 @@ class Sampler:
     @property
     def _limit(self) -> int:
         """The most images of a call."""
-        fits = 1 if _is_one_of(self.pipe, ONE_AT_A_TIME) else self._memory.images
+        fits = 1 if is_one_of(self.pipe, ONE_AT_A_TIME) else self._memory.images
         return min(self.batch_size, fits or self.batch_size)
 
     @property
     def steps(self) -> int:
         """The scheduler steps that the pipeline is asked for."""
-        for name in ("timesteps", "sigmas"):
-            if self._arguments.get(name) is not None:
-                return len(self._arguments[name])
-        return self._argument("num_inference_steps")
+        given = [self._arguments[name] for name in TIMES if self._arguments.get(name) is not None]
+        return len(given[0]) if given else self._argument("num_inference_steps")
 
     def _argument(self, name: str) -> Any:
         """An argument of the pipeline: what was given, else its default."""
         return self._arguments.get(name, parameters_of(self.call)[name].default)
 
     def _check_steps(self) -> None:
-        if all(self._arguments.get(name) is None for name in ("timesteps", "sigmas")):
+        if all(self._arguments.get(name) is None for name in TIMES):
             check_steps(self.scheduler, self.steps)
 
     @property
@@ -189,7 +161,7 @@ class Sampler:
 
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
         """The indices that share a batch, at the size that is known to fit into memory."""
-        return [piece for block in _pieces(sorted(seeds), self.batch_size) for piece in _pieces(block, self._limit)]
+        return [piece for block in pieces(sorted(seeds), self.batch_size) for piece in pieces(block, self._limit)]
 
     def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
@@ -198,7 +170,7 @@ class Sampler:
             **self._arguments,
             # one CPU generator per image: its noise depends neither on the batch nor on the device
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "output_type": "np" if _is_one_of(self.pipe, RAW_TENSORS) else "pt",
+            "output_type": "np" if is_one_of(self.pipe, RAW_TENSORS) else "pt",
             "return_dict": True,
         }
 
@@ -212,19 +184,24 @@ class Sampler:
                 self._text = self._encode_text(self._prompt)
         return {**self._text, "num_images_per_prompt": images}
 
-    def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
-        """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
+    def for_drafts(self, steps: int, spacing: float | None = None) -> Sampler:
+        """A sampler that draws the same noise and spends few steps on it, by `spacing.SOLVER` where that can be.
 
         Args:
             steps: Number of scheduler steps.
-            scheduler: Class name of another scheduler; where the model cannot take it, its own stays.
+            spacing: Exponent of the time steps, as in `sp_rerank.diffusion.spacing`; None for the scheduler's own.
+
+        Raises:
+            UsageError: If the scheduler cannot take as many, or the pipeline no time steps.
         """
         self.call_arguments([])  # encodes the text, once for both
         other = copy(self)
-        other._arguments = {**self._arguments, "num_inference_steps": steps}
-        kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
-        if scheduler in kinds:
-            other._scheduler = kinds[scheduler].from_config(self.pipe.scheduler.config)
+        other._scheduler = draft_scheduler(self.pipe.scheduler, given=spacing is not None)
+        other._arguments = {name: value for name, value in self._arguments.items() if name not in TIMES}
+        other._arguments["num_inference_steps"] = steps
+        if spacing is not None:
+            first, takes = first_time(self.scheduler, self._arguments, self.steps), parameters_of(self.call)
+            other._arguments |= time_steps(other.scheduler, takes, first=first, steps=steps, exponent=spacing)
         other._check_steps()
         return other
 
@@ -276,8 +253,12 @@ class Sampler:
             nfe += 1
             return args, more
 
-        output = self.call_pipeline(seeds, count)
+        output = self.call_pipeline(self._filled(seeds), count)
         return batch_of(output, indices, seeds, nfe)
+
+    def _filled(self, seeds: list[int]) -> list[int]:
+        """The seeds of a call: a compiled denoiser always gets a whole batch, for another size is compiled anew."""
+        return [*seeds, *seeds[-1:] * (self._limit - len(seeds))] if is_compiled(self.pipe) else seeds
 
     def _encode_text(self, prompt: str) -> dict[str, Any]:
         return encode_text(self.pipe, self.call, prompt, self._negative_prompt, self._arguments)
@@ -323,26 +304,3 @@ def sampler_options(
         **sizes,
         **config.pipe_kwargs,
     }
-
-
-def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
-    """What a pipeline returned, as a batch."""
-    images = output.images
-    if not isinstance(images, torch.Tensor):
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(tuple(indices), tuple(seeds), images, flags_of(output, len(seeds)), nfe)
-
-
-def flags_of(output: Any, count: int) -> tuple[bool, ...]:
-    """Which of `count` images the safety checker of a pipeline replaced, as its output says under either name."""
-    flagged = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
-    return tuple(map(bool, flagged)) if flagged else (False,) * count
-
-
-def _is_one_of(pipe: object, names: Container[str]) -> bool:
-    """Whether a pipeline is of one of these classes, or of one made from it."""
-    return any(kind.__name__ in names for kind in type(pipe).__mro__)
-
-
-def _pieces(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]

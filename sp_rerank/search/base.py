@@ -22,7 +22,8 @@ from sp_rerank.storage.images import are_finite
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sp_rerank.diffusion.sampler import Batch, Sampler
+    from sp_rerank.diffusion.batches import Batch
+    from sp_rerank.diffusion.sampler import Sampler
 
 Score = Callable[["Tensor"], "Tensor"]
 """(b, 3, H, W) images in [0, 1] to (b,) scores, higher is better."""

@@ -25,8 +25,8 @@ from support.pages import section, write_section
 from support.pipelines import BUILDERS, NOT_BUILT, SIZED, build
 
 from sp_rerank import pipelines
+from sp_rerank.diffusion.call_arguments import RAW_TENSORS
 from sp_rerank.diffusion.loading import quiet
-from sp_rerank.diffusion.sampler import RAW_TENSORS
 from sp_rerank.errors import UsageError
 from sp_rerank.pipelines import BestOfNMixin, best_of_n
 from sp_rerank.pipelines.families import class_named, stock_classes
