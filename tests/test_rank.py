@@ -78,17 +78,17 @@ def run(files, *words):
 
 
 def test_the_command_says_what_a_diverse_choice_costs_and_what_ties(files, monkeypatch):
-    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device: ByLook())
-    result = run(files, "--scorer", "look", "--top-k", "2", "--diverse")
+    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device, *dtype: ByLook())
+    result = run(files, "--scorer", "brightness", "--top-k", "2", "--diverse")
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "4"]
     assert "no near-copies: ranks 1, 4; their mean score is 0.0" in result.stderr
     assert "no calibration: ties unknown" in result.stderr
-    record = json.loads(run(files, "--scorer", "look", "--top-k", "2", "--diverse", "--json").stdout)
+    record = json.loads(run(files, "--scorer", "brightness", "--top-k", "2", "--diverse", "--json").stdout)
     assert [row["rank"] for row in record["ranking"]] == [1, 4]
     assert record["cost"] > 0
     assert not record["calibrated"]
     with pytest.raises(UsageError, match="say how many with --top-k"):
-        run(files, "--scorer", "look", "--diverse")
+        run(files, "--scorer", "brightness", "--diverse")
 
 
 def test_the_command_says_which_are_not_told_apart(files, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_run_folder_is_no_folder_of_images(tmp_path):
 def test_of_three_copies_and_another_the_other_is_shown(tmp_path, monkeypatch):
     for number, color in enumerate([(250, 0, 0)] * 3 + [(0, 0, 90)]):
         Image.new("RGB", (4, 4), color).save(tmp_path / f"{number}.png")
-    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device: ByLook())
+    monkeypatch.setattr("sp_rerank.cli.rank.load_scorer", lambda spec, model, device, *dtype: ByLook())
     result = invoke(tmp_path, "--diverse", "--top-k", "2", "--json")
     assert [Path(path).name for path in paths(result)] == ["0.png", "3.png"]
     assert "no near-copies: ranks 1, 4" in result.stderr

@@ -62,7 +62,7 @@ def compare(
     from sp_rerank.report.tables import to_json
     from sp_rerank.storage import atomic
 
-    check_words(scorers=scorer, device=device)
+    check_words(device=device)
     _check_files(plot, sheet)
     rankers: list[Scorer] = []
     lost: list[SpRerankError] = []

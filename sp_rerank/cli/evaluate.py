@@ -129,7 +129,7 @@ def correlate(
 
     if len(scorer) != 2:
         raise UsageError(f"--scorer was given {len(scorer)} times; expected two scorers to compare")
-    check_words(scorers=scorer, device=device)
+    check_words(device=device)
     _prepare(out)
     made = measure.read_made(runs)
     with quiet():
@@ -159,7 +159,7 @@ def _measure(
         raise UsageError("a --scorer or --data was given twice; expected each once")
     if images and len(images) != len(data):
         raise UsageError(f"--images was given {len(images)} times for {len(data)} --data; expected one each, or none")
-    check_words(scorers=scorers, device=device)
+    check_words(device=device)
     sets = list(zip(data, images or [None] * len(data), strict=True))
     results = []
     with quiet():

@@ -140,7 +140,7 @@ def test_the_command_keeps_a_calibration_beside_the_weights(tmp_path, monkeypatc
     words = ["evaluate", "--data", data, "--keep-calibration"]
     with pytest.raises(UsageError, match="loaded from a folder of weights"):
         run(*words, "--scorer", "brightness")
-    monkeypatch.setattr(commands, "load_scorer", lambda spec, model, device: FromFolder(tmp_path))
+    monkeypatch.setattr(commands, "load_scorer", lambda spec, model, device, *dtype: FromFolder(tmp_path))
     result = run(*words, "--scorer", "light", "--simulated", "--json")
     (evaluation,) = json.loads(result.stdout)
     kept = calibration_of(FromFolder(tmp_path))
