@@ -117,7 +117,7 @@ def test_the_tutorial_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(list((tmp_path / "runs" / "lemon" / "images").iterdir())) == 16
     assert shown[-1].size == (256, 256)
     printed = capsys.readouterr()
-    assert "96 evaluations of the denoiser; complete" in printed.out
+    assert "108 evaluations of the denoiser; complete" in printed.out
     assert "Spearman" in printed.out
 
 

@@ -1,8 +1,8 @@
 """AUTOMATIC1111's names of samplers and what they are in diffusers. A table; knows no scheduler itself.
 
 The pairs are those of diffusers' own documentation (docs/source/en/api/schedulers/overview.md). A1111's samplers that
-diffusers has no match for (DPM++ 2S a, DPM fast, DPM adaptive, Restart) are not in it, nor is LCM, which needs a model of
-its own.
+diffusers has no match for (DPM++ 2S a, DPM fast, DPM adaptive, Restart) are not in it, nor is LCM, which needs a model
+of its own.
 """
 
 from __future__ import annotations

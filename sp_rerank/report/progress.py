@@ -20,8 +20,8 @@ def run_progress(n: int) -> Iterator[Callable[[Progress], None]]:
     A notebook gets a line of text that replaces itself, which needs no widgets.
     """
     if in_notebook():
-        with _line() as show:
-            yield show
+        with _line() as line:
+            yield line
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn

@@ -62,7 +62,7 @@ def _metadata(path: Path) -> tuple[dict[str, str], str | None]:
     """PNG texts, or what stands in EXIF in their place, and the EXIF comment."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            texts = {name: value for name, value in image.info.items() if isinstance(value, str)}
+            texts = {str(name): value for name, value in image.info.items() if isinstance(value, str)}
             exif = image.getexif()
             for value in dict(exif).values():
                 if isinstance(value, str) and value.startswith("prompt:"):
@@ -133,7 +133,7 @@ def _comfy(text: str | None) -> str | None:
         guided = inputs.get("positive")
         if guided is None and "Guider" in str(nodes[name].get("class_type")):
             guided = inputs.get("conditioning")
-        if _linked(nodes, guided):
+        if guided is not None and _linked(nodes, guided):
             return _text_behind(nodes, str(guided[0]), set())
     return None
 

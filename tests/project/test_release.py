@@ -40,6 +40,7 @@ def test_packed_by_anybody_at_any_time_an_archive_is_the_same(sessions, tmp_path
     for path in (first, second):
         sessions.repack(path, 1_700_000_000)
     assert first.read_bytes() == second.read_bytes()
+    assert int.from_bytes(first.read_bytes()[4:8], "little") == 1_700_000_000  # gzip's own time
     with tarfile.open(first) as tar:
         found = [(entry.name, entry.mtime, entry.mode) for entry in tar]
         assert found == [("p/a.py", 1_700_000_000, 0o644), ("p/b.py", 1_700_000_000, 0o644)]

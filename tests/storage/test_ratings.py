@@ -56,6 +56,7 @@ def test_a_rating_is_read_by_others_and_the_pixels_stay(tmp_path, suffix):
         assert found[f"{{{OURS}}}rank"] == f"{rating.rank}/{rating.of}"
         assert images.open_image(path).tobytes() == before
     assert path.read_bytes().count(b"adobe:ns:meta/") == 1
+    assert path.read_bytes().count(b"sp_rerank_score") == (suffix == "png")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
