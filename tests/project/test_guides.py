@@ -43,6 +43,7 @@ ELSEWHERE = {
     r"^duckdb ": "DuckDB's own program; tests/batch/test_exports.py queries the table",
     r"s3://": "an object store",
     r"^python -m sp_rerank\.train\.mini|build/mini": "the images that the mini world is made of: hours",
+    r"--base |--variant ": "files of one's own; tests/diffusion/test_checkpoints.py",
     r"^sp-rerank label ": "waits for a person; tests/label",
     r"^sp-rerank taste |sp@taste/": "a person's answers; tests/train/test_taste.py",
     r"--base |--lora |hub:OWNER": "weights and data of others, on a hub; tests/diffusion, tests/train",
