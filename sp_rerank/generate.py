@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
 from sp_rerank.errors import NothingUsableError, OptionError
 from sp_rerank.rank import ranked
-from sp_rerank.report.progress import run_progress
+from sp_rerank.report.progress import shown
 from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.state import RunState, Store
@@ -28,11 +28,11 @@ from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import asked_first, with_members
-from sp_rerank.scorers.scoring import embedder, refuse_pairs, score_with_sigma
+from sp_rerank.scorers.scoring import embedder, refuse_pairs
 from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
-from sp_rerank.types import Progress, SigmaScorer
+from sp_rerank.types import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,14 +111,14 @@ def generate(
     asked, also = GenerationOptions(**options), with_members(scorer, also)
     if isinstance(prompt, str):
         job = Job(resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also), asked, pipe, scorer, also)
-        with _shown(progress, job.config.n) as show:
+        with shown(progress, job.config.n) as show:
             return run_search(job, out=out, resume=resume, progress=show, stop=stop)
     configs = [resolve(each, asked, pipe=pipe, scorer=scorer, also=also) for each in prompt]
     results: list[RunResult] = []
     for config in configs:
         job, folder = Job(config, asked, pipe, scorer, also), out and Path(out) / run_folder_name(config)
         opening = store_for(job, folder, resume)
-        with _shown(progress, config.n) as show:
+        with shown(progress, config.n) as show:
             result, state = search_into(opening, job, progress=show, stop=stop, out=folder)
         try:
             check_usable(state, result.summary)
@@ -126,15 +126,6 @@ def generate(
             log.warning("%r: %s", config.prompt, error)
         results.append(result)
     return results
-
-
-def _shown(
-    progress: Callable[[Progress], None] | bool, n: int
-) -> AbstractContextManager[Callable[[Progress], None] | None]:
-    """What is called as a run goes on: the caller's own function, a bar, or none."""
-    if isinstance(progress, bool):
-        return run_progress(n) if progress else nullcontext()
-    return nullcontext(progress)
 
 
 def _check_names(options: Mapping[str, object]) -> None:
@@ -262,7 +253,9 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
             raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
         anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
         return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
-    size = _image_bytes(job.pipe, job.config.height, job.config.width)
+    from sp_rerank.diffusion.loading import image_bytes
+
+    size = image_bytes(job.pipe, job.config.height, job.config.width)
     return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
 
 
@@ -279,24 +272,6 @@ def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     scores = [state.score(index) for index in finished]
     reason = stopping.reason_to_stop(config.stop, scores, config.n, margin=margin, spent=spent)
     return Ended(*reason) if reason else None
-
-
-def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
-    """About what one PNG takes: half of its raw pixels."""
-    size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
-    side = (size if isinstance(size, int) else max(size)) * getattr(pipe, "vae_scale_factor", 8)
-    return (height or side) * (width or side) * 3 // 2
-
-
-def _margin_of_sigma(job: Job, kept: Sequence[Image.Image]) -> float:
-    """The margin of a scorer that is not calibrated and says how sure it is: of the kept images, asked again.
-
-    So it hangs on them alone, and not on which of the others were scored before an interruption.
-    """
-    if not kept or not isinstance(job.scorer, SigmaScorer):
-        return 0.0
-    _, sigmas = score_with_sigma(job.scorer, job.config.prompt, kept)
-    return margin_of(job.scorer, sigmas)
 
 
 def _concluded(

@@ -309,6 +309,13 @@ def scheduler_name(pipe: TextToImagePipeline) -> str:
     return getattr(pipe.scheduler, "sampler_name", type(pipe.scheduler).__name__)
 
 
+def image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
+    """About what a PNG of a pipeline's image takes: half of its raw pixels."""
+    size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
+    side = (size if isinstance(size, int) else max(size)) * getattr(pipe, "vae_scale_factor", 8)
+    return (height or side) * (width or side) * 3 // 2
+
+
 def model_of(pipe: TextToImagePipeline) -> str:
     """The name under which a loaded pipeline's model is known, else its repository or folder."""
     return origin_of(pipe)[0]

@@ -97,7 +97,7 @@ class _Room:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody wait any longer."""
+        """End every wait."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

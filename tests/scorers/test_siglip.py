@@ -91,7 +91,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         files=("open_clip_model.safetensors",),
         architecture="tiny-siglip",
         preprocess={"size": 160, "mean": HALF, "std": HALF, "geometry": "squash"},
-        vocabulary=("nobody/nothing", None),
+        vocabulary=("no-owner/nothing", None),
     )
     monkeypatch.setitem(PUBLISHED, row.name, row)
     out = convert(folder / row.files[0], row.name, out=tmp_path / "ours")
