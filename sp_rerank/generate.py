@@ -28,11 +28,11 @@ from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
 from sp_rerank.scorers.calibration import margin_of
 from sp_rerank.scorers.ensemble import asked_first, with_members
-from sp_rerank.scorers.scoring import embedder, refuse_pairs
+from sp_rerank.scorers.scoring import embedder, refuse_pairs, score_with_sigma
 from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
-from sp_rerank.types import Progress
+from sp_rerank.types import Progress, SigmaScorer
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -255,8 +255,8 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
         return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
     from sp_rerank.diffusion.loading import image_bytes
 
-    size = image_bytes(job.pipe, job.config.height, job.config.width)
-    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
+    each = image_bytes(job.pipe, job.config.height, job.config.width)
+    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=each)
 
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:
@@ -272,6 +272,14 @@ def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     scores = [state.score(index) for index in finished]
     reason = stopping.reason_to_stop(config.stop, scores, config.n, margin=margin, spent=spent)
     return Ended(*reason) if reason else None
+
+
+def _margin_of_sigma(job: Job, kept: Sequence[Image.Image]) -> float:
+    """The margin of a scorer that is not calibrated and says how sure it is: of the kept images alone, asked again."""
+    if not kept or not isinstance(job.scorer, SigmaScorer):
+        return 0.0
+    _, sigmas = score_with_sigma(job.scorer, job.config.prompt, kept)
+    return margin_of(job.scorer, sigmas)
 
 
 def _concluded(
