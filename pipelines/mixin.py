@@ -24,6 +24,7 @@ from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.loading import UNKNOWN_STEPS, default_settings, model_of
 from sp_rerank.diffusion.placement import provenance_of, set_provenance
 from sp_rerank.diffusion.sampler import Sampler
+from sp_rerank.diffusion.spacing import takes_time_steps
 from sp_rerank.errors import UsageError
 from sp_rerank.pipelines.output import BestOfNPipelineOutput, Finished, finished, output_of
 from sp_rerank.pipelines.request import (
@@ -221,13 +222,16 @@ class BestOfNMixin(Base):
             )
         if search == STEERING:
             raise UsageError(f"search={STEERING!r}: its images have no seed of their own; use sp_rerank.generate")
-        default = default_of(parameters_of(type(self).__call__), "num_inference_steps", UNKNOWN_STEPS)
+        takes = parameters_of(type(self).__call__)
+        default = default_of(takes, "num_inference_steps", UNKNOWN_STEPS)
         steps = arguments.get("num_inference_steps", int(default))
         plan = plan_for(
             search if isinstance(search, str) else Path(search),
-            RunShape(num_candidates, chosen, steps, model_of(self), name_of(self.scorer)),
+            RunShape(
+                num_candidates, chosen, steps, model_of(self), name_of(self.scorer), takes_time_steps(self, takes)
+            ),
         )
-        if arguments.get("callback_on_step_end") is not None and plan.strategy not in ("exhaustive", "screening"):
+        if arguments.get("callback_on_step_end") is not None and plan.watches:
             raise UsageError(
                 f"callback_on_step_end: expected None with search={str(search)!r}, which takes that place itself"
             )

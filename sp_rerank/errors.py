@@ -2,7 +2,8 @@
 
 SpRerankError            1   a bug, if it is raised itself
 ├── UsageError           2   wrong arguments or configuration
-│   └── OptionError      2   one option, by its Python name; each layer shows it in its own spelling
+│   ├── OptionError      2   one option, by its Python name; each layer shows it in its own spelling
+│   └── UnwatchableError 2   a pipeline cannot be looked into, or its batch not cut, on its way
 ├── FolderBusyError      3   another process writes to the run folder
 ├── NothingUsableError   4   no image could be used
 ├── HubUnavailableError  69  a model is neither here nor within reach
@@ -46,6 +47,10 @@ class OptionError(UsageError):
         """The message with the option's name as another layer spells it, such as "--guidance-scale"."""
         value = repr(self.value) if isinstance(self.value, str) else str(self.value)
         return f"{name} is {value}; expected {self.expected}"
+
+
+class UnwatchableError(UsageError):
+    """A pipeline or its scheduler cannot be looked into on its way, or its batch cannot be cut there."""
 
 
 class FolderBusyError(SpRerankError):

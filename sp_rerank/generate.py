@@ -26,13 +26,13 @@ from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.state import RunState, Store
 from sp_rerank.run.summary import Ended, RunResult, RunSummary
 from sp_rerank.run.writer import RunWriter
-from sp_rerank.scorers.calibration import margin_of
+from sp_rerank.scorers.calibration import margin_by_sigma, margin_of
 from sp_rerank.scorers.ensemble import asked_first, with_members
-from sp_rerank.scorers.scoring import embedder, refuse_pairs, score_with_sigma
+from sp_rerank.scorers.scoring import embedder, refuse_pairs
 from sp_rerank.search.base import Scored
 from sp_rerank.search.candidates import finished_candidates, guarded, score_batch, seen_candidates
 from sp_rerank.stats import diversity, stopping
-from sp_rerank.types import Progress, SigmaScorer
+from sp_rerank.types import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -196,8 +196,7 @@ def search_into(
     """
     from sp_rerank.diffusion.sampler import sampler_of
 
-    for scorer in (asked_first(job.scorer), *job.also):
-        refuse_pairs(scorer)
+    refuse_pairs(asked_first(job.scorer), *job.also)
     diverse = job.options.diverse
     embed = embedder(job.scorer) if diverse else None  # a scorer without embeddings is refused before the work
     sampler_of(job.config, job.pipe)  # so is what the pipeline does not take
@@ -253,9 +252,7 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
             raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
         anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
         return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
-    from sp_rerank.diffusion.loading import image_bytes
-
-    each = image_bytes(job.pipe, job.config.height, job.config.width)
+    each = _image_bytes(job.pipe, job.config.height, job.config.width)
     return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=each)
 
 
@@ -264,22 +261,18 @@ def _ending(state: RunState, margin: float, began: float) -> Ended | None:
     config = state.config
     if not config.stop or not (finished := state.finished):
         return None
-    spent = stopping.Spent(
-        nfe=state.nfe,
-        next_nfe=min(config.batch_size, config.n - len(finished)) * state.nfe_each,
-        seconds=time.monotonic() - began,
-    )
+    next_nfe = min(config.batch_size, config.n - len(finished)) * state.nfe_each
+    spent = stopping.Spent(nfe=state.nfe, next_nfe=next_nfe, seconds=time.monotonic() - began)
     scores = [state.score(index) for index in finished]
     reason = stopping.reason_to_stop(config.stop, scores, config.n, margin=margin, spent=spent)
     return Ended(*reason) if reason else None
 
 
-def _margin_of_sigma(job: Job, kept: Sequence[Image.Image]) -> float:
-    """The margin of a scorer that is not calibrated and says how sure it is: of the kept images alone, asked again."""
-    if not kept or not isinstance(job.scorer, SigmaScorer):
-        return 0.0
-    _, sigmas = score_with_sigma(job.scorer, job.config.prompt, kept)
-    return margin_of(job.scorer, sigmas)
+def _image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
+    """About what one PNG takes: half of its raw pixels."""
+    size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
+    side = (size if isinstance(size, int) else max(size)) * getattr(pipe, "vae_scale_factor", 8)
+    return (height or side) * (width or side) * 3 // 2
 
 
 def _concluded(
@@ -300,7 +293,7 @@ def _concluded(
         places = diversity.diverse(scores, embed([candidates[index].image for index in best]).numpy(), kept)
         cost = diversity.score_cost(scores, places)
         best = [best[place] for place in sorted(places)]
-    margin = margin or _margin_of_sigma(job, [candidates[i].image for i in best])
+    margin = margin or margin_by_sigma(job.scorer, job.config.prompt, [candidates[i].image for i in best])
     chosen = ranked([candidates[i] for i in best], [state.score(i) for i in best], margin, job.config.prompt)
     summary = RunSummary(
         best=tuple(best),

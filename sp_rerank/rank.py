@@ -7,24 +7,24 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sp_rerank.errors import NothingUsableError, UnreadableImageError, UsageError
 from sp_rerank.run.summary import ranked_html
 from sp_rerank.scorers.calibration import calibration_of, margin_of
 from sp_rerank.scorers.ensemble import MeanRank, with_members
-from sp_rerank.scorers.pairwise import is_pair_scorer, utilities
+from sp_rerank.scorers.pairwise import by_kind, utilities
 from sp_rerank.scorers.scoring import embedder, name_of, score_with_sigma
 from sp_rerank.stats import diversity, ranking
 from sp_rerank.storage import images
 from sp_rerank.storage.read_ahead import read_ahead, reader_count
-from sp_rerank.types import Candidate, PairScorer, Ranked
+from sp_rerank.types import Candidate, Ranked
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from sp_rerank.types import Scorer
+    from sp_rerank.types import PairScorer, Scorer
 
     Embed = Callable[[Sequence[Image.Image]], Tensor]
 
@@ -218,11 +218,11 @@ def _score_all(
     A mean of ranks is made of its members' scores, which come back too, behind it.
     """
     names = _checked_names(scorers)
-    scored = _score_each([scorer for scorer in scorers if not is_pair_scorer(scorer)], prompt, sources, embed, readers)
-    for scorer in scorers:
-        if isinstance(scorer, PairScorer) and is_pair_scorer(scorer):
-            found = utilities(scorer, prompt, len(scored.readable), lambda i: _image_of(sources[scored.readable[i]]))
-            scored.scores[name_of(scorer)], scored.sigmas[name_of(scorer)] = found.mean, found.sigma
+    single, pairs = by_kind(scorers)
+    scored = _score_each(single, prompt, sources, embed, readers)
+    for scorer in pairs:
+        found = utilities(scorer, prompt, len(scored.readable), lambda i: _image_of(sources[scored.readable[i]]))
+        scored.scores[name_of(scorer)], scored.sigmas[name_of(scorer)] = found.mean, found.sigma
     scored.scores = {name: scored.scores[name] for name in dict.fromkeys([*names, *scored.scores])}
     return scored
 
@@ -235,7 +235,7 @@ def _checked_names(scorers: Sequence[Scorer | PairScorer]) -> list[str]:
 
 
 def _score_each(
-    scorers: Sequence[Any],
+    scorers: Sequence[Scorer],
     prompt: str,
     sources: Sequence[Path] | Sequence[Image.Image],
     embed: Embed | None,

@@ -116,8 +116,9 @@ class Replays:
         if index not in self._made:
             config, run = self.run.config, self.run
             again = [index] if self.steps else _together(run, index)
-            # one batch, whatever indices it holds, unless memory is scarcer now
-            sampler = sampler_of(config, self._pipe, steps=self.steps, batch_size=run.n)
+            # one batch, whatever indices it holds, unless memory is scarcer now; a compiled one is filled up
+            size = config.batch_size if config.compiled else run.n
+            sampler = sampler_of(config, self._pipe, steps=self.steps, batch_size=size)
             for batch in sampler.batches({i: config.seed + i for i in again}):
                 self._made |= zip(batch.indices, to_images(batch.images), strict=True)
         return self._made[index]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sp_rerank.errors import UsageError
 from sp_rerank.rank import rank_files
 from sp_rerank.scorers.brightness import BrightnessScorer
 from sp_rerank.scorers.calibration import ScorerCalibration
+from sp_rerank.storage import images
 
 
 class ByLook(BrightnessScorer):
@@ -259,6 +261,7 @@ def test_of_a_large_file_each_scorer_gets_a_reading_of_its_own(tmp_path, monkeyp
 
 PEAK = """
 import sys
+import time
 from pathlib import Path
 from sp_rerank import load_scorer
 from sp_rerank.rank import rank_files
@@ -303,3 +306,35 @@ def test_large_images_are_ranked_within_a_gigabyte_and_a_half(tmp_path, case):
         peaks.append(int(ended.stdout) * 1024)
     print(f"{case}: {', '.join(f'{peak / 1e6:.0f}' for peak in peaks)} MB")
     assert peaks[-1] < 1.5e9
+
+
+def slow_reading(monkeypatch, seconds):
+    """Files take their time, as large ones do, and other threads may go on meanwhile."""
+    read = images.open_image
+    monkeypatch.setattr(images, "open_image", lambda path: time.sleep(seconds) or read(path))
+
+
+def test_files_are_read_side_by_side_and_while_others_are_scored(tmp_path, monkeypatch):
+    class Slow(BrightnessScorer):
+        def score(self, prompt, images):
+            time.sleep(0.02 * len(images))
+            return super().score(prompt, images)
+
+    for number in range(64):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    files = sorted(tmp_path.iterdir())
+    slow_reading(monkeypatch, 0.02)
+    took, orders = {}, []
+    for readers in (1, 8):
+        began = time.perf_counter()
+        orders.append(rank_files([Slow()], "x", files, readers=readers))
+        took[readers] = time.perf_counter() - began
+    assert orders[0] == orders[1]
+    one_after_another = 64 * (0.02 + 0.02)
+    assert took[1] < 0.85 * one_after_another  # one thread reads while a batch is scored
+    began = time.perf_counter()
+    rank_files([BrightnessScorer()], "x", files, readers=1)
+    alone = time.perf_counter() - began
+    began = time.perf_counter()
+    rank_files([BrightnessScorer()], "x", files, readers=4)
+    assert alone / (time.perf_counter() - began) > 1.7

@@ -25,6 +25,7 @@ from sp_rerank.cli.console import (
     Dtype,
     Json,
     ScorerOption,
+    check_words,
     plain,
     print_json,
     progress_bar,
@@ -180,6 +181,7 @@ def make(
 
     asked, checkpoint = split_options(options)
     check_search(asked)
+    check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
     options = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}
     batch = PromptBatch(
         read_prompts(*prompts),

@@ -12,6 +12,7 @@ import typer
 from sp_rerank.cli.console import (
     Device,
     Json,
+    check_words,
     complete_run,
     complete_scorer,
     load_scorer,
@@ -61,6 +62,7 @@ def compare(
     from sp_rerank.report.tables import to_json
     from sp_rerank.storage import atomic
 
+    check_words(scorers=scorer, device=device)
     _check_files(plot, sheet)
     rankers: list[Scorer] = []
     lost: list[SpRerankError] = []

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -191,24 +191,57 @@ def progress_bar(total: int, what: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def load_scorer(spec: str, model: str | None, device: str) -> Any:
-    """A scorer in float32: half precision would reorder candidates that are close."""
+def check_words(
+    *, scorers: Iterable[str] = (), model: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> None:
+    """Refuse words that are wrong whatever this machine has, before anything that takes seconds is imported.
+
+    Raises:
+        UsageError: Naming the first.
+    """
+    from sp_rerank.diffusion.hardware import check_device, check_dtype
+    from sp_rerank.diffusion.loading import find_model
+    from sp_rerank.scorers import check_spec
+
+    check_device(device)
+    check_dtype(dtype)
+    if model is not None:
+        find_model(model, "cpu")  # the device only decides what "auto" is
+    for spec in scorers:
+        check_spec(spec)
+
+
+def load_scorer(spec: str, model: str | None, device: str, dtype: str = "float32") -> Any:
+    """A scorer, in float32 unless asked otherwise: half precision reorders candidates that are close."""
     from sp_rerank import scorers
+    from sp_rerank.diffusion.loading import find_dtype
 
     found, why = scorers.resolve_spec(spec, model)
     if why:
         say(why)
-    return scorers.load_scorer(found, device=device)
+    return scorers.load_scorer(found, device=device, dtype=find_dtype(dtype, "", device))
 
 
 def load_pipeline(
-    model: str, device: str, dtype: str, scheduler: str | None, safety_checker: bool, checkpoint: CheckpointOptions
+    model: str,
+    device: str,
+    dtype: str,
+    scheduler: str | None,
+    safety_checker: bool,
+    checkpoint: CheckpointOptions,
+    compiled: bool = False,
 ) -> Any:
     """The pipeline that the options name, with a line where the choice was ours."""
     from sp_rerank.diffusion import loading
 
     pipe, why = loading.open_pipeline(
-        model, device=device, dtype=dtype, scheduler=scheduler, safety_checker=safety_checker, **checkpoint.keywords()
+        model,
+        device=device,
+        dtype=dtype,
+        scheduler=scheduler,
+        safety_checker=safety_checker,
+        compiled=compiled,
+        **checkpoint.keywords(),
     )
     if why:
         say(why)

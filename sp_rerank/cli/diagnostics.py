@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sp_rerank.cli.console import Json, print_json, quiet, say, tell
+from sp_rerank.cli.console import Device, Json, check_words, print_json, quiet, say, tell
 from sp_rerank.errors import UsageError
 
 
@@ -26,13 +26,18 @@ def doctor() -> None:
 def bench_generate(
     n: Annotated[int, typer.Option(help="candidates", min=1)] = 100,
     rounds: Annotated[int, typer.Option(help="of each way, in turn", min=1)] = 3,
+    model: Annotated[str, typer.Option(help="mini or sd-v1.4")] = "mini",
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """The whole command against a plain loop and a batched loop of diffusers, on the mini model."""
+    """A run, also with the search "fast", against a plain, a batched and a compiled loop of diffusers."""
     from sp_rerank.diagnostics.bench_generate import compare_generate
+    from sp_rerank.diffusion.loading import MODELS, find_device
 
-    with quiet():
-        _report_bench(compare_generate(n, rounds, say), as_json)
+    if model not in MODELS:
+        raise UsageError(f"--model is {model!r}; expected {' or '.join(MODELS)}")
+    check_words(device=device)
+    _report_bench(compare_generate(n, rounds, say, model=model, device=find_device(device)), as_json)
 
 
 def bench_score(

@@ -12,6 +12,7 @@ import typer
 from sp_rerank.cli.console import (
     Device,
     Json,
+    check_words,
     complete_run,
     complete_scorer,
     load_scorer,
@@ -128,6 +129,7 @@ def correlate(
 
     if len(scorer) != 2:
         raise UsageError(f"--scorer was given {len(scorer)} times; expected two scorers to compare")
+    check_words(scorers=scorer, device=device)
     _prepare(out)
     made = measure.read_made(runs)
     with quiet():
@@ -157,6 +159,7 @@ def _measure(
         raise UsageError("a --scorer or --data was given twice; expected each once")
     if images and len(images) != len(data):
         raise UsageError(f"--images was given {len(images)} times for {len(data)} --data; expected one each, or none")
+    check_words(scorers=scorers, device=device)
     sets = list(zip(data, images or [None] * len(data), strict=True))
     results = []
     with quiet():

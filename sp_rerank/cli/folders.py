@@ -49,7 +49,7 @@ def replay(
     with quiet():
         pipe = load_pipeline(
             model or config.model, config.device, config.dtype, config.scheduler, config.safety_checker,
-            config.provenance.options(),
+            config.provenance.options(), bool(config.compiled),
         )  # fmt: skip
         changed = config.provenance.changed_files(provenance_of(pipe))
         if changed:

@@ -21,6 +21,7 @@ from sp_rerank.cli.console import (
     Dtype,
     Json,
     ScorerOption,
+    check_words,
     complete_scorer,
     load_pipeline,
     load_scorer,
@@ -66,6 +67,10 @@ Scheduler = Annotated[
 ]
 SafetyChecker = Annotated[
     bool, typer.Option(help="Use the safety checker of the checkpoint, if it has one.", rich_help_panel="Image")
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the denoiser, for many images; other pixels.", rich_help_panel="Image"),
 ]
 Out = Annotated[
     Path | None,
@@ -140,6 +145,7 @@ def generate(
     safety_checker: SafetyChecker = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    compiled: Compile = False,
     out: Out = None,
     resume: Resume = False,
     as_json: Json = False,
@@ -153,6 +159,7 @@ def generate(
     prompt = _read_prompt(prompt)
     asked, checkpoint = split_options(options)
     _check_before_loading(prompt, asked)
+    check_words(scorers=[scorer, *also], model=model, device=device, dtype=dtype)
     began = time.monotonic()
     with quiet():
         from sp_rerank.diffusion.loading import model_of
@@ -160,7 +167,7 @@ def generate(
         from sp_rerank.scorers.ensemble import with_members
         from sp_rerank.search.resolve import resolve
 
-        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker, checkpoint)
+        pipe = load_pipeline(model, device, dtype, scheduler, safety_checker, checkpoint, compiled)
         ranker, *others = (load_scorer(name, model_of(pipe), str(device_of(pipe))) for name in [scorer, *also])
         others = with_members(ranker, others)
         config = resolve(prompt, asked, pipe=pipe, scorer=ranker, also=others)
@@ -226,8 +233,10 @@ def _check_before_loading(prompt: str, asked: GenerationOptions) -> None:
 
 
 def check_search(asked: GenerationOptions) -> None:
-    """Refuse a schedule file that cannot be read."""
+    """Refuse a search that is none, or a schedule file that cannot be read."""
     if asked.search not in SEARCHES:
+        if not Path(asked.search).is_file():  # said here too, for reading one takes torch
+            raise OptionError("search", str(asked.search), f"{', '.join(SEARCHES)}, or a schedule file that is there")
         from sp_rerank.search.schedule import read_schedule
 
         read_schedule(Path(asked.search))

@@ -30,7 +30,8 @@ def plan(
     from sp_rerank.report.tables import percent, to_json
     from sp_rerank.run.folder import RunDir
     from sp_rerank.search import planner
-    from sp_rerank.search.schedule import WHEN, Drops, to_toml
+    from sp_rerank.search.recorded import read_recording
+    from sp_rerank.search.schedule import WHEN, Drops, describe, to_toml
     from sp_rerank.storage import atomic
 
     for name, share in (("--gain", gain), ("--top-gain", top_gain)):
@@ -39,7 +40,7 @@ def plan(
     for name in strategy:
         if name not in WHEN:
             raise UsageError(f"--strategy is {name!r}; expected one of {', '.join(WHEN)}")
-    read = [planner.read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
+    read = [read_recording(RunDir.read(folder), scorer=scorer) for folder in recordings]
     chosen: list[Drops] = [name for name in get_args(Drops) if not strategy or name in strategy]
     schedule, estimate = planner.plan(
         read,
@@ -61,8 +62,7 @@ def plan(
     if as_json:
         print_json({"file": str(out), "schedule": to_json(schedule), "estimate": to_json(estimate)})
         return
-    rounds = ", ".join(f"{keep:g} after {when:g}" for when, keep in schedule.rounds)
-    tell(f"{schedule.strategy}: {rounds}")
+    tell(f"{schedule.strategy}: {', '.join(map(describe, schedule.rounds))}")
     for line in lines:
         tell(line)
     say(f"on {estimate.prompts} prompts that did not choose it; written: {out}, for generate --search {out}")

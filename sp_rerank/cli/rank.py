@@ -15,6 +15,7 @@ from sp_rerank.cli.console import (
     SCORER_VARIABLE,
     Device,
     Json,
+    check_words,
     complete_scorer,
     load_scorer,
     print_json,
@@ -65,6 +66,10 @@ def rank(
         ),
     ] = False,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(help="Of the scorers: float32; bfloat16 and float16 are faster on some machines, less exact."),
+    ] = "float32",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")] = False,
 ) -> None:
@@ -78,6 +83,7 @@ def rank(
         raise UsageError("the prompt is empty; expected words that say what the images should show")
     if diverse and top_k is None:
         raise UsageError("--diverse chooses some of the images; say how many with --top-k")
+    check_words(scorers=scorer, device=device, dtype=dtype)
     for place in places:
         _refuse_run_folder(place)
     found = find_images(places, recursive=recursive)
@@ -90,7 +96,7 @@ def rank(
     groups, silent = ({prompt: found.files}, []) if prompt is not None else _by_prompt(found.files)
     with quiet():
         hardware = loading.find_device(device)
-        rankers = [load_scorer(spec, None, hardware) for spec in scorer]
+        rankers = [load_scorer(spec, None, hardware, dtype) for spec in scorer]
         rankings = {words: rank_files(rankers, words, files, top_k, diverse=diverse) for words, files in groups.items()}
         calibration = calibration_of(rankers[0])
     unreadable = [error for ranking in rankings.values() for error in ranking.unreadable]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sp_rerank.cli.console import Json, PushToHub, console, print_json, quiet, say, stop_on_interrupt, tell
+from sp_rerank.errors import UsageError
 
 if TYPE_CHECKING:
     from sp_rerank.train.loop import Outcome
@@ -65,6 +66,8 @@ def train(
     chosen = read_recipe(recipe).with_overrides(override)
     if push_to_hub:
         hub.check_push(push_to_hub)
+    elif simulated:
+        raise UsageError("--simulated says something in a model card; expected it with --push-to-hub")
     with quiet():
         from sp_rerank.train import loop
         from sp_rerank.train.card import write_card
@@ -99,11 +102,11 @@ def train(
                 if main:
                     say("stopped; the last checkpoint is kept. Go on with the same command and --resume")
                 raise
-        if main and push_to_hub:
-            write_card(outcome.folder, chosen, (learning, held_out), data=data, base=base_name, simulated=simulated)
-            say(f"uploaded: {hub.push_folder(outcome.folder, push_to_hub, 'model')}")
-    if main:
-        _report(outcome, as_json)
+        if main:
+            _report(outcome, as_json)
+            if push_to_hub:  # an upload that fails has lost nothing
+                write_card(outcome.folder, chosen, (learning, held_out), data=data, base=base_name, simulated=simulated)
+                say(f"uploaded: {hub.push_folder(outcome.folder, push_to_hub, 'model')}")
 
 
 def _read(

@@ -19,17 +19,16 @@ from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, Usage
 from sp_rerank.rank import FILES_AT_ONCE, PIXELS_AT_ONCE
 from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
-from sp_rerank.scorers.pairwise import is_pair_scorer, utilities
+from sp_rerank.scorers.pairwise import by_kind, utilities
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage import images
 from sp_rerank.storage.perturbation import flip_and_crop
-from sp_rerank.types import PairScorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sp_rerank.run.records import Row
-    from sp_rerank.types import Scorer
+    from sp_rerank.types import PairScorer, Scorer
 
 NAMED = 10  # candidates that a message names; of more it gives the number
 
@@ -97,18 +96,18 @@ def score_run(
     names = list(dict.fromkeys([*held, *(scorer.name for scorer in scorers)]))
     scored = ScoredRun(run, [], {name: {} for name in names}, {s.name: {} for s in scorers}, {}, _left_out(run))
     failures: dict[str, list[tuple[int, str]]] = {}
+    single, pairs = by_kind(scorers)
     for count, opened in _batches(run, rows, scored.problems):
         scored.indices += opened
         for index in opened:
             for name, score in run.rows[index].scores.items():
                 scored.scores[name][index] = math.nan if score is None else score
-        for scorer in [scorer for scorer in scorers if not is_pair_scorer(scorer)]:
+        for scorer in single:
             _score(scorer, opened, scored, ratios, failures.setdefault(scorer.name, []))
         if progress:
             progress(count)
-    for scorer in scorers:
-        if isinstance(scorer, PairScorer) and is_pair_scorer(scorer):
-            _compare_pairs(scorer, scored, ratios, failures.setdefault(scorer.name, []))
+    for scorer in pairs:
+        _compare_pairs(scorer, scored, ratios, failures.setdefault(scorer.name, []))
     scored.problems += [line for name, failed in failures.items() for line in _failure_lines(name, failed)]
     scored.failed = {name: failed[0][1] for name, failed in failures.items() if failed and not scored.scores[name]}
     return scored

@@ -103,7 +103,7 @@ def compare(
     )
 
 
-def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer], steady: bool) -> None:
+def _check(runs: Sequence[RunDir], scorers: Sequence[Scorer | PairScorer], steady: bool) -> None:
     for scorer in scorers:
         if isinstance(scorer, MeanRank):
             raise UsageError(f"{scorer.name} is a mean of ranks; name its scorers one by one, their mean rank is told")

@@ -84,6 +84,7 @@ SIDE = Rule(
 )
 GUIDANCE = number(0)
 ETA = Rule("a number from 0 to 1", lambda v: GUIDANCE.holds(v) and float(str(v)) <= 1)
+SPACING = Rule("a number above 0, at most 4", lambda v: number(0, above=True).holds(v) and float(str(v)) <= 4)
 CONFIDENCE = Rule("a probability between 0 and 1", lambda v: isinstance(v, float) and 0 < v < 1)  # NaN compares false
 
 

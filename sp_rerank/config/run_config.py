@@ -72,6 +72,7 @@ class RunConfig:
         width: In pixels; None takes the model's own.
         dtype: Precision of the pipeline, such as "float32".
         device: Kind of device, such as "cuda".
+        compiled: Whether the denoiser is compiled, which rounds otherwise; None where it is not.
         batch_size: Number of images made at once, at most.
         seed: Seed of the first candidate.
         pipe_kwargs: Further arguments of the pipeline.
@@ -98,6 +99,7 @@ class RunConfig:
     width: int | None = key(or_none(SIDE))
     dtype: str = key(TEXT)
     device: str = key(TEXT)
+    compiled: bool | None = key(or_none(FLAG))
     batch_size: int = key(COUNT)
     seed: int = key(SEED, 0)
     pipe_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any], metadata={"rule": MAPPING})

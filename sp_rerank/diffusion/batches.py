@@ -39,14 +39,14 @@ class Batch:
 
 
 def batch_of(output: Any, indices: Sequence[int], seeds: Sequence[int], nfe: int) -> Batch:
-    """What a pipeline returned, as a batch."""
+    """What a pipeline returned, as a batch; images behind those of the seeds only filled it."""
     images = output.images
     if not isinstance(images, torch.Tensor):
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(tuple(indices), tuple(seeds), images, flags_of(output, len(seeds)), nfe)
+    return Batch(tuple(indices), tuple(seeds), images[: len(seeds)], flags_of(output, len(seeds)), nfe)
 
 
 def flags_of(output: Any, count: int) -> tuple[bool, ...]:
     """Which of `count` images the safety checker of a pipeline replaced, as its output says under either name."""
     flagged = getattr(output, "nsfw_content_detected", None) or getattr(output, "nsfw_detected", None)
-    return tuple(map(bool, flagged)) if flagged else (False,) * count
+    return tuple(map(bool, flagged))[:count] if flagged else (False,) * count

@@ -18,9 +18,10 @@ from sp_rerank.config import CheckpointKeywords, CheckpointOptions, Provenance
 from sp_rerank.config.checkpoint import Embedding, Lora
 from sp_rerank.diffusion.additions import add_embeddings, add_loras
 from sp_rerank.diffusion.call_arguments import default_of, parameters_of
+from sp_rerank.diffusion.compiling import compile_networks
 from sp_rerank.diffusion.components import find_variant, load_networks, pipeline_class, read_index
+from sp_rerank.diffusion.hardware import check_device, check_dtype
 from sp_rerank.diffusion.placement import device_of, place, set_provenance
-from sp_rerank.diffusion.schedulers import other_scheduler
 from sp_rerank.diffusion.single_file import find_base, is_single_file, load_single_file
 from sp_rerank.errors import OptionError, SpRerankError, StorageError, UsageError, first_line
 from sp_rerank.storage import hub
@@ -80,13 +81,15 @@ def find_device(device: str = "auto") -> str:
     Raises:
         UsageError: if the device asked for is not on this machine.
     """
+    check_device(device)
+    if device == "cpu":
+        return device
     import torch
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return accelerator.type if accelerator else "cpu"
-    kind = device.split(":")[0]
-    if kind != "cpu" and (accelerator is None or kind != accelerator.type):
+    if device.split(":")[0] not in ("cpu", accelerator.type if accelerator else None):
         here = f"cpu and {accelerator.type}" if accelerator else "cpu only"
         raise UsageError(f"no device {device!r} on this machine; there is {here}")
     return device
@@ -146,13 +149,11 @@ def find_dtype(dtype: str, model: str, device: str, asked: CheckpointOptions = _
         UsageError: If there is no such precision.
         HubUnavailableError, StorageError: As in `load_pipeline`.
     """
+    check_dtype(dtype)
     import torch
 
     if dtype != "auto":
-        known = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-        if dtype not in known:
-            raise UsageError(f"no precision {dtype!r}; expected auto, {', '.join(known)}")
-        return known[dtype]
+        return getattr(torch, dtype)
     if device.split(":")[0] != "cpu":
         return torch.bfloat16 if _has_transformer(model, asked) else torch.float16
     fast = torch.cpu._is_avx512_bf16_supported()
@@ -183,6 +184,7 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     scheduler: str | None = None,
     safety_checker: bool = True,
+    compiled: bool = False,
     **checkpoint: Unpack[CheckpointKeywords],
 ) -> Any:
     """A diffusers text-to-image pipeline, ready on its device, its progress bars off; nothing is printed.
@@ -194,6 +196,7 @@ def load_pipeline(
         scheduler: Another scheduler: the class name of one of diffusers, such as "DDIMScheduler" or just "DDIM", or a
             name of AUTOMATIC1111, such as "DPM++ 2M Karras" (`sp_rerank.config.samplers`).
         safety_checker: False leaves a checkpoint's safety checker out.
+        compiled: Compile the denoiser and the decoder when they are first called; see `compiling.compile_networks`.
         **checkpoint: The fields of `sp_rerank.config.CheckpointOptions`: base, variant, loras, embeddings, offload.
 
     Raises:
@@ -218,13 +221,18 @@ def load_pipeline(
     if "prompt" not in parameters_of(pipe):
         raise UsageError(f"{spec} is a {type(pipe).__name__}, not a text-to-image pipeline")
     if scheduler:
+        from sp_rerank.diffusion.schedulers import other_scheduler
+
         pipe.scheduler = other_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
     with quiet():
         embeddings = add_embeddings(pipe, [Embedding.parse(text) for text in asked.embeddings])
         loras = add_loras(pipe, [Lora.parse(text) for text in asked.loras])
         set_provenance(pipe, replace(made, loras=loras, embeddings=embeddings, offload=asked.offload))
-        return place(pipe, device, asked.offload)
+        placed = place(pipe, device, asked.offload)
+        if compiled:
+            compile_networks(placed, device)
+        return placed
 
 
 def _load_folder(
@@ -256,6 +264,7 @@ def open_pipeline(
     dtype: str = "auto",
     scheduler: str | None = None,
     safety_checker: bool = True,
+    compiled: bool = False,
     **checkpoint: Unpack[CheckpointKeywords],
 ) -> tuple[Any, str | None]:
     """The pipeline that words stand for, as on a command line, and a line that explains a choice that was ours.
@@ -264,9 +273,7 @@ def open_pipeline(
         model: As in `find_model`.
         device: As in `find_device`.
         dtype: As in `find_dtype`.
-        scheduler: As in `load_pipeline`.
-        safety_checker: As in `load_pipeline`.
-        **checkpoint: As in `load_pipeline`.
+        scheduler, safety_checker, compiled, **checkpoint: As in `load_pipeline`.
 
     Raises:
         UsageError, HubUnavailableError, StorageError: As these do.
@@ -274,9 +281,8 @@ def open_pipeline(
     found = find_device(device)
     spec, why = find_model(model, found)
     precision = find_dtype(dtype, spec, found, CheckpointOptions(**checkpoint))
-    pipe = load_pipeline(
-        spec, device=found, dtype=precision, scheduler=scheduler, safety_checker=safety_checker, **checkpoint
-    )
+    how: dict[str, Any] = {"scheduler": scheduler, "safety_checker": safety_checker, "compiled": compiled, **checkpoint}
+    pipe = load_pipeline(spec, device=found, dtype=precision, **how)
     return pipe, why
 
 
@@ -307,13 +313,6 @@ def quiet() -> Iterator[None]:
 def scheduler_name(pipe: TextToImagePipeline) -> str:
     """What run.json calls a pipeline's scheduler: its class, or A1111's name of a class that is set up in one way."""
     return getattr(pipe.scheduler, "sampler_name", type(pipe.scheduler).__name__)
-
-
-def image_bytes(pipe: Any, height: int | None, width: int | None) -> int:
-    """About what a PNG of a pipeline's image takes: half of its raw pixels."""
-    size = getattr(getattr(pipe, "unet", None), "config", {}).get("sample_size", 64)
-    side = (size if isinstance(size, int) else max(size)) * getattr(pipe, "vae_scale_factor", 8)
-    return (height or side) * (width or side) * 3 // 2
 
 
 def model_of(pipe: TextToImagePipeline) -> str:

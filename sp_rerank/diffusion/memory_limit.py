@@ -14,3 +14,8 @@ class MemoryLimit:
     """
 
     images: int | None = None
+
+
+def pieces(indices: list[int], size: int) -> list[list[int]]:
+    """Indices in pieces of at most a size, in their order."""
+    return [indices[i : i + size] for i in range(0, len(indices), size)]

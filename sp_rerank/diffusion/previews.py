@@ -12,7 +12,7 @@ from sp_rerank.diffusion.call_arguments import default_of, parameters_of
 from sp_rerank.diffusion.components import load_network
 from sp_rerank.diffusion.loading import MODELS
 from sp_rerank.diffusion.schedulers import INSTEAD
-from sp_rerank.errors import HubUnavailableError, UsageError
+from sp_rerank.errors import HubUnavailableError, UnwatchableError, UsageError
 from sp_rerank.storage.hub import cached_snapshot
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def load_decoder(name: str, pipe: TextToImagePipeline) -> Any:
 def _vae(pipe: TextToImagePipeline) -> Any:
     vae = getattr(pipe, "vae", None)
     if vae is None:
-        raise UsageError(f"{type(pipe).__name__} has no vae that decodes latents, so no preview can be made; {INSTEAD}")
+        raise UnwatchableError(
+            f"{type(pipe).__name__} has no vae that decodes latents, so no preview can be made; {INSTEAD}"
+        )
     return vae
 
 
@@ -74,7 +76,7 @@ class Previews:
         width: Width of the images in pixels where it was asked for.
 
     Raises:
-        UsageError: If the pipeline has no autoencoder.
+        UnwatchableError: If the pipeline has no autoencoder.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Previews:
         Latents that are not finite become images that are not.
 
         Raises:
-            UsageError: If the latents are laid out in a way that is not known here.
+            UnwatchableError: If the latents are laid out in a way that is not known here.
         """
         import torch
 
@@ -155,11 +157,11 @@ class Previews:
         """An attribute of the pipeline that only some have.
 
         Raises:
-            UsageError: If this one has none.
+            UnwatchableError: If this one has none.
         """
         value = getattr(self._pipe, name, None)
         if value is None:
-            raise UsageError(
+            raise UnwatchableError(
                 f"{type(self._pipe).__name__} holds its latents in a way that is not known here (it has no {name}), so "
                 f"no preview can be made; {INSTEAD}"
             )
@@ -170,7 +172,7 @@ def unscaled(latents: Tensor, config: object) -> Tensor:
     """Latents of a diffusion model, (b, c, h, w) or (b, c, 1, h, w), in the scale of their autoencoder, by `config`.
 
     Raises:
-        UsageError: If the configuration holds neither a factor nor a mean and a spread.
+        UnwatchableError: If the configuration holds neither a factor nor a mean and a spread.
     """
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     factor = getattr(config, "scaling_factor", None)
@@ -179,5 +181,7 @@ def unscaled(latents: Tensor, config: object) -> Tensor:
         mean, std = (latents.new_tensor(value).view(shape) for value in (mean, std))
         return latents * std / (1 if factor is None else factor) + mean
     if factor is None:
-        raise UsageError(f"the autoencoder's configuration has no scaling_factor, so no preview can be made; {INSTEAD}")
+        raise UnwatchableError(
+            f"the autoencoder's configuration has no scaling_factor, so no preview can be made; {INSTEAD}"
+        )
     return latents / factor + (getattr(config, "shift_factor", None) or 0)

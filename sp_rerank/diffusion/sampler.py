@@ -27,8 +27,10 @@ from sp_rerank.diffusion.call_arguments import (
     pipeline_errors,
     select_arguments,
 )
-from sp_rerank.diffusion.memory_limit import MemoryLimit
+from sp_rerank.diffusion.compiling import is_compiled
+from sp_rerank.diffusion.memory_limit import MemoryLimit, pieces
 from sp_rerank.diffusion.schedulers import check_steps
+from sp_rerank.diffusion.spacing import TIMES, draft_scheduler, first_time, time_steps
 from sp_rerank.diffusion.text_arguments import encode_text, repeated
 from sp_rerank.errors import OptionError, TryAgainError, is_out_of_memory
 
@@ -118,7 +120,7 @@ class Sampler:
         while waiting:
             indices = waiting.popleft()
             if len(indices) > self._limit:
-                waiting.extendleft(reversed(_pieces(indices, self._limit)))
+                waiting.extendleft(reversed(pieces(indices, self._limit)))
                 continue
             batch = self._attempt(indices, [seeds[index] for index in indices])
             if batch is None:
@@ -136,17 +138,15 @@ class Sampler:
     @property
     def steps(self) -> int:
         """The scheduler steps that the pipeline is asked for."""
-        for name in ("timesteps", "sigmas"):
-            if self._arguments.get(name) is not None:
-                return len(self._arguments[name])
-        return self._argument("num_inference_steps")
+        given = [self._arguments[name] for name in TIMES if self._arguments.get(name) is not None]
+        return len(given[0]) if given else self._argument("num_inference_steps")
 
     def _argument(self, name: str) -> Any:
         """An argument of the pipeline: what was given, else its default."""
         return self._arguments.get(name, parameters_of(self.call)[name].default)
 
     def _check_steps(self) -> None:
-        if all(self._arguments.get(name) is None for name in ("timesteps", "sigmas")):
+        if all(self._arguments.get(name) is None for name in TIMES):
             check_steps(self.scheduler, self.steps)
 
     @property
@@ -161,7 +161,7 @@ class Sampler:
 
     def blocks(self, seeds: Mapping[int, int]) -> list[list[int]]:
         """The indices that share a batch, at the size that is known to fit into memory."""
-        return [piece for block in _pieces(sorted(seeds), self.batch_size) for piece in _pieces(block, self._limit)]
+        return [piece for block in pieces(sorted(seeds), self.batch_size) for piece in pieces(block, self._limit)]
 
     def call_arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline is called with for these seeds; the list of generators is of this call alone."""
@@ -184,19 +184,24 @@ class Sampler:
                 self._text = self._encode_text(self._prompt)
         return {**self._text, "num_images_per_prompt": images}
 
-    def with_steps(self, steps: int, scheduler: str | None = None) -> Sampler:
-        """A sampler that draws the same noise and spends other steps on it; text and memory limit are shared so far.
+    def for_drafts(self, steps: int, spacing: float | None = None) -> Sampler:
+        """A sampler that draws the same noise and spends few steps on it, by `spacing.SOLVER` where that can be.
 
         Args:
             steps: Number of scheduler steps.
-            scheduler: Class name of another scheduler; where the model cannot take it, its own stays.
+            spacing: Exponent of the time steps, as in `sp_rerank.diffusion.spacing`; None for the scheduler's own.
+
+        Raises:
+            UsageError: If the scheduler cannot take as many, or the pipeline no time steps.
         """
         self.call_arguments([])  # encodes the text, once for both
         other = copy(self)
-        other._arguments = {**self._arguments, "num_inference_steps": steps}
-        kinds = {kind.__name__: kind for kind in getattr(self.pipe.scheduler, "compatibles", ())}
-        if scheduler in kinds:
-            other._scheduler = kinds[scheduler].from_config(self.pipe.scheduler.config)
+        other._scheduler = draft_scheduler(self.pipe.scheduler, given=spacing is not None)
+        other._arguments = {name: value for name, value in self._arguments.items() if name not in TIMES}
+        other._arguments["num_inference_steps"] = steps
+        if spacing is not None:
+            first, takes = first_time(self.scheduler, self._arguments, self.steps), parameters_of(self.call)
+            other._arguments |= time_steps(other.scheduler, takes, first=first, steps=steps, exponent=spacing)
         other._check_steps()
         return other
 
@@ -248,8 +253,12 @@ class Sampler:
             nfe += 1
             return args, more
 
-        output = self.call_pipeline(seeds, count)
+        output = self.call_pipeline(self._filled(seeds), count)
         return batch_of(output, indices, seeds, nfe)
+
+    def _filled(self, seeds: list[int]) -> list[int]:
+        """The seeds of a call: a compiled denoiser always gets a whole batch, for another size is compiled anew."""
+        return [*seeds, *seeds[-1:] * (self._limit - len(seeds))] if is_compiled(self.pipe) else seeds
 
     def _encode_text(self, prompt: str) -> dict[str, Any]:
         return encode_text(self.pipe, self.call, prompt, self._negative_prompt, self._arguments)
@@ -295,7 +304,3 @@ def sampler_options(
         **sizes,
         **config.pipe_kwargs,
     }
-
-
-def _pieces(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]

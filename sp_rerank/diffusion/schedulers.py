@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sp_rerank.config.samplers import find_sampler
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import UnwatchableError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +57,7 @@ def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any,
         Like `sample`, in its dtype.
 
     Raises:
-        UsageError: If the scheduler is of no known kind.
+        UnwatchableError: If the scheduler is of no known kind.
     """
     reported = getattr(output, "pred_original_sample", None)
     if reported is not None:
@@ -77,7 +77,7 @@ def predict_x0(scheduler: Any, output: Any, model_output: Tensor, timestep: Any,
         elif kind == "flow_prediction":
             x0 = noisy - sigma * prediction
         else:
-            raise UsageError(_unreadable(scheduler, f"predicts {kind!r}"))
+            raise UnwatchableError(_unreadable(scheduler, f"predicts {kind!r}"))
     return x0.to(sample.dtype)
 
 
@@ -85,7 +85,7 @@ def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
     """alpha and sigma of x_t = alpha x_0 + sigma e at the last step of a scheduler that reports no x_0.
 
     Raises:
-        UsageError: If the scheduler is of no known kind.
+        UnwatchableError: If the scheduler is of no known kind.
     """
     if hasattr(scheduler, "scale_noise"):  # flow matching, Euler and Heun
         sigma = _sigma_before(scheduler)
@@ -96,7 +96,7 @@ def noise_level(scheduler: Any, timestep: Any) -> tuple[float, float]:
     if hasattr(scheduler, "alphas_cumprod") and not hasattr(scheduler, "sigmas"):  # PNDM, LCM, TCD
         kept = float(scheduler.alphas_cumprod[int(timestep)])
         return kept**0.5, (1 - kept) ** 0.5
-    raise UsageError(_unreadable(scheduler, "does not give its noise level"))
+    raise UnwatchableError(_unreadable(scheduler, "does not give its noise level"))
 
 
 def _sigma_before(scheduler: Any) -> float:

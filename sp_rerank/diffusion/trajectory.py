@@ -23,7 +23,7 @@ from sp_rerank.diffusion.batches import Batch, batch_of
 from sp_rerank.diffusion.call_arguments import pipeline_errors
 from sp_rerank.diffusion.schedulers import INSTEAD, SCREEN, fork_generators, predict_x0, slice_state
 from sp_rerank.diffusion.watchable import check_watchable
-from sp_rerank.errors import UsageError
+from sp_rerank.errors import UnwatchableError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,7 +61,7 @@ class Trajectory:
         indices: Indices of the candidates that are left.
 
     Raises:
-        UsageError: If the pipeline cannot be watched.
+        UnwatchableError: If the pipeline cannot be watched.
     """
 
     def __init__(self, sampler: Sampler, seeds: Mapping[int, int], watched: Sequence[int]) -> None:
@@ -293,9 +293,9 @@ class _Loop:
         cut = functools.partial(_slice_conditions, groups=groups, whole=self._whole, origin=self._origin, listed=listed)
         return tuple(map(cut, args)), cut(more)
 
-    def _uncuttable(self, what: str) -> UsageError:
+    def _uncuttable(self, what: str) -> UnwatchableError:
         name = type(self._sampler.pipe).__name__
-        return UsageError(f"{name} {what}, so its batch cannot be cut on its way; {INSTEAD}")
+        return UnwatchableError(f"{name} {what}, so its batch cannot be cut on its way; {INSTEAD}")
 
 
 def _slice_conditions(value: Any, *, groups: int, whole: int, origin: Tensor, listed: bool) -> Any:

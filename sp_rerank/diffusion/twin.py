@@ -49,9 +49,14 @@ def make_twin(pipe: TextToImagePipeline, *, scheduler: object = None, before: Be
         scheduler: Takes the place of the pipeline's own where it is given; the twin gets a copy.
         before: Called before each call of a denoiser.
     """
+    from sp_rerank.diffusion.safety import checker_of
+
     own = getattr(pipe, "scheduler", None)
     copies: dict[int, Any] = {} if scheduler is None else {id(own): deepcopy(scheduler)}
-    return _twin(pipe, copies, before)
+    twin, check = _twin(pipe, copies, before), checker_of(pipe)
+    if check is not None:
+        vars(twin)["run_safety_checker"] = check
+    return twin
 
 
 def _twin(pipe: Any, copies: dict[int, Any], before: Before) -> Any:

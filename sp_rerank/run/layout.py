@@ -4,7 +4,7 @@ run.json            schema and configuration, without times: a resumed run's fil
 candidates.jsonl    one line per candidate; the line is the commit
 images/00057.png    written before its line
 stages.jsonl        while a search goes on: a line per candidate and stage
-drafts/00057.png    while a search goes on: what it saw of a candidate last
+drafts/00057.png    while a search goes on: what it saw of a candidate; 00057-2.png at its second look, and so on
 top/01_seed57.png   copies of the best
 grid.png            the contact sheet
 index.html          the gallery
@@ -55,9 +55,12 @@ def run_folder_name(config: RunConfig) -> str:
     return f"{slug}-{sha256(encode_config(config.of_any_size())).hexdigest()[:8]}"
 
 
-def draft_name(index: int) -> str:
-    """File name of what a search saw last of a candidate."""
-    return f"{index:05d}.png"
+def draft_name(index: int, look: int) -> str:
+    """File name of what a search saw of a candidate at its first look, its second, and so on.
+
+    Each look has a file of its own: the one before is what is committed until the line of the new one is.
+    """
+    return f"{index:05d}.png" if look == 1 else f"{index:05d}-{look}.png"
 
 
 def inside(folder: Path, name: str) -> Path:

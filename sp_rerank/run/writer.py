@@ -6,6 +6,7 @@ Longer than 350 lines because whatever appends to the two journals shares their 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -183,7 +184,8 @@ class RunWriter(RunDir):
     def _lost_drafts(self, lines: Sequence[StageLine]) -> set[int]:
         """Candidates that are not committed and whose draft is not the one that was noted last."""
         noted = {line.index: line.sha256 for line in lines if line.index not in self.rows}
-        drafts = {index: bytes_of(inside(self.path, DRAFTS) / draft_name(index)) for index in noted}
+        looks = Counter(line.index for line in lines)
+        drafts = {index: bytes_of(inside(self.path, DRAFTS) / draft_name(index, looks[index])) for index in noted}
         lost = {index for index, png in drafts.items() if atomic.sha256_of(png) != noted[index]}
         for index in sorted(lost):
             log.warning("the draft of candidate %d is gone or changed; it is made again", index)
@@ -210,11 +212,13 @@ class RunWriter(RunDir):
         """
         encoders = [partial(to_stage_png, candidate, self.config, seen) for candidate, seen in batch]
         seen = [(candidate.index, seen) for candidate, seen in batch]
-        self._submit(
-            encoders,
-            lambda files: self._write_stages([(*entry, file) for entry, file in zip(seen, files, strict=True)]),
-        )
+        looks = self._looks(seen)
+        self._submit(encoders, lambda files: self._write_stages(looks, files))
         self.note_stages(seen)
+
+    def _looks(self, batch: Sequence[tuple[int, StageScore]]) -> list[tuple[int, int, StageScore]]:
+        """Candidates with the number of this look at each, from 1 on."""
+        return [(index, len(self.stages.get(index, ())) + 1, seen) for index, seen in batch]
 
     def _submit(self, encoders: Sequence[Callable[[], bytes]], commit: Callable[[list[bytes]], None]) -> None:
         if self._queue is None:
@@ -303,23 +307,33 @@ class RunWriter(RunDir):
         """Keep what a search saw of candidates on the way, so that a resumed search need not look again.
 
         Args:
-            batch: Index and stage of each, and an image file of what was seen; it replaces that of an earlier stage.
+            batch: Index and stage of each, and an image file of what was seen.
 
         Raises:
             StorageError: If it cannot be written.
         """
-        self._write_stages(batch)
-        self.note_stages([(index, stage) for index, stage, _ in batch])
+        seen = [(index, stage) for index, stage, _ in batch]
+        self._write_stages(self._looks(seen), [png for _, _, png in batch])
+        self.note_stages(seen)
 
-    def _write_stages(self, batch: Sequence[tuple[int, StageScore, bytes]]) -> None:
+    def _write_stages(self, looks: Sequence[tuple[int, int, StageScore]], files: Sequence[bytes]) -> None:
+        """Write the files, then the lines; only then does what was seen before go, so that a kill loses no score."""
         folder, journal = inside(self.path, DRAFTS), inside(self.path, STAGES)
         with atomic.storage_errors(folder):
             folder.mkdir(exist_ok=True)
             if not journal.exists():
                 atomic.write(journal, b"")
-            atomic.write_all({folder / draft_name(index): png for index, _, png in batch}, self._threads)
-        lines = [StageLine(index, stage, atomic.sha256_of(png)).to_line() for index, stage, png in batch]
+            names = [draft_name(index, look) for index, look, _ in looks]
+            atomic.write_all({folder / name: png for name, png in zip(names, files, strict=True)}, self._threads)
+        lines = [
+            StageLine(index, seen, atomic.sha256_of(png)).to_line()
+            for (index, _, seen), png in zip(looks, files, strict=True)
+        ]
         self._stages_end = atomic.append(journal, b"".join(lines), at=self._stages_end)
+        with atomic.storage_errors(folder):
+            for index, look, _ in looks:
+                if look > 1:
+                    (folder / draft_name(index, look - 1)).unlink(missing_ok=True)
 
     def draft(self, index: int) -> bytes:
         """The image file of what the search saw last of a candidate.
@@ -327,7 +341,7 @@ class RunWriter(RunDir):
         Raises:
             StorageError: If it cannot be read.
         """
-        path = inside(self.path, DRAFTS) / draft_name(index)
+        path = inside(self.path, DRAFTS) / draft_name(index, len(self.stages[index]))
         with atomic.storage_errors(path):
             return path.read_bytes()
 

@@ -3,6 +3,6 @@
 Importing it imports neither torch nor a model library.
 """
 
-from sp_rerank.scorers.registry import available_scorers, load_scorer, resolve_sp, resolve_spec
+from sp_rerank.scorers.registry import available_scorers, check_spec, load_scorer, resolve_sp, resolve_spec
 
-__all__ = ["available_scorers", "load_scorer", "resolve_sp", "resolve_spec"]
+__all__ = ["available_scorers", "check_spec", "load_scorer", "resolve_sp", "resolve_spec"]

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.registry import known_folders
+from sp_rerank.scorers.scoring import score_with_sigma
 from sp_rerank.storage import atomic
+from sp_rerank.types import SigmaScorer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sp_rerank.stats.calibration import Calibration
     from sp_rerank.types import PairScorer, Scorer
 
@@ -123,6 +127,16 @@ def margin_of(scorer: Scorer | PairScorer | str, sigmas: Sequence[float] | None 
     from sp_rerank.stats.calibration import margin_of_sigmas
 
     return margin_of_sigmas(sigmas)
+
+
+def margin_by_sigma(scorer: Scorer, prompt: str, kept: Sequence[Image.Image]) -> float:
+    """The margin of a scorer that says how sure it is, of these images; 0 of another one.
+
+    It asks again, so that the margin hangs on the kept images alone, and not on what was scored before an interruption.
+    """
+    if not kept or not isinstance(scorer, SigmaScorer):
+        return 0.0
+    return margin_of(scorer, score_with_sigma(scorer, prompt, kept)[1])
 
 
 def keep(scorer: Scorer, fitted: Calibration, *, data: str, simulated: bool = False) -> Path:

@@ -3,7 +3,8 @@
 A pickle can run code when it is opened, and `torch.load(weights_only=True)` was bypassed twice (CVE-2025-32434,
 CVE-2026-24747). So nothing else here opens one: the file's size and hash are looked at first, its tensors must have the
 names and shapes of the architecture in the table, and what is kept is config.json beside one safetensors file, in the
-precision of the original. Knows the names of `published`, not the registry.
+precision of the original. Knows the names of `published`, not the registry. It is longer than 350 lines, for what opens
+a pickle and what checks it stay together.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import difflib
 import json
 import pickle
-import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -30,16 +30,12 @@ from sp_rerank.scorers.base import ScorerModel, check_tensors, shapes_of
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.scorers.preprocess import Preprocess
 from sp_rerank.scorers.published import PUBLISHED, Published, find
+from sp_rerank.scorers.tensor_names import State, from_open_clip, from_transformers
 from sp_rerank.storage.atomic import locked, replace_folder, sha256_of
 from sp_rerank.storage.hub import fetch_file
 
-State = dict[str, Tensor]
-
 # No published file is larger: the largest, HPS_v2.pt with its optimizer, has 8.1 GB, a head of a few layers 4 MB.
 _LARGEST_NETWORK, _LARGEST_HEAD = 10 * 10**9, 10**8
-
-# OpenAI's archives carry these as tensors; they are facts about the architecture, not weights.
-_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 
 _LFS_POINTER = b"version https://git-lfs"
 # What BLIP appends to BERT's vocabulary, in its order; source: salesforce/BLIP, models/blip.py.
@@ -247,67 +243,6 @@ def _unpickle(file: Path, mmap: bool) -> Any:
             ) from error
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(f"{file}: damaged, not a complete checkpoint ({why}); fetch it again") from error
-
-
-def from_open_clip(state: State) -> State:
-    """open_clip's own names, which are OpenAI's: what is not a weight is dropped, the scale is a number."""
-    kept = {key: value for key, value in state.items() if key not in _NOT_WEIGHTS}
-    if "logit_scale" in kept and kept["logit_scale"].numel() == 1:
-        kept["logit_scale"] = kept["logit_scale"].reshape(())
-    return kept
-
-
-def from_transformers(state: State) -> State:
-    """The names of transformers' CLIPModel turned into open_clip's; a name that it does not have stays.
-
-    Queries, keys and values become one matrix, projections are transposed. Source: transformers 5.23,
-    `models/clip/modeling_clip.py`; open_clip 3.3, `transformer.py`.
-    """
-    parts: dict[str, dict[str, Tensor]] = {}
-    renamed: State = {}
-    for key, value in state.items():
-        name = _in_open_clip(key)
-        found = re.fullmatch(r"(.+\.attn)\.([qkv])_proj\.(weight|bias)", name)
-        if found:
-            parts.setdefault(f"{found[1]}.in_proj_{found[3]}", {})[found[2]] = value
-        elif name in ("visual.proj", "text_projection"):
-            renamed[name] = value.T
-        elif not name.endswith("position_ids"):
-            renamed[name] = value
-    for name, three in parts.items():
-        if len(three) == 3:
-            renamed[name] = torch.cat([three[letter] for letter in "qkv"])
-    return from_open_clip(renamed)
-
-
-_WHOLE_NAMES = {
-    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    "text_projection.weight": "text_projection",
-    "vision_model.embeddings.class_embedding": "visual.class_embedding",
-    "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
-    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "visual_projection.weight": "visual.proj",
-}
-_PARTS_OF_NAMES = (
-    (r"^text_model\.encoder\.layers\.", "transformer.resblocks."),
-    (r"^vision_model\.encoder\.layers\.", "visual.transformer.resblocks."),
-    (r"^text_model\.final_layer_norm\.", "ln_final."),
-    (r"^vision_model\.pre_layrnorm\.", "visual.ln_pre."),  # spelt so
-    (r"^vision_model\.post_layernorm\.", "visual.ln_post."),
-    (r"\.self_attn\.", ".attn."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-)
-
-
-def _in_open_clip(key: str) -> str:
-    if key in _WHOLE_NAMES:
-        return _WHOLE_NAMES[key]
-    for pattern, replacement in _PARTS_OF_NAMES:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def build_dual_encoder(state: State, described: dict[str, Any], row: Published, source: str) -> DualEncoder:

@@ -102,22 +102,27 @@ def is_ensemble(spec: str) -> bool:
     return JOINT in spec and not (spec.startswith("sp@") and Path(spec.removeprefix("sp@")).expanduser().is_dir())
 
 
-def load_ensemble(spec: str, load: Callable[[str], Scorer]) -> MeanRank | WeightedSum:
-    """The scorers of a spec such as "hps-v2.1+image-reward" or "20*hps-v2.1+image-reward".
+def members_of(spec: str) -> tuple[list[str], list[float] | None]:
+    """The names in a spec such as "hps-v2.1+image-reward" or "20*hps-v2.1+image-reward", and their weights.
 
     Args:
         spec: Names joined by "+", each perhaps with a weight before it; where one has a weight, the others have 1.
-        load: From a name to a scorer.
 
     Raises:
-        UsageError: If a name is missing, a weight is no number other than zero, or what `load` raises.
+        UsageError: If a name is missing, or a weight is no number other than zero.
     """
     parts = [part.strip().rpartition(TIMES) for part in spec.split(JOINT)]
     if any(not name for _, _, name in parts):
         raise UsageError(f"the scorers {spec!r}: expected names joined by {JOINT}, such as hps-v2.1+image-reward")
     weights = [_weight(text, spec) if times else 1.0 for text, times, _ in parts]
-    members = [load(name.strip()) for _, _, name in parts]
-    return WeightedSum(members, weights) if any(times for _, times, _ in parts) else MeanRank(members)
+    return [name.strip() for _, _, name in parts], weights if any(times for _, times, _ in parts) else None
+
+
+def load_ensemble(spec: str, load: Callable[[str], Scorer]) -> MeanRank | WeightedSum:
+    """The scorers of a spec, see `members_of`, as one; `load` makes a scorer of a name."""
+    names, weights = members_of(spec)
+    members = [load(name) for name in names]
+    return MeanRank(members) if weights is None else WeightedSum(members, weights)
 
 
 def _weight(text: str, spec: str) -> float:

@@ -30,6 +30,9 @@ OVERALL = (
 )
 """The condition of the published checkpoint: all that an image is judged by."""
 
+CROP = "floor"
+"""Of its preprocessing, which is that of transformers' `CLIPImageProcessor`."""
+
 _END = 49407  # <end_of_text>, which also fills what is left of the context
 
 
@@ -276,7 +279,7 @@ def from_original(state: dict[str, Tensor], *, name: str, source: str, license: 
     with init_empty_weights(include_buffers=False):
         scorer: Any = MpsScorer(
             name=name,
-            preprocess=Preprocess(sizes["vision_cfg"]["image_size"], crop="floor").to_dict(),
+            preprocess=Preprocess(sizes["vision_cfg"]["image_size"], crop=CROP).to_dict(),
             license=license,
             source=source,
             **sizes,

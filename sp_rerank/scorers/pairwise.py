@@ -6,7 +6,7 @@ Knows the contract of `sp_rerank.types.PairScorer`; which pairs are asked and wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sp_rerank.errors import UsageError, is_device_lost, is_out_of_memory
 from sp_rerank.scorers.scoring import MEND, name_of, named_error
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 PAIRS_AT_ONCE = 8
 
 
-def is_pair_scorer(scorer: Scorer | PairScorer) -> bool:
-    """Whether it compares pairs and gives no score to an image alone."""
-    return not hasattr(scorer, "score") and isinstance(scorer, PairScorer)
+def by_kind(scorers: Sequence[Scorer | PairScorer]) -> tuple[list[Scorer], list[PairScorer]]:
+    """Those that score each image by itself, and those that only compare pairs."""
+    single: list[Scorer] = []
+    pairs: list[PairScorer] = []
+    for scorer in scorers:
+        if isinstance(scorer, PairScorer) and not hasattr(scorer, "score"):
+            pairs.append(scorer)
+        else:
+            single.append(cast("Scorer", scorer))
+    return single, pairs
 
 
 def utilities(scorer: PairScorer, prompt: str, count: int, picture: Callable[[int], Image.Image]) -> Utilities:

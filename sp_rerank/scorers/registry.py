@@ -100,6 +100,21 @@ def load_scorer(
     return table[spec].build(device, dtype)
 
 
+def check_spec(spec: str) -> None:
+    """Refuse what no scorer is called, without loading one; what a folder or a repository holds is not looked at.
+
+    Raises:
+        UsageError: As `load_scorer`.
+    """
+    from sp_rerank.scorers.ensemble import is_ensemble, members_of
+
+    names = members_of(spec)[0] if is_ensemble(spec) else [spec]
+    table = [entry.name for entry in available_scorers()]
+    for name in names:
+        if name not in table and not name.startswith("sp@") and not (name.startswith("clip:") and find(name)):
+            raise UsageError(_unknown(name, table))
+
+
 def available_scorers() -> list[Entry]:
     """The table: our own scorers first, then those of other packages that are installed."""
     from importlib.metadata import entry_points

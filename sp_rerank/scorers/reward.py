@@ -149,7 +149,8 @@ def _as_scored(images: Pictures) -> Tensor | Sequence[Image.Image]:
             return torch.tensor(images).permute(0, 3, 1, 2).float().div(255)
     elif isinstance(images, Sequence) and all(isinstance(image, Image.Image) for image in images):
         return images
-    got = f"{tuple(images.shape)} of {images.dtype}" if hasattr(images, "shape") else f"a {type(images).__name__}"
+    shape = getattr(images, "shape", None)
+    got = f"a {type(images).__name__}" if shape is None else f"{tuple(shape)} of {getattr(images, 'dtype', None)}"
     raise UsageError(
         f"images: expected an (n, 3, H, W) tensor of floats, an (n, H, W, 3) array of uint8 or PIL images, got {got}"
     )

@@ -66,17 +66,18 @@ def score_with_sigma(
     return scores, sigmas
 
 
-def refuse_pairs(scorer: Scorer | PairScorer) -> None:
-    """Refuse a scorer that compares pairs where each image is scored by itself.
+def refuse_pairs(*scorers: Scorer | PairScorer) -> None:
+    """Refuse scorers that compare pairs where each image is scored by itself.
 
     Raises:
-        UsageError: naming it, and what takes it.
+        UsageError: naming the first, and what takes it.
     """
-    if not hasattr(scorer, "score") and hasattr(scorer, "compare"):
-        raise UsageError(
-            f"scorer {name_of(scorer)} compares pairs of images and scores none of them alone, which is needed here; "
-            "rank images that exist with it (rank, compare), or take another one"
-        )
+    for scorer in scorers:
+        if not hasattr(scorer, "score") and hasattr(scorer, "compare"):
+            raise UsageError(
+                f"scorer {name_of(scorer)} compares pairs of images and scores none of them alone, which is needed "
+                "here; rank images that exist with it (rank, compare), or take another one"
+            )
 
 
 def _asked(
@@ -119,7 +120,7 @@ def name_of(scorer: Scorer | PairScorer) -> str:
     return name
 
 
-def embedder(scorer: Scorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
+def embedder(scorer: Scorer | PairScorer) -> Callable[[Tensor | Sequence[Image.Image]], Tensor]:
     """What embeds images with a scorer's own network, for comparing them with each other.
 
     Returns:

@@ -86,6 +86,7 @@ class SigLipEncoder(DualEncoder):
         vision, text = CLIPVisionCfg(**vision_cfg), CLIPTextCfg(**text_cfg)
         self.clip = CustomTextCLIP(embed_dim, vision, text, init_logit_bias=-10.0)
         self.tokenizer_file: Path | None = None
+        self.tokenizer: Any = None
 
     def take_tokenizer(self, file: Path) -> None:
         """Read tokenizer.json, which is data and no code.

@@ -7,33 +7,32 @@ exhaustive search makes of the same seeds, up to what a machine rounds otherwise
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sp_rerank.config import Stage
+from sp_rerank.config import Round, Stage
 from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.trajectory import open_trajectories
 from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.run.state import PriorScores
-from sp_rerank.search.base import Score, Scored, Strategy, best_of, check_keeps
-from sp_rerank.search.score_cache import ScoreCache, preview, retry_on_oom, watched_steps
+from sp_rerank.search.base import Score, Scored, Strategy, check_keeps
+from sp_rerank.search.cutting import Look, follow
+from sp_rerank.search.score_cache import ScoreCache, watched_steps, weights_of
 
 if TYPE_CHECKING:
     from sp_rerank.diffusion.sampler import Sampler
-    from sp_rerank.diffusion.trajectory import Trajectory
 
 
-def halving(rounds: Sequence[tuple[float, int]], *, decoder: str | None = None) -> Strategy:
+def halving(rounds: Sequence[Round], *, decoder: str | None = None) -> Strategy:
     """The strategy with these rounds.
 
     Args:
-        rounds: the share of the steps after which previews are looked at, and how many candidates go on from there,
+        rounds: The share of the steps after which previews are looked at, and how many candidates go on from there,
             one a round.
-        decoder: makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
+        decoder: Makes the previews' pixels, by the name that `previews.find_decoder` gives; the pipeline's own
             autoencoder where None.
 
     Raises:
-        UsageError: once it runs, if a round keeps fewer than `top_k` or more than came in, if two rounds fall on one
+        UsageError: Once it runs, if a round keeps fewer than `top_k` or more than came in, if two rounds fall on one
             step, or if the pipeline cannot be watched.
     """
 
@@ -41,38 +40,14 @@ def halving(rounds: Sequence[tuple[float, int]], *, decoder: str | None = None) 
         sampler: Sampler, score: Score, seeds: Mapping[int, int], *, top_k: int, prior: PriorScores
     ) -> Generator[Scored]:
         check_watchable(sampler)
-        check_keeps([keep for _, keep in rounds], top_k, len(seeds))
-        steps, watched = sampler.steps, watched_steps(sampler, [share for share, _ in rounds])
+        check_keeps([entry.keep for entry in rounds], top_k, len(seeds))
+        watched = watched_steps(sampler, [entry.at for entry in rounds])
+        stages = [Stage("preview", step, sampler.steps) for step in watched]
+        looks = [
+            Look(stage, stage.at, entry.keep, weights_of(entry, stages[:number]))
+            for number, (entry, stage) in enumerate(zip(rounds, stages, strict=True), start=1)
+        ]
         previews = Previews(sampler.pipe, decoder, **sampler.size)
-        cache = ScoreCache(score, prior)
-
-        def attempt() -> Iterator[Scored]:
-            with open_trajectories(sampler, seeds, watched) as trajectories:
-                for number, (_, keep) in enumerate(rounds):
-                    stage, left = Stage("preview", watched[number], steps), _left(trajectories)
-                    for trajectory in trajectories:
-                        if cache.missing(stage, trajectory.indices):
-                            batch = preview(trajectory, trajectory.advance_to(number), previews, seeds)
-                            yield cache.add(batch, stage, len(left))
-                    _drop(trajectories, number, cache.scores(stage, left), keep)
-                total = len(_left(trajectories))
-                for trajectory in trajectories:
-                    if cache.missing(None, trajectory.indices):
-                        yield cache.add(trajectory.finish(), None, total)
-
-        yield from retry_on_oom(sampler, seeds, attempt)
+        yield from follow(sampler, seeds, [*looks, Look(None)], cache=ScoreCache(score, prior), previews=previews)
 
     return search
-
-
-def _left(trajectories: Sequence[Trajectory]) -> list[int]:
-    return [index for trajectory in trajectories for index in trajectory.indices]
-
-
-def _drop(trajectories: Sequence[Trajectory], number: int, scores: Mapping[int, float], keep: int) -> None:
-    """Cut every batch to its candidates among the best; a batch with none of them ends."""
-    best = set(best_of(scores, keep))
-    for trajectory in trajectories:
-        kept = [place for place, index in enumerate(trajectory.indices) if index in best]
-        if len(kept) < len(trajectory.indices):
-            trajectory.prune(number, kept)

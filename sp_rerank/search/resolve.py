@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from sp_rerank.config import EXHAUSTIVE, PROMPT, GenerationOptions, RunConfig
 from sp_rerank.config.rules import MAX_CANDIDATES
 from sp_rerank.diffusion import loading, placement, prompt_limits
+from sp_rerank.diffusion.call_arguments import parameters_of
+from sp_rerank.diffusion.compiling import is_compiled
+from sp_rerank.diffusion.spacing import takes_time_steps
 from sp_rerank.errors import OptionError, UsageError
 from sp_rerank.scorers.ensemble import MeanRank
 from sp_rerank.scorers.scoring import name_of
@@ -54,7 +57,7 @@ def resolve(
     for cut in lost:
         log.warning("%s", cut)
     model, revision = loading.origin_of(pipe)
-    shape = RunShape(options.n, options.kept, steps, model, names[0])
+    shape = RunShape(options.n, options.kept, steps, model, names[0], takes_time_steps(pipe, parameters_of(pipe)))
     affordable = max(1, options.max_evaluations // steps) if options.max_evaluations else MAX_CANDIDATES
     return RunConfig(
         prompt=prompt,
@@ -75,6 +78,7 @@ def resolve(
         width=options.width,
         dtype=str(pipe.dtype).removeprefix("torch."),
         device=placement.device_of(pipe).type,
+        compiled=is_compiled(pipe) or None,
         batch_size=min(options.batch_size or suited_batch, affordable),
         n=options.n,
         seed=options.seed,

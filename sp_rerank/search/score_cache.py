@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sp_rerank.config import Stage
+from sp_rerank.config import Round, Stage
 from sp_rerank.diffusion.batches import Batch
 from sp_rerank.diffusion.trajectory import View
 from sp_rerank.errors import UsageError, is_out_of_memory
@@ -44,6 +44,14 @@ class ScoreCache:
         """Scores by index; NaN where one is not finite."""
         return {index: self._scores[stage][index] for index in indices}
 
+    def known(self, stage: Stage | None) -> Mapping[int, float]:
+        """All scores at a stage, by index."""
+        return self._scores.get(stage, {})
+
+    def weighed(self, stages: Sequence[tuple[Stage | None, float]], indices: Sequence[int]) -> dict[int, float]:
+        """The weighted sum of the scores at some stages by index; NaN where one of them is not finite."""
+        return {index: sum(weight * self._scores[stage][index] for stage, weight in stages) for index in indices}
+
     def add(self, batch: Batch, stage: Stage | None, total: int) -> Scored:
         """Score what is new in a batch; `total` as in `Scored`."""
         known = self._scores.setdefault(stage, {})
@@ -54,6 +62,11 @@ class ScoreCache:
         scored = Scored(batch, scores, stage, total)
         self._scores[stage] = {**usable_scores(scored), **known}
         return scored
+
+
+def weights_of(entry: Round, stages: Sequence[Stage]) -> tuple[tuple[Stage, float], ...]:
+    """The stages whose scores decide a round, out of those so far, with their weights."""
+    return tuple(zip(stages, entry.weights, strict=True)) if entry.weights else ((stages[-1], 1.0),)
 
 
 def watched_steps(sampler: Sampler, shares: Sequence[float]) -> list[int]:

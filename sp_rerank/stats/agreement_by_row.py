@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sp_rerank.stats.agreement import Array
 from sp_rerank.stats.lazy_scipy import scipy
@@ -84,10 +85,12 @@ def _overlap(a: Array, b: Array, k: int) -> Array:
 
 def _rank(a: Array, b: Array) -> Array:
     """The rank of the first scorer's pick by the second; ties go to the lower index."""
-    pick = a.argmax(1)[:, None]
-    value = np.take_along_axis(b, pick, axis=1)
-    before = np.arange(a.shape[1])[None] < pick
-    return 1.0 + (b > value).sum(1) + ((b == value) & before).sum(1)
+    pick: NDArray[np.intp] = np.argmax(a, axis=1, keepdims=True)
+    value: Array = np.take_along_axis(b, pick, axis=1)
+    places: NDArray[np.intp] = np.arange(a.shape[1], dtype=np.intp)
+    before: NDArray[np.bool_] = np.less(places, pick)
+    ahead: NDArray[np.intp] = np.count_nonzero((b > value) | ((b == value) & before), axis=1)
+    return 1.0 + ahead.astype(np.float64)
 
 
 def _gain(a: Array, b: Array) -> Array:

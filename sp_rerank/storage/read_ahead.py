@@ -97,7 +97,7 @@ class _Room:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End every wait."""
+        """Let no thread wait any longer."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -114,7 +114,7 @@ def test_a_batch_with_failures_ends_with_4(sp_rerank, tmp_path):
         (["none.txt"], "none.txt: expected a file with prompts, found none"),
         (["latin.txt"], "latin.txt: line 1 is not UTF-8"),
         (["rows.csv"], "row '0': top_k is 4; expected at most 2"),
-        (["p.txt", "--search", "nowhere"], "no search 'nowhere'"),
+        (["p.txt", "--search", "nowhere"], "--search is 'nowhere'; expected exhaustive, fast, steering"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(sp_rerank, tmp_path, monkeypatch, words, said):

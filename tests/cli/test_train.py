@@ -1,6 +1,8 @@
 """The command `train`: from a few prompts to a scorer, and on from an interruption."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from support.bright_world import make_encoder, make_groups
 
 from sp_rerank import load_scorer
 from sp_rerank.cli import train as commands
-from sp_rerank.errors import SpRerankError
+from sp_rerank.errors import SpRerankError, UsageError
 
 
 def prepare(folder: Path, prompts: int) -> dict[str, Any]:
@@ -63,3 +65,38 @@ def test_of_one_prompt_none_validates_and_that_is_said(tmp_path: Path, capsys: p
     written = capsys.readouterr()
     assert "no prompts to validate on" in written.err
     assert json.loads(written.out)["scorer"] == f"sp@{tmp_path / 'run' / 'last'}"
+
+
+def test_a_scorer_is_uploaded_with_a_card(tmp_path: Path, fake_hub: Any):
+    words = prepare(tmp_path, prompts=4)
+    hub = fake_hub()
+    command = [
+        sys.executable, "-m", "sp_rerank", "train", words["recipe"], "--data", words["data"][0], "--out", words["out"],
+        "--tracker", "none", "--set", "batch_size=3", "--set", "validation_fraction=0.25", "--simulated", "--json",
+        "--push-to-hub", "me/own",
+    ]  # fmt: skip
+
+    def run(token: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            list(map(str, command)), env=hub.environment(token), capture_output=True, text=True, check=False
+        )
+
+    refused = run("")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines() == [
+        "error: me/own: no token of the hub is known here; run `hf auth login`, or set HF_TOKEN"
+    ]
+    assert not words["out"].exists()  # before the work
+    done = run("hf_test")
+    assert done.returncode == 0, done.stderr
+    folder = Path(json.loads(done.stdout)["scorer"].removeprefix("sp@"))
+    assert hub.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    card = hub.files["README.md"].decode()
+    assert "**The preferences are those of simulated people.**" in card
+    assert json.loads((words["out"] / "training.json").read_text())["data"] in card
+    assert hub.created == [{"name": "own", "organization": "me", "type": "model", "visibility": "private"}]
+
+
+def test_what_is_said_of_a_card_needs_one(tmp_path: Path):
+    with pytest.raises(UsageError, match="expected it with --push-to-hub"):
+        commands.train(**prepare(tmp_path, prompts=2), simulated=True)

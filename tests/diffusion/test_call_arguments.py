@@ -119,5 +119,3 @@ def test_steps_that_a_scheduler_refuses():
 def test_a_thousand_steps_are_refused_before_the_first():
     with pytest.raises(UsageError, match="PNDMScheduler cannot take 1000 steps"):
         sampler_of(build_sd_pipeline(), num_inference_steps=1000)
-    with pytest.raises(UsageError, match="PNDMScheduler cannot take 1000 steps"):
-        sampler_of(build_sd_pipeline()).with_steps(1000)

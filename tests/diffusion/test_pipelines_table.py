@@ -16,6 +16,7 @@ import pytest
 import torch
 from support.pipelines import BUILDERS, NOT_BUILT, build, classes_in_mapping
 
+from sp_rerank.config import Round
 from sp_rerank.diffusion.call_arguments import pipeline_errors
 from sp_rerank.diffusion.loading import default_settings, quiet
 from sp_rerank.diffusion.previews import Previews
@@ -30,8 +31,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 VERSION = "0.42.1"
 SEARCHES: dict[str, Callable[..., Any]] = {
     "exhaustive": exhaustive,
-    "screening": screening([(2, 1)]),
-    "halving": halving([(0.4, 1)]),
+    "screening": screening([Round(2, 1)]),
+    "halving": halving([Round(0.4, 1)]),
 }
 WORKS = "works"
 HEAD = f"""# Text-to-image pipelines
@@ -139,7 +140,7 @@ def test_z_image_without_guidance_is_halved():
     pipe, arguments = build("ZImagePipeline")
     sampler = Sampler(pipe, "a lemon", batch_size=3, guidance_scale=0.0, num_inference_steps=3, **arguments)
     whole = next(sampler.batches({0: 5, 1: 6, 2: 7})).images
-    *_, last = halving([(0.4, 1)])(sampler, brightness, {0: 5, 1: 6, 2: 7}, top_k=1, prior={})
+    *_, last = halving([Round(0.4, 1)])(sampler, brightness, {0: 5, 1: 6, 2: 7}, top_k=1, prior={})
     torch.testing.assert_close(last.batch.images, whole[list(last.batch.indices)], atol=1e-3, rtol=0)
 
 

@@ -98,3 +98,15 @@ def test_whatever_ends_the_run_what_was_made_is_committed(tmp_path):
         raise KeyboardInterrupt
     folder = RunDir.read(tmp_path / "run")
     assert (sorted(folder.rows), folder.verify()) == ([0, 1], [])
+
+
+def test_the_files_of_all_batches_are_written_by_the_same_threads(tmp_path, monkeypatch):
+    asked, make = [], atomic.writing_threads
+    monkeypatch.setattr(atomic, "writing_threads", lambda: asked.append(make()) or asked[-1])
+    before = threading.active_count()
+    with RunWriter.start(tmp_path / "run", run_config(8)) as run:
+        for first in range(0, 8, 2):
+            run.add([made(first), made(first + 1)])
+    assert len(asked) == 1
+    assert threading.active_count() == before
+    assert len(RunDir.read(tmp_path / "run").rows) == 8

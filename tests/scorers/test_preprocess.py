@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessorPil
 
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.blip import _GEOMETRY
+from sp_rerank.scorers.mps import CROP as MPS_CROP
 from sp_rerank.scorers.preprocess import CLIP_MEAN, CLIP_STD, GEOMETRIES, Preprocess
 from sp_rerank.scorers.published import PUBLISHED
 from sp_rerank.storage import pillow_resize
@@ -218,13 +219,18 @@ ORIGINALS = {
     "pickscore": lambda image: CLIPImageProcessorPil()(image, return_tensors="pt")["pixel_values"][0],
     "image-reward": CLIP_TRANSFORM,
     "blip-itm": BLIP_TRANSFORM,
+    "cycle-reward": CLIP_TRANSFORM,
+    "cycle-reward-t2i": CLIP_TRANSFORM,
+    "mps": lambda image: CLIPImageProcessorPil()(image.convert("RGB"), return_tensors="pt")["pixel_values"][0],
     "aesthetic-v1": image_transform(224, is_train=False),
     "aesthetic-v2": CLIP_TRANSFORM,
 }
 
 
 def ours(name: str) -> Preprocess:
-    head = {"image_reward": "reward", "blip_itm": "itm"}.get(PUBLISHED[name].form)
+    head = {"image_reward": "reward", "blip_itm": "itm", "cycle_reward": "cycle"}.get(PUBLISHED[name].form)
+    if PUBLISHED[name].form == "mps":
+        return Preprocess(224, crop=MPS_CROP)
     return Preprocess(224, geometry=_GEOMETRY[head]) if head else Preprocess.from_dict(PUBLISHED[name].preprocess)
 
 

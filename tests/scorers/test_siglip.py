@@ -45,7 +45,9 @@ class Tiny:
     @torch.no_grad()
     def score(self, prompt: str, file: Path) -> float:
         transform = image_transform(160, False, HALF, HALF, resize_mode="squash", interpolation="bicubic")
-        pixels = transform(Image.open(file).convert("RGB"))[None]
+        image = Image.open(file).convert("RGB")
+        # Pillow until 12 resized the columns last always; 13 turns the order for some images
+        pixels = transform(image.resize((160, image.height), Image.Resampling.BICUBIC))[None]
         logits, _ = self.network.get_logits(pixels, self.tokenize([prompt]))
         return logits.item()
 
@@ -91,7 +93,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
         files=("open_clip_model.safetensors",),
         architecture="tiny-siglip",
         preprocess={"size": 160, "mean": HALF, "std": HALF, "geometry": "squash"},
-        vocabulary=("no-owner/nothing", None),
+        vocabulary=("owner/name", None),
     )
     monkeypatch.setitem(PUBLISHED, row.name, row)
     out = convert(folder / row.files[0], row.name, out=tmp_path / "ours")

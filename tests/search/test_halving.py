@@ -12,14 +12,14 @@ import pytest
 import torch
 from support.loops import build_sd, sampler_of, seeds_of, waiting_loops
 
-from sp_rerank.config import Stage
+from sp_rerank.config import Round, Stage
 from sp_rerank.errors import TryAgainError, UsageError
 from sp_rerank.search.base import Scored
 from sp_rerank.search.exhaustive import exhaustive
 from sp_rerank.search.halving import halving
 
 EARLY, LATE = Stage("preview", 2, 6), Stage("preview", 4, 6)
-ROUNDS = ((1 / 3, 5), (2 / 3, 2))
+ROUNDS = (Round(1 / 3, 5), Round(2 / 3, 2))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,20 @@ def test_only_what_is_new_in_a_batch_is_scored(pipe):
     assert all(scores[winner] == whole[stage][winner] for stage, scores in again.items())
 
 
+def test_a_round_can_weigh_the_scores_so_far(pipe):
+    rounds = (Round(1 / 3, 5), Round(2 / 3, 2, None, (1.0, -1.0)))
+    found = scores_by_stage(list(search(halving(rounds), sampler_of(pipe))))
+    fell = {index: found[EARLY][index] - score for index, score in found[LATE].items()}
+    assert set(found[None]) == best(fell, 2) != best(found[LATE], 2)
+
+
 def test_a_finished_search_asks_for_nothing(pipe):
     known = scores_by_stage(list(search(halving(ROUNDS), sampler_of(pipe))))
     assert not list(search(halving(ROUNDS), sampler_of(pipe), known=known))
+
+
+def finalists(seen: list[Scored]) -> set[int]:
+    return set(scores_by_stage(seen)[None])
 
 
 def test_a_score_that_is_not_finite_is_the_worst(pipe):
@@ -121,14 +132,13 @@ def test_a_score_that_is_not_finite_is_the_worst(pipe):
         scores[1:2] = math.inf
         return scores
 
-    found = scores_by_stage(list(search(halving(((1 / 3, 2),)), sampler_of(pipe), score=spoiled)))
-    assert set(found[None]) == {2, 5}  # the third of each whole batch of three; the last batch has but two
-    every = scores_by_stage(
-        list(
-            search(halving(((1 / 3, 3),)), sampler_of(pipe), score=lambda images: torch.full((len(images),), math.nan))
-        )
-    )
-    assert set(every[None]) == {0, 1, 2}
+    found = list(search(halving([Round(1 / 3, 2)]), sampler_of(pipe), score=spoiled))
+    assert finalists(found) == {2, 5}  # the third of each whole batch of three; the last batch has but two
+
+    def nothing(images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images),), math.nan)
+
+    assert finalists(list(search(halving([Round(1 / 3, 3)]), sampler_of(pipe), score=nothing))) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ def test_a_score_that_is_not_finite_is_the_worst(pipe):
 )
 def test_rounds_that_cannot_be(pipe, rounds, message):
     with pytest.raises(UsageError, match=message):
-        list(search(halving(rounds), sampler_of(pipe)))
+        list(search(halving([Round(*entry) for entry in rounds]), sampler_of(pipe)))
 
 
 def test_memory_runs_out_above_two_images(pipe, monkeypatch):

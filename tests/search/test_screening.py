@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.blurred import SETTINGS, BlurredPipe, run
 from support.doubles import SeededPipe
+from support.loops import build_sd
 from support.runs import files_of
 
 from sp_rerank.config import Round, SearchPlan
@@ -20,8 +21,10 @@ from sp_rerank.generate import generate
 from sp_rerank.replay import Replays
 from sp_rerank.run.folder import RunDir
 from sp_rerank.scorers.brightness import BrightnessScorer
-from sp_rerank.search.schedule import RunShape, Schedule, plan_for, read_schedule, strategy_of, to_toml
-from sp_rerank.search.screening import screening
+from sp_rerank.search.schedule import RunShape, Schedule, ScheduledRound, plan_for, read_schedule, strategy_of, to_toml
+from sp_rerank.search.screening import completed, screening
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
 
 SCHEDULE = 'strategy = "screening"\nrounds = [{steps = 2, keep = 16}, {steps = 3, keep = 6}]\n'
 
@@ -197,7 +200,7 @@ def test_a_stage_must_keep_enough(schedule):
         run(BlurredPipe(), search=schedule, top_k=7)
     sampler = Sampler(BlurredPipe(), "a lemon", batch_size=8, guidance_scale=1.0)
     with pytest.raises(UsageError, match="stage 2 of the search keeps 9 of 8"):
-        list(screening([(2, 8), (3, 9)])(sampler, None, dict.fromkeys(range(20), 0), top_k=1, prior={}))
+        list(screening([Round(2, 8), Round(3, 9)])(sampler, None, dict.fromkeys(range(20), 0), top_k=1, prior={}))
 
 
 def test_a_dropped_candidate_is_replayed_whole(tmp_path, schedule):
@@ -216,10 +219,10 @@ def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
     path = tmp_path / "plan.toml"
     made_for = {key: getattr(RUN, key) for key in ("n", "steps", "model", "scorer")}
     path.write_text(SCHEDULE)
-    text = to_toml(Schedule("screening", ((8, 12),), made_for), ["a remark"])
+    text = to_toml(Schedule("screening", (ScheduledRound(8, 12),), made_for), ["a remark"])
     path.write_text(text)
     assert plan_for(path, RUN) == SearchPlan(strategy="screening", rounds=(Round(8, 12),))
-    halved = Schedule("halving", ((0.4, 0.5), (0.6, 12)), {})
+    halved = Schedule("halving", (ScheduledRound(0.4, 0.5), ScheduledRound(0.6, 12, None, (0.25, 1.0))), {})
     (tmp_path / "halving.toml").write_text(to_toml(halved))
     assert read_schedule(tmp_path / "halving.toml") == halved
     for key, other in (("n", 50), ("steps", 16), ("model", "sd-v1.4"), ("scorer", "hps-v2.1@def")):
@@ -231,7 +234,7 @@ def test_the_fast_schedule_fits_any_run(caplog):
     for n, top_k, steps in ((100, 4, 20), (10, 4, 50), (1000, 1, 50)):
         plan = plan_for("fast", replace(RUN, n=n, top_k=top_k, steps=steps))
         strategy_of(plan)
-        assert all(top_k <= keep < n and at < steps for at, keep in plan.rounds)
+        assert all(top_k <= entry.keep < n and entry.at < steps for entry in plan.rounds)
     assert plan_for("fast", replace(RUN, n=4)) == SearchPlan()
     assert "spares nothing of 4 candidates" in caplog.text
     assert SearchPlan.from_json(json.loads(json.dumps(plan_for("fast", RUN).to_json()))) == plan_for("fast", RUN)
@@ -252,6 +255,24 @@ def test_the_fast_schedule_fits_any_run(caplog):
         ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9}, {steps = 3, keep = 5}]", "expected rising ones"),
         ("strategy = 'screening'\nrounds = [{steps = 4, keep = 5}, {steps = 6, keep = 9}]", "expected falling numbers"),
         ("strategy = 'screening'\nbuckets = [4]", "unknown key 'buckets'"),
+        (
+            "strategy = 'screening'\nspacing = 0\nrounds = [{steps = 4, keep = 9}]",
+            "spacing is 0, expected",
+        ),
+        ("strategy = 'screening'\nspacing = 'x'\nrounds = [{steps = 4, keep = 9}]", "spacing is 'x'"),
+        ("strategy = 'halving'\nspacing = 0.8\nrounds = [{share = 0.4, keep = 9}]", "for screening alone"),
+        (
+            "strategy = 'screening'\nrounds = [{steps = 4, after = 4, keep = 9}]",
+            "after is 4, expected fewer steps than",
+        ),
+        ("strategy = 'screening'\nrounds = [{steps = 4, after = 0, keep = 9}]", "after is 0"),
+        ("strategy = 'halving'\nrounds = [{share = 0.4, after = 1, keep = 9}]", "unknown key 'after' in a round"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9, weights = [1, 2]}]", "expected 1 numbers"),
+        ("strategy = 'screening'\nrounds = [{steps = 4, keep = 9, weights = [nan]}]", "weights is"),
+        (
+            "strategy = 'screening'\nrounds = [{steps = 6, keep = 9}, {steps = 6, after = 4, keep = 5}]",
+            "steps are 6, 6 after 4, expected rising ones",
+        ),
         ("not toml", "is no schedule"),
     ],
 )
@@ -259,3 +280,96 @@ def test_a_bad_schedule_is_refused(tmp_path, text, complaint):
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(UsageError, match=complaint):
         plan_for(tmp_path / "plan.toml", RUN)
+
+
+INSIDE = """strategy = "screening"
+spacing = 0.8
+rounds = [
+    {steps = 3, keep = 10},
+    {steps = 4, after = 2, keep = 7, weights = [0.5, 1.0]},
+    {steps = 4, keep = 4, weights = [0.0, 0.3, 0.7]},
+]
+"""
+SMALL = {"n": 13, "batch_size": 5, "guidance_scale": 3.0, "steps": 6, "top_k": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of three rounds, one of them inside a draft, and how many images were scored."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "plan.toml").write_text(INSIDE)
+    scorer = Counting()
+    generate("a lemon", pipe=build_sd(), scorer=scorer, out=folder / "run", search=folder / "plan.toml", **SMALL)
+    assert scorer.images == 13 + 10 + 7 + 4
+    return folder
+
+
+class Counting(BrightnessScorer):
+    """Knows how many images it has scored."""
+
+    images = 0
+
+    def score(self, prompt, images):
+        self.images += len(images)
+        return super().score(prompt, images)
+
+
+def test_drafts_are_cut_on_their_way_and_begin_where_the_run_begins(whole):
+    rows = RunDir.read(whole / "run").rows
+    assert RunDir.read(whole / "run").config.search.spacing == 0.8
+    finished = [row for row in rows.values() if row.status == "ok"]
+    assert [[(seen.stage.label, seen.nfe) for seen in row.stages] for row in finished] == [
+        [("draft, 3 steps", 3), ("draft, 2 of 4 steps", 2), ("draft, 4 steps", 2)]
+    ] * 4
+    assert sum(row.nfe for row in rows.values()) == 13 * 3 + 10 * 2 + 7 * 2 + 4 * 7, "PNDM's 6 steps are 7 calls"
+    first, second, third = (
+        {index: row.stages[look].score for index, row in rows.items() if len(row.stages) > look} for look in range(3)
+    )
+    weighed = {index: 0.3 * second[index] + 0.7 * score for index, score in third.items()}
+    assert {row.index for row in finished} == set(sorted(weighed, key=lambda index: -weighed[index])[:4])
+    half = {index: 0.5 * first[index] + score for index, score in second.items()}
+    assert set(third) == set(sorted(half, key=lambda index: -half[index])[:7])
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_search_stopped_between_and_inside_rounds_goes_on_there(tmp_path, whole, after):
+    asked, scorer = [], Counting()
+
+    def go(**arguments):
+        generate(
+            "a lemon", pipe=build_sd(), scorer=scorer, out=tmp_path / "run", search=whole / "plan.toml", **SMALL,
+            **arguments,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=lambda: asked.append(1) or len(asked) == after)
+    go(resume=True)
+    assert files_of(tmp_path / "run") == files_of(whole / "run")
+    assert scorer.images == 13 + 10 + 7 + 4, "nothing is scored twice, nothing is left out"
+
+
+def test_a_pipeline_that_cannot_be_looked_into_makes_each_draft_to_its_end(tmp_path, caplog):
+    inside = INSIDE.replace("spacing = 0.8\n", "")
+    (tmp_path / "plan.toml").write_text(inside)
+    run(BlurredPipe(), tmp_path / "run", search=tmp_path / "plan.toml", n=13, top_k=2)
+    assert "every draft is made to its end: BlurredPipe has no callback_on_step_end" in caplog.text
+    assert "take screening" not in caplog.text and len(caplog.text.splitlines()) == 1
+    rows = RunDir.read(tmp_path / "run").rows.values()
+    assert sorted([seen.stage.label for seen in row.stages] for row in rows) == (
+        [["draft, 3 steps"]] * 3 + [["draft, 3 steps", "draft, 4 steps"]] * 10
+    )
+    assert sum(row.status == "ok" for row in rows) == 4
+    assert completed([Round(6, 20, 4), Round(8, 9, 2, (0.1, 1.0)), Round(8, 5, 4, (0.1, 0.2, 1.0))]) == (
+        Round(6, 20), Round(8, 5, None, (0.1, 1.0)),
+    )  # fmt: skip
+
+
+def test_a_pipeline_without_time_steps_is_told_so_and_fast_has_a_schedule_for_it(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text('strategy = "screening"\nspacing = 0.8\nrounds = [{steps = 3, keep = 6}]\n')
+    with pytest.raises(UsageError, match="takes neither timesteps nor sigmas; take the search 'fast'") as caught:
+        run(BlurredPipe(), tmp_path / "run", search=path)
+    assert caught.value.exit_code == 2 and not (tmp_path / "run").exists()
+    run(BlurredPipe(), tmp_path / "fast", search="fast", steps=10)
+    search = RunDir.read(tmp_path / "fast").config.search
+    assert search == SearchPlan(strategy="screening", rounds=(Round(8, 4),)) and search.spacing is None

@@ -67,19 +67,37 @@ def write_run(folder, *, n=100, seed=0, resume=False, pause=0.0, made=None, open
         run.finish(best, summary_of(*best, n=n), draw_grid)
 
 
+ROUNDS = ((Stage("draft", 2, 3), 1), (Stage("draft", 3), 2))
+"""Where all are seen, and where every second one is."""
+
+
 def write_search(folder, *, n, resume=False):
-    """Write a run as a search does: drafts of all, the even ones finished, the others dropped with their draft."""
-    config = run_config(n, seed=0)
+    """Write a run as a search of two rounds does: the even ones seen twice and finished, the others dropped.
+
+    Returns:
+        What was scored: (index, stage), and (index, None) of the finished.
+    """
+    config, scored = run_config(n, seed=0), []
     with RunWriter.start(folder, config, resume=resume) as run:
-        for first in range(0, n, BATCH):
-            new = [index for index in range(first, min(first + BATCH, n)) if index not in run.stages]
-            stages = {index: StageScore(Stage("draft", 2), index / n, 2) for index in new}
-            if new:
-                run.commit_stages([(index, stages[index], candidate(index)[0]) for index in new])
+        for stage, every in ROUNDS:
+            for first in range(0, n, BATCH):
+                known = {index for index, seen in run.stages.items() if any(entry.stage == stage for entry in seen)}
+                new = [index for index in range(first, min(first + BATCH, n), every) if index not in known]
+                if new:
+                    seen = {index: StageScore(stage, index / n, 2) for index in new}
+                    run.commit_stages([(index, seen[index], stage_png(index, stage)) for index in new])
+                    scored += [(index, stage) for index in new]
         finished, dropped = ([index for index in run.missing if index % 2 == odd] for odd in (0, 1))
+        scored += [(index, None) for index in finished]
         for indices in filter(None, (finished, dropped)):
             run.commit([searched_row(run, index, dropped=index % 2 == 1) for index in indices])
         run.finish([0, 2], summary_of(0, 2, n=n))
+    return scored
+
+
+def stage_png(index, stage):
+    """What is seen of a candidate at a stage."""
+    return candidate(1000 * stage.at + index)[0]
 
 
 def searched_row(run, index, *, dropped):

@@ -3,14 +3,16 @@
 It dies before an operation that names a file, and in the middle of what fsync was to make durable. Every folder is then
 resumed and left for inspection: FOLDER/whole is an uninterrupted run, FOLDER/died-1 and so on are those that died and
 were resumed, the last of them the one that had no such operation any more. Prints how many problems were found, before
-the resume, that no crash may leave behind.
+the resume, that no crash may leave behind; a candidate that is scored again at a stage that was committed is one.
 """
 
+import json
 import os
 import stat
 import sys
 from pathlib import Path
 
+from sp_rerank.config import Stage
 from sp_rerank.run.folder import RunDir
 from support import crash_writer
 
@@ -69,6 +71,17 @@ def unsound(folder):
     return [problem for problem in run.verify() if not problem.endswith(HARMLESS)]
 
 
+def committed(folder):
+    """What the journals hold: (index, stage) of candidates on their way, (index, None) of those in the run."""
+    known = set()
+    for name in ("stages.jsonl", "candidates.jsonl"):
+        text = (folder / name).read_bytes() if (folder / name).exists() else b""
+        for line in text[: text.rfind(b"\n") + 1].splitlines():
+            record = json.loads(line)
+            known.add((record["index"], Stage.parse(record["name"]) if "name" in record else None))
+    return known
+
+
 def main():
     os.fsync = lambda descriptor: None
     folder, way = Path(sys.argv[1]), sys.argv[2]
@@ -86,7 +99,9 @@ def main():
         died_here = begin(f"died-{operation}")
         dies = died(write, died_here, n, operation)
         problems += len(unsound(died_here))
-        write(died_here, n=n, resume=True)
+        known = committed(died_here)
+        scored = write(died_here, n=n, resume=True)
+        problems += len(known.intersection(scored or ()))
     print(problems)
 
 

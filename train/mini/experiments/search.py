@@ -1,15 +1,13 @@
-"""python -m sp_rerank.train.mini.experiments.search [--prompts 100] [--figure FILE]
+"""python -m sp_rerank.train.mini.experiments.search [--plan FILE] [--prompts 100] [--figure FILE]
 
-What a search keeps and spares on the mini model, against all hundred candidates of the same seeds: prompts of the mini
-world that no schedule was chosen by, every candidate at the stages of the schedules and finished, so that each of them
-can be acted out on the same images. Two views: of the scorer that selects, and of the truth (`truth`), which does not.
-clip-mini selects, and beside it stable-preference-mini, which learned to look through previews. Steering makes other
-images than the seeds, so it is run on a few prompts and compared with all hundred of theirs. The seconds are measured
-apart, on a few prompts, the strategies in turn. Everything is simulated.
+What a search keeps and spares on the mini model, against all hundred candidates of the same seeds. On the first
+prompts of the mini world a schedule is chosen (`--plan` writes it), on others, which chose nothing, every schedule is
+acted out on the same images. Two views: of the scorer that selects, and, with `--truth`, of the truth, which does not.
+The seconds are measured apart, on a few prompts, the searches in turn; so is steering, which makes other images than
+the seeds. Everything is simulated.
 
-The first prompts are recorded at every stage: `sp-rerank plan build/mini/search/0[01]?` made the schedule that ships
-of them, with `--strategy halving` and `--scorer stable-preference-mini` the others. Recordings are made once and go on
-after an interruption: an hour on two cores.
+Candidates are made once, kept as files (`looks`) and made where they are missing: 100 prompts take some hours on two
+cores, another scorer some minutes.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -29,41 +25,30 @@ from typing import Any
 
 import numpy as np
 
-from sp_rerank.config import EXHAUSTIVE, FAST, STEERING, GenerationOptions, SearchPlan
+from sp_rerank.config import EXHAUSTIVE, FAST, STEERING
 from sp_rerank.report.tables import new_figure, percent, to_svg
 from sp_rerank.run.folder import RunDir
-from sp_rerank.run.writer import add_scores
-from sp_rerank.scorers.scoring import score_images
 from sp_rerank.search import planner
-from sp_rerank.search.planner import PlanEstimate, Recording
-from sp_rerank.search.schedule import Schedule, read_schedule, shipped, to_toml
+from sp_rerank.search.cheapest import cheapest
+from sp_rerank.search.planner import PlanEstimate
+from sp_rerank.search.recorded import Place, Recording
+from sp_rerank.search.schedule import Schedule, ScheduledRound, describe, read_schedule, shipped, to_toml
 from sp_rerank.stats import agreement, best_of_n
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.atomic import write
+from sp_rerank.train.mini.experiments.looks import FINISH, SCHEDULER, STEPS, Candidates, Way, load_pipe, record_all
 from sp_rerank.train.mini.images import draw_captions
-from sp_rerank.train.mini.truth import Truth
+from sp_rerank.types import Scorer
 
-SEED = 13_000_000  # of the candidates; nothing else uses these
+SEED = 13_000_000  # of the prompts
 CANDIDATES, TOP_K = 100, 4
-CHOOSING = 20  # prompts before those of the measurement, for `sp-rerank plan`
-STEPS, SCHEDULER = 20, "DPMSolverMultistep"
+CHOOSING, CHOOSING_CANDIDATES = 20, 60  # prompts before those of the measurement, with fewer candidates
+SPACING, DRAFTS = 0.8, (6,)
+FIRST_LOOK = 3  # inside a draft
 DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
-SELECTING, NOISE_AWARE = "clip-mini", "stable-preference-mini"
-HALVING = {
-    SELECTING: Schedule("halving", ((0.4, 0.7), (0.55, 0.3))),
-    NOISE_AWARE: Schedule("halving", ((0.4, 0.4), (0.55, 0.15))),
-}
-"""By scorer, of the schedules that look at .25, .4 and .55, the cheapest that keeps a share of the gain on the first
-prompts: to clip-mini .98 for the pick and .96 for the best four, to stable-preference-mini .99 and .97."""
-
-TIMED, STEERED = 3, 10  # prompts
+PREVIEWS = (0.25, 0.4, 0.55)  # of the run's own steps
+HALVING = Schedule("halving", (ScheduledRound(0.4, 0.7), ScheduledRound(0.55, 0.3)))
 STOCHASTIC = "EulerAncestralDiscrete"  # steering needs a scheduler that draws noise
-
-
-def measured() -> dict[str, tuple[Schedule, str]]:
-    """Schedules and the scorers that select, by the name of a row."""
-    halvings = {f"halving, {scorer}": (schedule, scorer) for scorer, schedule in HALVING.items()}
-    return {FAST: (read_schedule(shipped()), SELECTING), **halvings}
 
 
 def captions(n: int) -> list[str]:
@@ -71,65 +56,21 @@ def captions(n: int) -> list[str]:
     return draw_captions(random.Random(SEED), CHOOSING + n, held_out=False, known=set())
 
 
-def stages_of(schedules: Sequence[Schedule], decoder: str | None) -> SearchPlan:
-    """The search that records what these schedules look at, and no more."""
-
-    def places(strategy: str) -> list[Any]:
-        return sorted({when for schedule in schedules if schedule.strategy == strategy for when, _ in schedule.rounds})
-
-    return SearchPlan(
-        strategy="recording",
-        drafts=tuple(places("screening")),
-        previews=tuple(places("halving")),
-        decoder=decoder,
-    )
-
-
-def record(number: int, caption: str, out: Path) -> Path:
-    """One prompt's candidates at their stages, in a run folder; a complete one is left alone."""
-    import torch
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    from sp_rerank import load_scorer
-    from sp_rerank.generate import Job, run_search
-    from sp_rerank.search.resolve import resolve
-
-    diffusers_log.disable_progress_bar()
-    transformers_log.disable_progress_bar()
-    torch.set_num_threads(1)  # a process a core
-    pipe = _pipeline(SCHEDULER)
-    scorer, folder = load_scorer(SELECTING), out / f"{number:03}"
-    also = [load_scorer(NOISE_AWARE)]
-    options = GenerationOptions(n=CANDIDATES, top_k=TOP_K, steps=STEPS, seed=SEED + 1000 * number, record=True)
-    config = resolve(caption, options, pipe=pipe, scorer=scorer, also=also)
-    if number >= CHOOSING:
-        plan = stages_of([schedule for schedule, _ in measured().values()], config.search.decoder)
-        config = replace(config, search=plan)
-    run_search(Job(config, options, pipe, scorer, also), out=folder, resume=True)
-    return folder
-
-
-def make_recordings(out: Path, prompts: int, jobs: int, progress: Callable[[str], None]) -> list[Path]:
-    """The recordings of all prompts, a process a core."""
-    asked = captions(prompts)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(record, number, caption, out): number for number, caption in enumerate(asked)}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            future.result()
-            if done % 10 == 0:
-                progress(f"{done} of {len(asked)} prompts recorded")
-    return [out / f"{number:03}" for number in range(len(asked))]
-
-
-def with_truth(folder: Path, truth: Truth) -> RunDir:
-    """A recording with the truth's scores of the finished candidates, taken once."""
-    run = RunDir.read(folder)
-    if all(truth.name in row.scores for row in run.rows.values()):
-        return run
-    images = [run.read_image(index) for index in range(run.n)]
-    scores = score_images(truth, run.config.prompt, images)
-    return add_scores(folder, {truth.name: dict(enumerate(scores))})
+def recording_of(candidates: Candidates, scorer: Scorer, drafts: Sequence[int], gold: Any = None) -> Recording:
+    """What a recorded run of these candidates would hold."""
+    seen: dict[Place, tuple[np.ndarray, int]] = {}
+    for steps in drafts:
+        way = Way(steps, SPACING)
+        for step in range(FIRST_LOOK, steps + 1):
+            place: Place = (steps, None if step == steps else step)
+            seen[place] = (candidates.scores(scorer, way, step), step)
+    for share in PREVIEWS:
+        step = round(share * STEPS)
+        seen[share, None] = (candidates.scores(scorer, FINISH, step), step)
+    finished = candidates.scores(scorer, FINISH, STEPS)
+    made_with: dict[str, str | int] = {"n": candidates.n, "steps": STEPS, "model": "mini", "scorer": scorer.name}
+    truth = candidates.scores(gold, FINISH, STEPS) if gold else finished
+    return Recording(candidates.caption, made_with, finished, STEPS, seen, truth, SPACING)
 
 
 def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
@@ -147,48 +88,26 @@ def curve(recordings: Sequence[Recording]) -> tuple[np.ndarray, np.ndarray]:
     return np.mean(own, axis=0), np.sum(others, axis=0) / np.sum(most)
 
 
-def gain_by_truth(recordings: Sequence[Recording]) -> Estimate:
-    """How far the scorer's pick of all goes from the truth's mean candidate by the truth's best of all."""
-    return agreement.ratio(
-        _worths_of_picks(recordings), [recording.gold.max() - recording.gold.mean() for recording in recordings]
-    )
-
-
-def _worths_of_picks(recordings: Sequence[Recording]) -> list[float]:
-    """What the pick of all is worth by the truth above the mean candidate, a number a prompt."""
-    return [recording.gold[int(np.nanargmax(recording.finished))] - recording.gold.mean() for recording in recordings]
-
-
-def _pipeline(scheduler: str) -> Any:
-    from sp_rerank import load_pipeline
-    from sp_rerank.diffusion.loading import find_dtype
-
-    return load_pipeline("mini", dtype=find_dtype("auto", "mini", "cpu"), scheduler=scheduler)
-
-
-def timed(prompts: Sequence[str]) -> dict[str, tuple[float, int]]:
+def timed(prompts: Sequence[str], schedules: Mapping[str, Schedule], scorer: Scorer) -> dict[str, tuple[float, int]]:
     """Median seconds of each search over some prompts, taken in turn, and the evaluations that it spent on one."""
-    from sp_rerank import generate, load_scorer
+    from sp_rerank import generate
 
-    pipe = _pipeline(SCHEDULER)
-    scorers = {name: load_scorer(name) for name in HALVING}
+    pipe = load_pipe(SCHEDULER)
     seconds: dict[str, list[float]] = {}
     spent: dict[str, int] = {}
     with TemporaryDirectory() as folder:
-        searches: dict[str, tuple[str | Path, str]] = {EXHAUSTIVE: (EXHAUSTIVE, SELECTING)}
-        for number, (name, (schedule, scorer)) in enumerate(measured().items()):
+        searches: dict[str, str | Path] = {EXHAUSTIVE: EXHAUSTIVE}
+        for number, (name, schedule) in enumerate(schedules.items()):
             file = Path(folder) / f"{number}.toml"
             file.write_text(to_toml(schedule), encoding="utf-8")
-            searches[name] = file, scorer
+            searches[name] = file
         for number, prompt in enumerate(["a warm-up", *prompts]):
-            for place, (name, (search, scorer)) in enumerate(searches.items()):
-                began, out = time.perf_counter(), Path(folder) / f"{number}-{place}"
+            for place, (name, search) in enumerate(searches.items()):
+                began, out = time.process_time(), Path(folder) / f"{number}-{place}"
                 n = CANDIDATES if number else 2 * TOP_K
-                generate(
-                    prompt, pipe=pipe, scorer=scorers[scorer], n=n, top_k=TOP_K, steps=STEPS, search=search, out=out
-                )
+                generate(prompt, pipe=pipe, scorer=scorer, n=n, top_k=TOP_K, steps=STEPS, search=search, out=out)
                 if number:
-                    seconds.setdefault(name, []).append(time.perf_counter() - began)
+                    seconds.setdefault(name, []).append(time.process_time() - began)
                     spent[name] = RunDir.read(out).nfe
     return {name: (median(taken), spent[name]) for name, taken in seconds.items()}
 
@@ -199,85 +118,144 @@ class Steered:
 
     Attributes:
         gain: of the pick: (its score - mean) / (best of all - mean).
-        gold: The same by the truth's score, summed over prompts first, over that of the pick of all.
         evaluations: spent a prompt.
+        prompts: Number of prompts.
     """
 
     gain: Estimate
-    gold: Estimate
     evaluations: int
+    prompts: int
 
 
-def steered(recordings: Sequence[Recording], truth: Truth) -> Steered:
+def steered(recordings: Sequence[Recording], scorer: Scorer) -> Steered:
     """Steer as many particles as there are candidates, on each recorded prompt."""
-    from sp_rerank import generate, load_scorer
+    from sp_rerank import generate
 
-    pipe = _pipeline(STOCHASTIC)
-    scorer, spent, picks, worths = load_scorer(SELECTING), 0, [], []
+    pipe, spent, picks = load_pipe(STOCHASTIC), 0, []
     with TemporaryDirectory() as folder:
         for number, recording in enumerate(recordings):
-            out = Path(folder) / str(number)
+            out, n = Path(folder) / str(number), len(recording.finished)
             (best,) = generate(
-                recording.prompt, pipe=pipe, scorer=scorer, n=CANDIDATES, top_k=1, steps=STEPS, search=STEERING, out=out
+                recording.prompt, pipe=pipe, scorer=scorer, n=n, top_k=1, steps=STEPS, search=STEERING, out=out
             )
             spent = RunDir.read(out).nfe
             picks.append(best.score)
-            worths.append(float(truth.score(recording.prompt, [best.candidate.image])[0]))
-    finished, judged = (
-        np.array([getattr(recording, name) for recording in recordings]) for name in ("finished", "gold")
-    )
+    finished = np.array([recording.finished for recording in recordings])
     mean = finished.mean(axis=1)
     own = (np.array(picks) - mean) / (finished.max(axis=1) - mean)
-    way = np.array(worths) - judged.mean(axis=1)
-    return Steered(agreement.ratio(own, np.ones(len(own))), agreement.ratio(way, _worths_of_picks(recordings)), spent)
+    return Steered(agreement.ratio(own, np.ones(len(own))), spent, len(recordings))
 
 
-def compare_search(
-    out: Path, prompts: int, jobs: int, figure: Path | None, progress: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measure, and draw where a figure is asked for; what is returned is for a table or for programs."""
-    folders = make_recordings(out, prompts, jobs, progress)[CHOOSING:]
-    progress("asking the truth")
-    truth = Truth()
-    runs = [with_truth(folder, truth) for folder in folders]
-    recordings = {
-        scorer: [planner.read_recording(run, truth.name, scorer=scorer) for run in runs] for scorer in HALVING
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is measured.
+
+    Attributes:
+        out: Folder of the recordings.
+        prompts: Prompts to measure on.
+        jobs: Processes that record.
+        scorer: Name of the scorer that selects.
+        plan: File for the schedule that is chosen; None measures the one that ships.
+        gain: What the schedule keeps of the pick on the prompts that choose it.
+        top_gain: The same of the best four.
+        truth: Whether the truth is asked.
+        timed: Prompts on which the time is taken.
+        steered: Prompts that are steered.
+        figure: SVG file of score against evaluations.
+    """
+
+    out: Path
+    prompts: int
+    jobs: int
+    scorer: str
+    plan: Path | None
+    gain: float
+    top_gain: float
+    truth: bool
+    timed: int
+    steered: int
+    figure: Path | None
+
+
+def measure(asked: Asked, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Record, plan, measure, and draw where a figure is asked for; the result is for a table or for programs."""
+    from sp_rerank import load_scorer
+
+    scorer, texts = load_scorer(asked.scorer), captions(asked.prompts)
+    numbered = list(enumerate(texts))
+    choosing = [Candidates(asked.out, *entry, CHOOSING_CANDIDATES) for entry in numbered[:CHOOSING]]
+    measuring = [Candidates(asked.out, *entry, CANDIDATES) for entry in numbered[CHOOSING:]]
+    ways = [FINISH, *(Way(steps, SPACING) for steps in DRAFTS)]
+    wanted = [*(choosing if asked.plan else []), *measuring]
+    record_all([(candidates, way) for candidates in wanted for way in ways], asked.jobs, progress)
+    schedule = read_schedule(shipped())
+    if asked.plan:
+        progress("choosing")
+        schedule = _chosen([recording_of(candidates, scorer, DRAFTS) for candidates in choosing], asked)
+        write(asked.plan, to_toml(schedule).encode())
+    progress("acting out")
+    truth = _truth() if asked.truth else None
+    recordings = [recording_of(candidates, scorer, DRAFTS, truth) for candidates in measuring]
+    schedules = {FAST: schedule, "halving": HALVING}
+    found = {name: planner.estimate(each, recordings, TOP_K) for name, each in schedules.items()}
+    clock = timed(texts[CHOOSING:][: asked.timed], schedules, scorer) if asked.timed else {}
+    other = steered(recordings[: asked.steered], scorer) if asked.steered else None
+    if asked.figure:
+        write(asked.figure, draw(found, other, recordings, truth=asked.truth))
+    correlations = {_shown(place): _correlation(recordings, place) for place in recordings[0].seen}
+    return {
+        "simulated": True,
+        "scorer": scorer.name,
+        "prompts": asked.prompts,
+        "rank correlation with the finished score": correlations,
+        **{
+            f"{name}: {', '.join(map(describe, schedules[name].rounds))}": _figures(promise, clock, name, asked.truth)
+            for name, promise in found.items()
+        },
+        **(_steered(other) if other else {}),
     }
-    found = {
-        name: planner.estimate(schedule, recordings[scorer], TOP_K) for name, (schedule, scorer) in measured().items()
-    }
-    progress("steering")
-    other = steered(recordings[SELECTING][:STEERED], truth)
-    progress("taking the time")
-    clock = timed([recording.prompt for recording in recordings[SELECTING][:TIMED]])
-    if figure:
-        write(figure, draw(found, other, recordings[SELECTING]))
-    return {"simulated": True, "prompts": prompts, **_figures(found, clock, recordings), **_steered(other)}
 
 
-def _figures(
-    found: dict[str, PlanEstimate], clock: dict[str, tuple[float, int]], recordings: Mapping[str, Sequence[Recording]]
-) -> dict[str, Any]:
+def _truth() -> Any:
+    from sp_rerank.train.mini.truth import Truth
+
+    return Truth()
+
+
+def _chosen(recordings: Sequence[Recording], asked: Asked) -> Schedule:
+    return cheapest(recordings, TOP_K, gain=asked.gain, top_gain=asked.top_gain, strategies=("screening",))
+
+
+def _shown(place: Place) -> str:
+    at, after = place
+    if at < 1:
+        return f"preview after {at:.0%}"
+    return f"draft of {at:g}" if after is None else f"draft of {at:g}, after {after}"
+
+
+def _correlation(recordings: Sequence[Recording], place: Place) -> float:
+    """Mean within-prompt rank correlation of what is seen at a place with the finished scores."""
+    pairs = [(recording.seen[place][0], recording.finished) for recording in recordings]
+    return round(float(np.mean([agreement.spearman(seen, finished).value for seen, finished in pairs])), 3)
+
+
+def _figures(promise: PlanEstimate, clock: dict[str, tuple[float, int]], name: str, truth: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        f"the pick of all by the truth, % of the way to its own, {scorer}": percent(gain_by_truth(some))
-        for scorer, some in recordings.items()
+        "gain of the pick, %": percent(promise.gain),
+        "gain of the best four, %": percent(promise.top_gain),
+        "the same pick, %": percent(promise.same_pick),
+        "overlap of the best four, %": percent(promise.overlap),
+        f"evaluations, fewer than all with {STEPS} steps": round(promise.saving, 2),
+        f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(promise.saving * DEFAULT_STEPS / STEPS, 2),
+        "images and previews decoded and scored, of all": round(promise.decodes, 2),
     }
-    own = recordings[SELECTING][0].evaluations
-    for name, promise in found.items():
+    if truth:
+        figures["worth of the pick by the truth, % of the pick of all"] = percent(promise.gold)
+    if clock:
         seconds = clock[EXHAUSTIVE][0] / clock[name][0]
-        figures[name] = {
-            "gain of the pick, %": percent(promise.gain),
-            "gain of the best four, %": percent(promise.top_gain),
-            "the same pick, %": percent(promise.same_pick),
-            "overlap of the best four, %": percent(promise.overlap),
-            "worth of the pick by the truth, % of the pick of all": percent(promise.gold),
-            f"evaluations, fewer than all with {STEPS} steps": round(promise.saving, 2),
-            f"evaluations, fewer than all with {DEFAULT_STEPS} steps": round(promise.saving * DEFAULT_STEPS / own, 2),
-            "images and previews decoded and scored, of all": round(promise.decodes, 2),
-            "evaluations that the timed runs spent, fewer": round(clock[EXHAUSTIVE][1] / clock[name][1], 2),
-            "seconds, fewer": round(seconds, 2),
-            "share of the saving that the clock sees": round((1 - 1 / seconds) / (1 - 1 / promise.saving), 2),
-        }
+        figures["evaluations that the timed runs spent, fewer"] = round(clock[EXHAUSTIVE][1] / clock[name][1], 2)
+        figures["CPU seconds, fewer"] = round(seconds, 2)
+        figures["share of the saving that the clock sees"] = round((1 - 1 / seconds) / (1 - 1 / promise.saving), 2)
     return figures
 
 
@@ -285,27 +263,33 @@ def _steered(steered_run: Steered) -> dict[str, Any]:
     return {
         STEERING: {
             "gain of the pick, %": percent(steered_run.gain),
-            "worth of the pick by the truth, % of the pick of all": percent(steered_run.gold),
             f"evaluations, fewer than all with {STEPS} steps": round(STEPS * CANDIDATES / steered_run.evaluations, 2),
-            "prompts": STEERED,
+            "prompts": steered_run.prompts,
         }
     }
 
 
-def draw(found: dict[str, PlanEstimate], other: Steered, recordings: Sequence[Recording]) -> bytes:
-    """Gain against evaluations as SVG: the exhaustive curve by both scores, and each strategy on it."""
+def draw(
+    found: dict[str, PlanEstimate], other: Steered | None, recordings: Sequence[Recording], *, truth: bool
+) -> bytes:
+    """Gain against evaluations as SVG: the exhaustive curve, by the truth too, and each strategy on it."""
     picture = new_figure()
     axes = picture.add_subplot(xlabel="evaluations of the denoiser a prompt", ylabel="% of the way to the best of 100")
-    own, truth = curve(recordings)
+    own, gold = curve(recordings)
     evaluations = recordings[0].evaluations * np.arange(1, CANDIDATES + 1)
     axes.plot(evaluations, 100 * own, color="black", label="exhaustive, by the scorer's own")
-    axes.plot(evaluations, 100 * truth, color="black", linestyle=":", label="exhaustive, by the truth's score")
+    if truth:
+        axes.plot(evaluations, 100 * gold, color="black", linestyle=":", label="exhaustive, by the truth's score")
     points = [(name, evaluations[-1] / promise.saving, promise.gain, promise.gold) for name, promise in found.items()]
-    points.append((f"steering ({STEERED} prompts)", other.evaluations, other.gain, other.gold))
-    for (name, at, gain, worth), marker in zip(points, "osD^", strict=True):
+    for (name, at, gain, worth), marker in zip(points, "os", strict=True):
         (dots,) = axes.plot([at], [100 * gain.value], marker, label=name)
-        axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
-    axes.set_title(f"{len(recordings)} prompts, simulated; hollow: by the truth's score", fontsize=10)
+        if truth:
+            axes.plot([at], [100 * worth.value], marker, color=dots.get_color(), fillstyle="none")
+    if other:
+        axes.plot([other.evaluations], [100 * other.gain.value], "^", label=f"steering ({other.prompts} prompts)")
+    axes.set_title(
+        f"{len(recordings)} prompts, simulated" + ("; hollow: by the truth's score" if truth else ""), fontsize=10
+    )
     axes.set_ylim(0, 124)
     axes.legend()
     return to_svg(picture)
@@ -316,6 +300,12 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/mini/search"), help="recordings, made where missing")
     parser.add_argument("--prompts", type=int, default=100, help="prompts to measure on")
     parser.add_argument("--jobs", type=int, default=2, help="processes that record, a core each")
+    parser.add_argument("--scorer", default="stable-preference-mini", help="the one that selects")
+    parser.add_argument("--plan", type=Path, help="choose a schedule and write it there  [default: the one that ships]")
+    parser.add_argument("--gain", type=float, default=0.99, help="what it keeps where it is chosen")
+    parser.add_argument("--top-gain", type=float, default=0.98, help="the same of the best four")
+    parser.add_argument("--truth", action="store_true", help="ask the truth too")
+    parser.add_argument("--timed", type=int, default=3, help="prompts on which the time is taken")
+    parser.add_argument("--steered", type=int, default=0, help="prompts that are steered")
     parser.add_argument("--figure", type=Path, help="SVG file of score against evaluations")
-    args = parser.parse_args()
-    print(json.dumps(compare_search(args.out, args.prompts, args.jobs, args.figure, print), indent=1))
+    print(json.dumps(measure(Asked(**vars(parser.parse_args())), print), indent=1))
