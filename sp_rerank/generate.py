@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from sp_rerank.config import GenerationKeywords, GenerationOptions, RunConfig
 from sp_rerank.errors import NothingUsableError, OptionError
 from sp_rerank.rank import ranked
-from sp_rerank.report.progress import run_progress
+from sp_rerank.report.progress import shown
 from sp_rerank.run.layout import run_folder_name
 from sp_rerank.run.memory import MemoryRun
 from sp_rerank.run.state import RunState, Store
@@ -111,14 +111,14 @@ def generate(
     asked, also = GenerationOptions(**options), with_members(scorer, also)
     if isinstance(prompt, str):
         job = Job(resolve(prompt, asked, pipe=pipe, scorer=scorer, also=also), asked, pipe, scorer, also)
-        with _shown(progress, job.config.n) as show:
+        with shown(progress, job.config.n) as show:
             return run_search(job, out=out, resume=resume, progress=show, stop=stop)
     configs = [resolve(each, asked, pipe=pipe, scorer=scorer, also=also) for each in prompt]
     results: list[RunResult] = []
     for config in configs:
         job, folder = Job(config, asked, pipe, scorer, also), out and Path(out) / run_folder_name(config)
         opening = store_for(job, folder, resume)
-        with _shown(progress, config.n) as show:
+        with shown(progress, config.n) as show:
             result, state = search_into(opening, job, progress=show, stop=stop, out=folder)
         try:
             check_usable(state, result.summary)
@@ -126,15 +126,6 @@ def generate(
             log.warning("%r: %s", config.prompt, error)
         results.append(result)
     return results
-
-
-def _shown(
-    progress: Callable[[Progress], None] | bool, n: int
-) -> AbstractContextManager[Callable[[Progress], None] | None]:
-    """What is called as a run goes on: the caller's own function, a bar, or none."""
-    if isinstance(progress, bool):
-        return run_progress(n) if progress else nullcontext()
-    return nullcontext(progress)
 
 
 def _check_names(options: Mapping[str, object]) -> None:
@@ -261,8 +252,8 @@ def store_for(job: Job, out: str | Path | None, resume: bool) -> AbstractContext
             raise OptionError("more", job.options.more, "none: a run that is kept in memory has no folder to add to")
         anyone = job.options.diverse or job.config.members  # whose rank changes with every other candidate
         return nullcontext(MemoryRun(job.config, job.config.n if anyone else job.options.kept))
-    size = _image_bytes(job.pipe, job.config.height, job.config.width)
-    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=size)
+    each = _image_bytes(job.pipe, job.config.height, job.config.width)
+    return RunWriter.start(out, job.config, resume=resume, more=job.options.more, image_bytes=each)
 
 
 def _ending(state: RunState, margin: float, began: float) -> Ended | None:

@@ -6,11 +6,20 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from sp_rerank.types import Progress
 
 EVERY = 0.5  # seconds between two lines in a notebook
+
+
+def shown(
+    progress: Callable[[Progress], None] | bool, n: int
+) -> AbstractContextManager[Callable[[Progress], None] | None]:
+    """What is called as a run of n candidates goes on: the caller's own function, a bar for True, or None."""
+    if isinstance(progress, bool):
+        return run_progress(n) if progress else nullcontext()
+    return nullcontext(progress)
 
 
 @contextmanager
