@@ -202,7 +202,10 @@ def test_a_plugin_that_does_not_import_is_named(plugin: Path):
     ("name", "said"),
     [
         ("raises", "'raises' of the package our-plugin cannot be built: KeyError: 'weights'"),
-        ("nothing", "'nothing' of the package our-plugin: expected an object with .* a method score, got a NoneType"),
+        (
+            "nothing",
+            "of the package our-plugin: expected an object with .* a method score .compare for pairs., got a NoneType",
+        ),
     ],
 )
 def test_a_plugin_that_builds_no_scorer_is_named(plugin: Path, name: str, said: str):
