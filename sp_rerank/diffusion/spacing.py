@@ -9,6 +9,7 @@ more steps early, where an image takes its shape. Knows schedulers and what a pi
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from itertools import pairwise
@@ -103,7 +104,9 @@ def time_steps(
         raise UsageError(f"{steps} steps with a spacing of {exponent:g} fall on one time; expected fewer steps")
     trial = deepcopy(scheduler)
     try:
-        trial.set_timesteps(timesteps=times)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the scheduler's own arithmetic; the run itself still warns
+            trial.set_timesteps(timesteps=times)
         taken = [round(float(time)) for time in trial.timesteps]
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
