@@ -11,6 +11,7 @@ from support.tiny import build_sd_pipeline
 from sp_rerank import generate, load_scorer
 from sp_rerank.config.samplers import A1111_SAMPLERS, a1111_name, find_sampler
 from sp_rerank.diffusion import loading
+from sp_rerank.diffusion.schedulers import other_scheduler
 from sp_rerank.errors import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # NumPy 2 in diffusers' schedulers
@@ -23,7 +24,7 @@ def pipe() -> StableDiffusionPipeline:
 
 @pytest.mark.parametrize("name", A1111_SAMPLERS)
 def test_a_name_is_a_scheduler_of_stable_diffusion(pipe, name):
-    made = loading._scheduler(pipe, name)
+    made = other_scheduler(pipe, name)
     sampler = A1111_SAMPLERS[name]
     assert isinstance(made, getattr(diffusers, f"{sampler.scheduler}Scheduler"))
     assert {key: made.config[key] for key in sampler.config} == sampler.config
@@ -32,19 +33,19 @@ def test_a_name_is_a_scheduler_of_stable_diffusion(pipe, name):
 
 
 def test_names_of_both_kinds_in_any_case(pipe):
-    assert type(loading._scheduler(pipe, "euler A")) is EulerAncestralDiscreteScheduler
-    assert type(loading._scheduler(pipe, "EulerAncestralDiscreteScheduler")) is EulerAncestralDiscreteScheduler
-    assert type(loading._scheduler(pipe, "EulerAncestralDiscrete")) is EulerAncestralDiscreteScheduler
+    assert type(other_scheduler(pipe, "euler A")) is EulerAncestralDiscreteScheduler
+    assert type(other_scheduler(pipe, "EulerAncestralDiscreteScheduler")) is EulerAncestralDiscreteScheduler
+    assert type(other_scheduler(pipe, "EulerAncestralDiscrete")) is EulerAncestralDiscreteScheduler
     assert find_sampler("Restart") is None
     with pytest.raises(UsageError, match=r"no scheduler 'Restart' .* or a name of AUTOMATIC1111 such as Euler a"):
-        loading._scheduler(pipe, "Restart")
+        other_scheduler(pipe, "Restart")
 
 
 def test_two_ways_to_set_up_a_class_are_two_runs(pipe):
     other = SeededPipe()
     names = []
     for name in ("DPM++ 2M", "dpm++ 2m karras", "DPM++ 2M SDE Karras"):
-        other.scheduler = loading._scheduler(pipe, name)
+        other.scheduler = other_scheduler(pipe, name)
         assert isinstance(other.scheduler, DPMSolverMultistepScheduler)
         names.append(loading.scheduler_name(other))  # pyright: ignore[reportArgumentType]
     assert names == ["DPMSolverMultistepScheduler", "DPM++ 2M Karras", "DPM++ 2M SDE Karras"]
@@ -55,7 +56,7 @@ def test_a_png_names_the_sampler_as_a1111_does(tmp_path, pipe):
 
     for name, said in (("DPM++ 2M Karras", "DPM++ 2M Karras"), ("Euler a", "Euler a"), ("PNDMScheduler", "PLMS")):
         other = SeededPipe()
-        other.scheduler = loading._scheduler(pipe, name)
+        other.scheduler = other_scheduler(pipe, name)
         folder = tmp_path / said
         result = generate("a lemon", pipe=other, scorer=load_scorer("brightness"), n=1, out=folder)
         with Image.open(folder / "images" / "00000.png") as image:

@@ -297,7 +297,7 @@ def test_saved_folders_open_in_a_new_process_with_their_scorers(tmp_path, encode
     ]
     assert lines == wanted
     for name, out in expected.items():
-        assert close(np.load(tmp_path / f"{name}.npy"), out.images, 1e-4)
+        assert close(np.load(tmp_path / f"{name}.npy"), out.images, 1e-3)  # other threads add in another order
 
 
 def test_every_class_keeps_the_order_of_offloading_and_names_its_components():

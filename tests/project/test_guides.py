@@ -50,11 +50,11 @@ ELSEWHERE = {
     r"^sp-rerank scorers convert ": "published weights; tests/scorers/test_convert.py",
 }
 FASTER = {
-    r"sp-rerank batch [^s]\S*\.txt": "--model mini --scorer brightness --n 2 --steps 1",
+    r"sp-rerank batch [^s]\S*\.txt": "--model mini --scorer brightness --also clip-mini --n 2 --steps 1",
     r"sp-rerank train ": "--set steps=2 --set batch_size=2 --set stage_1_steps=1 --tracker none",
-    r"sp-rerank generate .*--record": "--n 12 --steps 20",
+    r"sp-rerank generate .*--record": "--n 30 --steps 20",
     r"sp-rerank generate .*--(search fast|confidence|max)": "--n 12",
-    r"sp-rerank generate .*--search plan": "--n 12 --steps 20",
+    r"sp-rerank generate .*--search plan": "--n 30 --steps 20",
 }
 """Commands, and what makes them take less time."""
 

@@ -298,7 +298,7 @@ def test_the_checkpoint_of_the_other_head_is_refused(published: dict[str, torch.
         from_original(blip, VOCABULARY, head="reward", **OF)
     with pytest.raises(UsageError, match=r"10 unexpected: mlp.layers.0.bias"):
         from_original(published, VOCABULARY, head="itm", **OF)
-    with pytest.raises(UsageError, match="expected a head out of reward, itm, got 'other'"):
+    with pytest.raises(UsageError, match="expected a head out of reward, cycle, itm, got 'other'"):
         from_original(published, VOCABULARY, head="other", **OF)
 
 

@@ -350,7 +350,6 @@ def test_any_checkpoint_of_open_clip_is_known_by_name(
         ("clip:ViT-B-16/laion3b", "tags of 'ViT-B-16': openai, "),
         ("clip:ViT-Q-16/openai", "no such architecture"),
         ("clip:", "no such architecture"),
-        ("clip:ViT-B-16-SigLIP/webli", "custom_text"),
         ("clip:convnext_base/laion400m_s13b_b51k", "timm_"),
         ("clip:ViT-H-14/dfn5b", "squash"),
     ],

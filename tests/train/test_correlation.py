@@ -138,7 +138,9 @@ def test_what_cannot_be_correlated_is_said(tmp_path):
 def test_the_command_correlates(tmp_path, monkeypatch):
     from sp_rerank import scorers
 
-    monkeypatch.setattr(scorers, "load_scorer", lambda spec, device: {"dark": Darkness()}.get(spec, BRIGHTNESS))
+    monkeypatch.setattr(
+        scorers, "load_scorer", lambda spec, device, dtype=None: {"dark": Darkness()}.get(spec, BRIGHTNESS)
+    )
     file = write_list(tmp_path, [(g, "x", f"{g}.png", 40 * i) for i, g in enumerate("abc")])
     result = run("correlate", file, "--scorer", "brightness", "--scorer", "dark", "--out", tmp_path / "out")
     assert "Spearman -1.000" in result.stdout
