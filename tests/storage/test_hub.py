@@ -23,6 +23,8 @@ def repositories(tmp_path_factory) -> Path:
     build_sd_pipeline().save_pretrained(model, variant="fp16")
     (model / "whole.safetensors").write_bytes(b"\0" * 5_000_000)  # a second copy, as many repositories have it
     (model / "LICENSE_TAG").write_text("openrail")
+    (root / "owner" / "lists").mkdir()
+    (root / "owner" / "lists" / "prompts.txt").write_text("a lemon\na pear\n")
     closed = shutil.copytree(model, root / "owner" / "closed")
     (closed / "GATED").touch()
     return root
@@ -101,3 +103,29 @@ def test_of_the_base_of_a_file_only_the_configuration_is_fetched(hub, tmp_path):
     code, said = generate(hub, tmp_path, file.name, "--base", "owner/model")
     assert code == 0, said
     assert not list((tmp_path / "home").rglob("snapshots/**/*.safetensors"))
+
+
+def read_list(hub: dict[str, str], place: str) -> list[str]:
+    code = (
+        "import sys\nfrom sp_rerank.batch.prompts import read_prompts\nfrom sp_rerank.errors import SpRerankError\n"
+        "try:\n    print(*(row.prompt for row in read_prompts(sys.argv[1])), sep='\\n')\n"
+        "except SpRerankError as error:\n    print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, place], env=hub, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_a_list_of_prompts_of_the_hub_is_fetched_once(hub):
+    assert read_list(hub, "hf://datasets/owner/lists/prompts.txt") == ["a lemon", "a pear"]
+    assert read_list({**hub, "HF_HUB_OFFLINE": "1"}, "hf://datasets/owner/lists/prompts.txt") == ["a lemon", "a pear"]
+
+
+@pytest.mark.parametrize("place", ["owner/lists/other.txt", "owner/absent/prompts.txt", "owner/closed/prompts.txt"])
+def test_a_list_that_the_hub_does_not_give_is_one_line(hub, place):
+    (said,) = read_list(hub, f"hf://datasets/{place}")
+    assert said.startswith(f"UsageError hf://datasets/{place}: no file of a data set that you have access to")
+
+
+def test_a_list_of_the_hub_without_the_hub(hub):
+    (said,) = read_list({**hub, "HF_HUB_OFFLINE": "1"}, "hf://datasets/owner/lists/prompts.txt")
+    assert said.startswith("HubUnavailableError hf://datasets/owner/lists/prompts.txt")

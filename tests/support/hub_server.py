@@ -22,7 +22,7 @@ class Hub(BaseHTTPRequestHandler):
     root: Path
 
     def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
+        parts = self.path.split("?")[0].strip("/").removeprefix("datasets/").split("/")
         if parts[:2] == ["api", "models"]:
             self.answer_api(parts[2:])
         elif len(parts) > 4 and parts[2] == "resolve":
