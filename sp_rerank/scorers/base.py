@@ -28,6 +28,26 @@ _PASS = 64
 _ONE_FILE = 10**15  # bytes
 
 
+class ClipPrompts:
+    """What a prompt loses in a scorer that reads CLIP's byte pairs.
+
+    Attributes:
+        tokenizer: open_clip's, or one with the same `encode` and `decode`.
+        max_tokens: After which a prompt is cut, start and end included.
+    """
+
+    tokenizer: Any
+    max_tokens: Any
+
+    def count_tokens(self, prompt: str) -> int:
+        """How many tokens the whole prompt needs, start and end included."""
+        return len(self.tokenizer.encode(prompt)) + 2
+
+    def lost_tail(self, prompt: str) -> str:
+        """The end of the prompt that the model does not see, as its tokens read (lower case); "" if all is seen."""
+        return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.max_tokens - 2 :]).strip()
+
+
 class ScorerModel(ModelMixin, ConfigMixin):
     """A network that scores images for a prompt.
 

@@ -25,11 +25,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ScorerModel, distinct_prompts, embed, passes
+from sp_rerank.scorers.base import ClipPrompts, ScorerModel, distinct_prompts, embed, passes
 from sp_rerank.scorers.preprocess import Preprocess
 
 
-class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
+class DualEncoder(
+    ClipPrompts, ScorerModel, ModelMixin
+):  # diffusers finds a component's base by its name in this module
     """An image encoder and a text encoder into one space; the score is the cosine of the two, perhaps scaled.
 
     Source: Radford et al. 2021, arXiv 2103.00020; `open_clip.model.CLIP` (open_clip 3.3).
@@ -128,14 +130,6 @@ class DualEncoder(ScorerModel, ModelMixin):  # diffusers finds a component's bas
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """(m, context length) int64 on the CPU: start, tokens, end, zeros; a long prompt loses its tail."""
         return self.tokenizer(list(prompts), context_length=self.max_tokens)
-
-    def count_tokens(self, prompt: str) -> int:
-        """How many tokens the whole prompt needs, start and end included."""
-        return len(self.tokenizer.encode(prompt)) + 2
-
-    def lost_tail(self, prompt: str) -> str:
-        """The end of the prompt that the model does not see, as its tokens read (lower case); "" if all is seen."""
-        return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.max_tokens - 2 :]).strip()
 
     def forward(
         self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False

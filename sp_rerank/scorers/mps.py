@@ -20,7 +20,15 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ScorerModel, check_tensors, checked_config, distinct_prompts, passes, shapes_of
+from sp_rerank.scorers.base import (
+    ClipPrompts,
+    ScorerModel,
+    check_tensors,
+    checked_config,
+    distinct_prompts,
+    passes,
+    shapes_of,
+)
 from sp_rerank.scorers.clip import build_tokenizer
 from sp_rerank.scorers.preprocess import Preprocess
 
@@ -36,7 +44,7 @@ CROP = "floor"
 _END = 49407  # <end_of_text>, which also fills what is left of the context
 
 
-class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
+class MpsScorer(ClipPrompts, ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
     """exp(logit_scale) x cosine of the prompt and of the image after it has attended to the prompt's words.
 
     Of the 77 tokens of the prompt only those are attended to whose similarity with a token of the condition is above a
@@ -113,14 +121,6 @@ class MpsScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base 
         ids = self.tokenizer(list(prompts), context_length=self.max_tokens)
         after = torch.arange(self.max_tokens) > ids.argmax(dim=1, keepdim=True)
         return ids.masked_fill(after, _END)
-
-    def count_tokens(self, prompt: str) -> int:
-        """How many tokens the whole prompt needs, start and end included."""
-        return len(self.tokenizer.encode(prompt)) + 2
-
-    def lost_tail(self, prompt: str) -> str:
-        """The end of the prompt that the model does not see, as its tokens read (lower case); "" if all is seen."""
-        return self.tokenizer.decode(self.tokenizer.encode(prompt)[self.max_tokens - 2 :]).strip()
 
     def forward(
         self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
