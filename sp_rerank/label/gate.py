@@ -117,9 +117,11 @@ class Gate:
         if cookie is None:
             return PlainTextResponse("This link is of an earlier start; open the one that was printed last.", 403)
         # A redirect would still belong to the site that the link was on, and the cookie would not be sent along.
+        # Without an icon of its own a browser asks for /favicon.ico, if the page is shown long enough.
         page = (
             '<!doctype html><html lang="en"><meta charset="utf-8"><title>sp-rerank</title>'
-            '<meta http-equiv="refresh" content="0;url=/"><a href="/">Go on</a></html>'
+            '<link rel="icon" href="/icon.svg"><meta http-equiv="refresh" content="0;url=/">'
+            '<a href="/">Go on</a></html>'
         )
         response = Response(page, media_type="text/html")
         response.set_cookie(self.cookie, cookie, httponly=True, samesite="strict", path="/")

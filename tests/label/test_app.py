@@ -35,6 +35,7 @@ def test_the_link_is_exchanged_for_a_cookie_that_scripts_and_other_sites_do_not_
     assert "httponly" in cookie and "samesite=strict" in cookie
     assert site.keys.tokens["me"] not in reply.text + cookie
     assert 'content="0;url=/"' in reply.text
+    assert '<link rel="icon" href="/icon.svg">' in reply.text, "or a slow browser asks for /favicon.ico and gets a 404"
     assert client.get("/state").status_code == 200
 
 

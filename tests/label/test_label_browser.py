@@ -76,7 +76,7 @@ def tab(browser):
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
         origin = link.partition("?")[0]
-        page.on("console", lambda message: trouble.append(message.text))
+        page.on("console", lambda message: trouble.append(f"{message.text} {message.location['url']}"))
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("request", lambda request: request.url.startswith(origin) or trouble.append(request.url))
         page.goto(link)

@@ -42,7 +42,7 @@ class Tab:
         self.page: Any = browser.new_context(**options).new_page()
         self.folder = ""
         self.trouble: list[str] = []
-        self.page.on("console", lambda message: self.trouble.append(message.text))
+        self.page.on("console", lambda message: self.trouble.append(f"{message.text} {message.location['url']}"))
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.trouble.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.allows(request.url) or self.trouble.append(request.url))
