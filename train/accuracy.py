@@ -82,9 +82,9 @@ def micro_accuracy(scored: Sequence[ScoredGroup], *, view: int = 0, seed: int = 
     return agreement.ratio([c.right.sum() for c in compared], [c.strict.sum() for c in compared], seed=seed)
 
 
-def macro_accuracy(scored: Sequence[ScoredGroup], *, seed: int = 0) -> Estimate:
+def macro_accuracy(scored: Sequence[ScoredGroup], *, view: int = 0, seed: int = 0) -> Estimate:
     """The mean over prompts of 1 - inversions/pairs, as `inversion_score` of tgxs002/HPSv2 (training/train.py)."""
-    compared = [compare_pairs(group) for group in scored]
+    compared = [compare_pairs(group, view) for group in scored]
     inverted = [(c.strict & ~c.right & ~c.equal).sum() + 0.5 * (c.strict & c.equal).sum() for c in compared]
     pairs = np.array([len(c.label) for c in compared])
     return agreement.ratio(1 - np.array(inverted) / pairs, np.ones(len(pairs)), seed=seed)

@@ -5,7 +5,7 @@ Knows groups and scores; knows nothing of how a scorer works or was trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from sp_rerank.train.accuracy import (
     micro_accuracy,
     tie_rule,
 )
-from sp_rerank.train.scores import check_usable, score_groups
+from sp_rerank.train.scores import ScoredGroup, check_usable, score_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +94,20 @@ def evaluate(
     reader = ImageReader()
     scored = list(score_groups(scorer, groups, reader=reader, batch_size=batch_size, progress=progress))
     check_usable(scored, data, reader)
+    return evaluation_of(scored, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed)
+
+
+def evaluation_of(
+    scored: Sequence[ScoredGroup], *, scorer: str, data: str, skipped: dict[str, str], seed: int = 0
+) -> Evaluation:
+    """What scores of the images as they are, view 0, are worth; arguments as the attributes of `Evaluation`."""
     return Evaluation(
         data=data,
-        scorer=scorer.name,
+        scorer=scorer,
         groups=len(scored),
         images=sum(group.scores.shape[1] for group in scored),
-        skipped=reader.skipped,
-        nonfinite=sum(int((~np.isfinite(group.scores)).sum()) for group in scored),
+        skipped=skipped,
+        nonfinite=sum(int((~np.isfinite(group.scores[0])).sum()) for group in scored),
         ties=sum(pair.label == 0.5 for group in scored for pair in group.pairs),
         micro=micro_accuracy(scored, seed=seed),
         macro=macro_accuracy(scored, seed=seed),

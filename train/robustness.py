@@ -20,9 +20,9 @@ from sp_rerank.report.tables import add_legend, new_figure, percent, table, to_s
 from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
-from sp_rerank.train.accuracy import micro_accuracy
+from sp_rerank.train.accuracy import macro_accuracy, micro_accuracy
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
-from sp_rerank.train.scores import ScoredGroup, check_usable, score_groups
+from sp_rerank.train.scores import ScoredGroup, View, check_usable, score_groups
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
@@ -37,6 +37,7 @@ class Perturbed:
     Attributes:
         ratio: Side ratio of HP&CC; None is the images as they are.
         accuracy: micro, of the strict pairs.
+        macro: The same, a prompt's inversions counted and the mean taken over prompts.
         flipped: share of the group's labeled pairs whose order by score is another than before; becoming or ceasing to
             be equal counts. n is the pairs.
         shift: mean |S - S'| over the standard deviation of S, both over all images of all prompts.
@@ -46,6 +47,7 @@ class Perturbed:
 
     ratio: float | None
     accuracy: Estimate
+    macro: Estimate
     flipped: Estimate
     shift: float
     kendall: Estimate
@@ -99,18 +101,39 @@ def robustness(
         UsageError: if a ratio is out of its range, the scorer does not give a score for each image, and as
             `read_preferences`.
     """
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise UsageError(f"expected ratios above 0 and at most 1, got {', '.join(map(str, ratios))}")
-    reader = ImageReader()
-    views = [lambda image: image, *(partial(flip_and_crop, ratio=ratio) for ratio in ratios)]
+    reader, views = ImageReader(), views_of(ratios)
     scored = list(score_groups(scorer, groups, reader=reader, batch_size=batch_size, views=views, progress=progress))
     check_usable(scored, data, reader)
+    return robustness_of(scored, ratios, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed)
+
+
+def views_of(ratios: Sequence[float]) -> list[View]:
+    """The images as they are, and under HP&CC at each ratio.
+
+    Raises:
+        UsageError: if a ratio is out of its range.
+    """
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise UsageError(f"expected ratios above 0 and at most 1, got {', '.join(map(str, ratios))}")
+    return [lambda image: image, *(partial(flip_and_crop, ratio=ratio) for ratio in ratios)]
+
+
+def robustness_of(
+    scored: Sequence[ScoredGroup],
+    ratios: Sequence[float],
+    *,
+    scorer: str,
+    data: str,
+    skipped: dict[str, str],
+    seed: int = 0,
+) -> Robustness:
+    """What scores of `views_of(ratios)` say; further arguments as the attributes of `Robustness`."""
     return Robustness(
         data=data,
-        scorer=scorer.name,
+        scorer=scorer,
         groups=len(scored),
         images=sum(group.scores.shape[1] for group in scored),
-        skipped=reader.skipped,
+        skipped=skipped,
         rows=tuple(_row(scored, view, ratio, seed) for view, ratio in enumerate((None, *ratios))),
     )
 
@@ -119,6 +142,7 @@ def _row(scored: Sequence[ScoredGroup], view: int, ratio: float | None, seed: in
     return Perturbed(
         ratio=ratio,
         accuracy=micro_accuracy(scored, view=view, seed=seed),
+        macro=macro_accuracy(scored, view=view, seed=seed),
         flipped=agreement.ratio([order_flips(g, view) for g in scored], [len(g.pairs) for g in scored], seed=seed),
         shift=mean_shift(scored, view),
         kendall=_mean([agreement.kendall(g.scores[0], g.scores[view]) for g in scored], seed),

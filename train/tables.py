@@ -11,20 +11,7 @@ from sp_rerank.train.evaluate import Evaluation
 
 def markdown(evaluations: Sequence[Evaluation]) -> str:
     """Tables for people: a row a scorer and data sets side by side, then margins, ties and calibration."""
-    names = list(dict.fromkeys(evaluation.data for evaluation in evaluations))
-    cells = {(evaluation.scorer, evaluation.data): evaluation for evaluation in evaluations}
-    scorers = list(dict.fromkeys(evaluation.scorer for evaluation in evaluations))
-    head = ["scorer", *(f"{name} {kind}" for name in names for kind in ("micro", "macro"))]
-    rows = [
-        [scorer, *(percent(getattr(cells[scorer, name], kind)) for name in names for kind in ("micro", "macro"))]
-        for scorer in scorers
-    ]
-    for kind in ("single_single", "single_averaged"):
-        human = [evaluation.human for evaluation in (cells[scorers[0], name] for name in names)]
-        if any(human):
-            row = [cell for agreed in human for cell in ([percent(getattr(agreed, kind)), ""] if agreed else ["", ""])]
-            rows.append([f"human: {kind.replace('_', ' against ')}", *row])
-    text = "Accuracy, % [95 % interval over prompts]\n\n" + table(head, rows)
+    text = accuracy_table(evaluations)
     ranked = [evaluation for evaluation in evaluations if evaluation.margins]
     if ranked:
         head = ["scorer", "data", "at most 1 rank apart", f"at least {CLEAR}", "by ranks apart: accuracy (pairs)"]
@@ -45,6 +32,24 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
     head = ["scorer", "data", "prompts", "images", "unreadable", "not finite", "strict pairs", "ties"]
     head += ["with predicted ties", "threshold", "temperature", "calibration error"]
     return text + "\nCounts, ties and calibration\n\n" + table(head, map(_counts, evaluations))
+
+
+def accuracy_table(evaluations: Sequence[Evaluation]) -> str:
+    """A row a scorer and one for how far people agree, two columns a data set: micro and macro."""
+    names = list(dict.fromkeys(evaluation.data for evaluation in evaluations))
+    cells = {(evaluation.scorer, evaluation.data): evaluation for evaluation in evaluations}
+    scorers = list(dict.fromkeys(evaluation.scorer for evaluation in evaluations))
+    head = ["scorer", *(f"{name} {kind}" for name in names for kind in ("micro", "macro"))]
+    rows = [
+        [scorer, *(percent(getattr(cells[scorer, name], kind)) for name in names for kind in ("micro", "macro"))]
+        for scorer in scorers
+    ]
+    for kind in ("single_single", "single_averaged"):
+        human = [evaluation.human for evaluation in (cells[scorers[0], name] for name in names)]
+        if any(human):
+            row = [cell for agreed in human for cell in ([percent(getattr(agreed, kind)), ""] if agreed else ["", ""])]
+            rows.append([f"human: {kind.replace('_', ' against ')}", *row])
+    return "Accuracy, % [95 % interval over prompts]\n\n" + table(head, rows)
 
 
 def _counts(evaluation: Evaluation) -> list[str]:

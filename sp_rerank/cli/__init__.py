@@ -72,6 +72,7 @@ for command in (
     train.train,
     evaluate.evaluate,
     evaluate.robustness,
+    evaluate.paper_tables,
     evaluate.correlate,
     diagnostics.doctor,
 ):

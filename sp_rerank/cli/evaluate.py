@@ -1,4 +1,4 @@
-"""The commands that measure scorers: evaluate, robustness, correlate."""
+"""The commands that measure scorers: evaluate, robustness, paper-tables, correlate."""
 
 from __future__ import annotations
 
@@ -106,6 +106,29 @@ def robustness(
     _prepare(out)
     results = _measure(measure.robustness, data, scorer, images, layout, batch_size, seed, device)
     _report(results, as_json, out, "robustness", measure.markdown(results), measure.sensitivity_plot)
+
+
+def paper_tables(
+    data: Data,
+    scorer: Scorers = ["sp"],  # noqa: B006  # as above
+    images: Images = None,
+    layout: LayoutOption = None,
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Make the paper's tables for your scorers and data: accuracy beside people's, and under HP&CC."""
+    from sp_rerank.train import paper_tables as measure
+    from sp_rerank.train import robustness
+
+    def plot(rows: Any) -> bytes:
+        return robustness.sensitivity_plot([row.robustness for row in rows])
+
+    _prepare(out)
+    rows = _measure(measure.paper_row, data, scorer, images, layout, batch_size, seed, device)
+    _report(rows, as_json, out, "paper-tables", measure.markdown(rows), plot)
 
 
 def correlate(
