@@ -34,6 +34,7 @@ class Models:
         device: "auto" takes the accelerator.
         dtype: Precision of the pipeline.
         checkpoint: What is asked of the model beside its name.
+        compiled: Whether the denoiser is compiled.
         function: "module:function" that returns (pipe, scorer, others) in place of all that.
     """
 
@@ -45,6 +46,7 @@ class Models:
     device: str = "auto"
     dtype: str = "auto"
     checkpoint: CheckpointOptions = _PLAIN
+    compiled: bool = False
     function: str | None = None
 
     @classmethod
@@ -70,7 +72,7 @@ class Models:
         with loading.quiet():
             pipe, _ = loading.open_pipeline(
                 self.model, device=self.device, dtype=self.dtype, scheduler=self.scheduler,
-                safety_checker=self.safety_checker, **self.checkpoint.keywords(),
+                safety_checker=self.safety_checker, compiled=self.compiled, **self.checkpoint.keywords(),
             )  # fmt: skip
             specs = [scorers.resolve_spec(name, loading.model_of(pipe))[0] for name in (self.scorer, *self.also)]
             ranker, *others = (scorers.load_scorer(spec, device=str(device_of(pipe))) for spec in specs)

@@ -32,7 +32,16 @@ from sp_rerank.cli.console import (
     say,
     tell,
 )
-from sp_rerank.cli.generate import Also, Model, SafetyChecker, Scheduler, check_search, split_options, with_options
+from sp_rerank.cli.generate import (
+    Also,
+    Compile,
+    Model,
+    SafetyChecker,
+    Scheduler,
+    check_search,
+    split_options,
+    with_options,
+)
 from sp_rerank.errors import NothingUsableError, TryAgainError
 
 if TYPE_CHECKING:
@@ -156,6 +165,7 @@ def make(
     safety_checker: SafetyChecker = True,
     dtype: Dtype = "auto",
     device: Device = "auto",
+    compiled: Compile = False,
     keep: Keep = Keeps.top,
     image_format: ImageFormat = Formats.png,
     pack: PackOption = "1",
@@ -186,7 +196,7 @@ def make(
     batch = PromptBatch(
         read_prompts(*prompts),
         out or _default_place(prompts[0]),
-        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype, checkpoint),
+        models=Models(model, scorer, tuple(also), scheduler, safety_checker, device, dtype, checkpoint, compiled),
         settings=BatchSettings(
             keep=keep.value,
             image_format=image_format.value,

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import typer
 from support.doubles import SeededPipe
 from support.tiny import build_sd_pipeline
+from typer.testing import CliRunner
 
 from sp_rerank import generate
+from sp_rerank.batch.order import Models
+from sp_rerank.cli import batch
 from sp_rerank.diffusion.compiling import compile_networks, is_compiled
 from sp_rerank.diffusion.sampler import Sampler
 from sp_rerank.diffusion.trajectory import open_trajectories
@@ -69,3 +73,22 @@ def test_a_trajectory_calls_the_compiled_denoiser():
     assert halfway > 0
     assert len(backend.sizes) > halfway
     assert batch.images.shape[0] == 1
+
+
+def test_the_models_of_a_batch_are_compiled_where_that_is_asked():
+    for compiled in (False, True):
+        pipe, *_ = Models("mini", "brightness", compiled=compiled).load()
+        assert is_compiled(pipe) == compiled
+
+
+def test_batch_make_takes_compile(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(batch, "_run", lambda made, as_json: asked.append(made))
+    app = typer.Typer()
+    app.command("make")(batch.make)
+    (tmp_path / "prompts.txt").write_text("a lemon\n")
+    words = [str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"), "--model", "mini", "--scorer", "brightness"]
+    for more in ([], ["--compile"]):
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 0, result.output
+    assert [made.models.compiled for made in asked] == [False, True]
