@@ -14,6 +14,7 @@ there already is not made again. Everything it measures is simulated. An hour on
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -46,7 +47,14 @@ from sp_rerank.train.recipe import Recipe, read_recipe
 
 BASE = "clip-mini"
 METHOD, BASELINE = "both stages + L_ai", "cross-entropy"
-DOMAINS = {"validation": maps.as_it_is, "test": maps.under_hpcc, "other": maps.under_hpcc, "picks": maps.as_it_is}
+DOMAINS = {
+    "train": maps.with_previews,
+    "drafts": maps.with_copies,
+    "validation": maps.as_it_is,
+    "test": maps.under_hpcc,
+    "other": maps.under_hpcc,
+    "picks": maps.as_it_is,
+}
 POOLS = ("bradley-terry", "careless")
 
 _UNIFORM, _NO_COPIES = "weighting=uniform", "ai_weight=0.0"
@@ -129,11 +137,10 @@ def truths(images: Path, labels: str) -> Truths:
 @cache
 def data_of(images: Path, out: Path, name: str) -> tuple[list[str], maps.Tensor]:
     """Captions and maps of a domain."""
-    views = maps.with_previews if name == "train" else DOMAINS[name]
     scorer = load_scorer(BASE)
     assert isinstance(scorer, DualEncoder)
     kept = out / "maps" / f"{name}-{scorer.name.split('@')[1]}.safetensors"
-    return read_captions(images / name), maps.cached_maps(scorer, images / name, kept, views)
+    return read_captions(images / name), maps.cached_maps(scorer, images / name, kept, DOMAINS[name])
 
 
 def score_everything(tail: DualEncoder, images: Path, out: Path) -> Scores:
@@ -157,18 +164,19 @@ def _run(task: Task) -> None:
     n = task.prompts
     ranked = rankings(task.images, task.labels, task.pool, n)
     judged = truth_of(task.images / "validation").utility(LABELS[task.labels])
-    best, curve = -1.0, []
+    best, kept_best, curve = -1.0, None, []
 
     def look(step: int, tail: DualEncoder) -> None:
-        nonlocal best
+        nonlocal best, kept_best
         found = scores(tail, *data_of(task.images, task.out, "validation"))[0]
         accuracy = float(right_by_prompt(found, judged).mean())
         curve.append({"step": step, "accuracy": accuracy, "correlation": float(correlations(found, judged).mean())})
         if accuracy > best:
-            best = accuracy
-            _write(score_everything(tail, task.images, task.out), task.folder / "best.npz")
+            best, kept_best = accuracy, copy.deepcopy(tail)
         if step == recipe.steps:
+            assert kept_best is not None
             write(task.folder / "curve.json", json.dumps(curve).encode())
+            _write(score_everything(kept_best, task.images, task.out), task.folder / "best.npz")
             _write(score_everything(tail, task.images, task.out), task.folder / "last.npz")
 
     train(recipe, maps.tail_of(base), Ranked(captions[:n], kept[:n, :, : maps.COPIES + 1], ranked), EVERY, look)

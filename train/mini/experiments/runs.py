@@ -28,12 +28,12 @@ class Ranked:
 
     Attributes:
         captions: of the prompts.
-        maps: (prompts, images, versions, C, 16, 16); version 0 is the image, the others its copies.
+        maps: (images, versions, C, 16, 16) a prompt; version 0 is the image, the others its copies.
         ranks: (prompts, rankings, images), 1 is the best.
     """
 
     captions: Sequence[str]
-    maps: Tensor
+    maps: Sequence[Tensor]
     ranks: np.ndarray
 
 
@@ -44,7 +44,7 @@ def train(
 
     A step takes `recipe.batch_size` pairs, all pairs of a prompt together.
     """
-    images = data.maps.shape[1]
+    images = len(data.maps[0])
     pairs = list(combinations(range(images), 2))
     groups = recipe.batch_size // len(pairs)
     tail.train()
@@ -73,8 +73,8 @@ def batch_of(
     rng: np.random.Generator,
 ) -> PairBatch:
     """All pairs of some prompts, each image with one of its copies where the recipe weighs L_ai."""
-    _, images, versions = data.maps.shape[:3]
-    maps = data.maps[list(chosen)].flatten(0, 1)
+    images, versions = data.maps[0].shape[:2]
+    maps = torch.cat([data.maps[i] for i in chosen])
     rows = torch.arange(len(maps))
 
     def copies() -> Tensor:
