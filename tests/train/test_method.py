@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from PIL import Image
 
 from sp_rerank import load_scorer
-from sp_rerank.train.mini.experiments import figures, maps, method, runs
+from sp_rerank.train.mini.annotators import truth_of
+from sp_rerank.train.mini.experiments import figures, maps, method, runs, ship
 from sp_rerank.train.mini.experiments.figures import Scores, Truths
 from sp_rerank.train.mini.experiments.method import BASELINE, METHOD, METHODS, SEARCH, Task
 from sp_rerank.train.mini.grammar import parse
@@ -80,7 +83,7 @@ def test_every_method_is_the_recipe_with_other_losses(tmp_path):
 def images(tmp_path_factory):
     """Every domain with three prompts of four scenes, of which the last one is wrong."""
     folder, rng = tmp_path_factory.mktemp("images"), random.Random(0)
-    for name in ("train", "validation", "test", "other", "picks"):
+    for name in ("train", "drafts", "validation", "test", "other", "picks"):
         captions = ["a lemon", "a cat on the beach", "two pigs"]
         (folder / name).mkdir()
         (folder / name / "captions.json").write_text(json.dumps(captions))
@@ -135,3 +138,36 @@ def test_what_a_tail_learned_goes_back_into_the_scorer():
     assert torch.equal(whole.clip.visual.attnpool.c_proj.bias, tail.clip.visual.attnpool.c_proj.bias)
     assert torch.equal(whole.clip.visual.conv1.weight, scorer.clip.visual.conv1.weight)
     assert not torch.equal(whole.clip.visual.attnpool.c_proj.bias, scorer.clip.visual.attnpool.c_proj.bias)
+
+
+def test_the_scorer_that_ships_learns_from_finished_images_and_drafts(images, tmp_path):
+    for name in ("train", "drafts"):
+        truth_of(images / name)  # kept, so that no process is started for so few
+    learned = ship.learned_from(images, tmp_path, 20, None)
+    assert learned.captions == 2 * ["a lemon", "a cat on the beach", "two pigs"]
+    assert [tuple(kept.shape[:2]) for kept in learned.maps] == 6 * [(4, 1 + maps.COPIES)]
+    assert learned.ranks.shape == (6, 1, 4)
+    assert (learned.ranks[:, 0, 3] == 4).all(), "a frog is no lemon"
+    few = ship.learned_from(images, tmp_path, 20, 4)
+    assert (len(few.captions), len(few.maps), len(few.ranks)) == (4, 4, 4)
+
+
+def test_ship_keeps_the_best_step_with_a_calibration(images, tmp_path, monkeypatch):
+    shutil.copytree(files("sp_rerank.mini") / "clip", tmp_path / "clip")
+    (tmp_path / "clip" / "calibration.json").unlink()
+    recipe = read_recipe("mini").with_overrides(["steps=2", "stage_1_steps=1", "warmup_steps=1", "batch_size=12"])
+    for name in ("train", "drafts", "validation"):
+        truth_of(images / name)
+    seeds = [recipe.with_overrides([f"seed={seed}"]) for seed in (0, 1)]
+    first, second = (ship.train_seed(seed, images, tmp_path, 20, None) for seed in seeds)
+    mean = ship.mean_of([first, second], images, tmp_path)
+    name = "clip.visual.attnpool.c_proj.weight"
+    assert not torch.equal(first.weights[name], second.weights[name])
+    assert torch.allclose(2 * mean.weights[name], first.weights[name] + second.weights[name])
+    ship.keep(mean, recipe, "a test", images, tmp_path)
+    kept = load_scorer(f"sp@{tmp_path / 'stable-preference'}")
+    assert kept.name.startswith("stable-preference-mini@") and "mean of the weights) on a test" in kept.config.source
+    assert (tmp_path / "stable-preference" / "calibration.json").is_file()
+    assert (tmp_path / "clip" / "calibration.json").is_file()
+    monkeypatch.setattr(ship, "train", lambda *_: pytest.fail("trained a second time"))
+    assert np.array_equal(ship.train_seed(seeds[0], images, tmp_path, 20, None).found, first.found)

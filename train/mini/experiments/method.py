@@ -175,8 +175,8 @@ def _run(task: Task) -> None:
             best, kept_best = accuracy, copy.deepcopy(tail)
         if step == recipe.steps:
             assert kept_best is not None
-            write(task.folder / "curve.json", json.dumps(curve).encode())
             _write(score_everything(kept_best, task.images, task.out), task.folder / "best.npz")
+            write(task.folder / "curve.json", json.dumps(curve).encode())
             _write(score_everything(tail, task.images, task.out), task.folder / "last.npz")
 
     train(recipe, maps.tail_of(base), Ranked(captions[:n], kept[:n, :, : maps.COPIES + 1], ranked), EVERY, look)

@@ -1,23 +1,30 @@
-"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--seeds 1]
+"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--seeds 2]
 
 Trains the scorer that ships as `stable-preference-mini`: clip-mini after Stable Preference with the recipe `mini`, in
 more steps and on more prompts, those of the domains `train` and `drafts`, with one ranking a prompt, the mean order of
-several simulated people who look at everything. Keeps the seed and the step with the best rank correlation on the
-validation prompts, writes the scorer in half precision to build/mini/stable-preference, and beside it and beside
-build/mini/clip a calibration from people's choices on the validation prompts. Prints what it is worth on the prompts of
-best-of-a-hundred. With `--prompts` it learns from fewer and writes nothing. Everything is simulated. Needs the images
-of `sp_rerank.train.mini.images` and build/mini/clip; half an hour a seed on two cores, and a quarter once.
+several simulated people who look at everything. Of every seed it keeps the step with the best rank correlation on the
+validation prompts, and of the seeds and the mean of their weights the best again. It writes that scorer in half
+precision to build/mini/stable-preference, and beside it and beside build/mini/clip a calibration from people's choices
+on the validation prompts, and prints what it is worth on the prompts of best-of-a-hundred. With `--prompts` it learns
+from fewer and writes nothing. Everything is simulated. Needs the images of `sp_rerank.train.mini.images` and
+build/mini/clip; half an hour on two cores, and a quarter once for maps and truth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sp_rerank import load_scorer
@@ -77,61 +84,106 @@ def learned_from(images: Path, out: Path, people: int, prompts: int | None) -> R
     return Ranked(captions[:prompts], kept[:prompts], np.concatenate(orders)[:prompts])
 
 
-@dataclass(slots=True)
-class Best:
-    """The scorer of the best step so far."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A scorer and what it is worth on the validation prompts.
 
-    correlation: float = -1.0
-    scorer: DualEncoder | None = None
-    found: Array | None = None  # its scores of the validation images
+    Attributes:
+        name: "seed 0" and so on, or "mean of the weights".
+        weights: Of its tail.
+        found: (prompts, images) scores of the validation images.
+        correlation: Of these with the truth.
+    """
+
+    name: str
+    weights: dict[str, Tensor]
+    found: Array
+    correlation: float
 
 
-def train_seed(recipe: Recipe, base: DualEncoder, learned: Ranked, images: Path, out: Path, best: Best) -> None:
-    """One training run; a step that is better on the validation prompts takes the place of the best one."""
-    shown, seen = data_of(images, out / "experiment", "validation")
+def validated(name: str, tail: DualEncoder, images: Path, out: Path) -> Trained:
+    """A tail on the validation prompts."""
     judged = truth_of(images / "validation").utility()
+    found = scores(tail, *data_of(images, out / "experiment", "validation"))[0]
+    correlation, accuracy = float(correlations(found, judged).mean()), float(right_by_prompt(found, judged).mean())
+    print(json.dumps({"scorer": name, "correlation": correlation, "accuracy": accuracy}), flush=True)
+    return Trained(name, {key: value.clone() for key, value in tail.state_dict().items()}, found, correlation)
+
+
+def train_seed(recipe: Recipe, images: Path, out: Path, people: int, prompts: int | None) -> Trained:
+    """One training run: its best step. The weights are kept, and a seed that is there is not trained again."""
+    file = out / "experiment" / "ship" / f"{recipe.sha256[:12]}-{people}-{prompts or 'all'}.safetensors"
+    base = load_scorer(BASE)
+    assert isinstance(base, DualEncoder)
+    tail, best = maps.tail_of(base), None
+    if file.exists():
+        tail.load_state_dict(load_file(file))
+        return validated(f"seed {recipe.seed}", tail, images, out)
 
     def look(step: int, learning: DualEncoder) -> None:
-        found = scores(learning, shown, seen)[0]
-        correlation = float(correlations(found, judged).mean())
-        accuracy = float(right_by_prompt(found, judged).mean())
-        line = {"seed": recipe.seed, "step": step, "correlation": correlation, "accuracy": accuracy}
-        print(json.dumps(line), flush=True)
-        if correlation > best.correlation:
-            best.correlation, best.scorer, best.found = correlation, maps.with_tail(base, learning), found
+        nonlocal best
+        found = validated(f"seed {recipe.seed}, step {step}", learning, images, out)
+        best = found if best is None or found.correlation > best.correlation else best
 
-    train(recipe, maps.tail_of(base), learned, EVERY, look)
+    train(recipe, tail, learned_from(images, out, people, prompts), EVERY, look)
+    assert best is not None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(best.weights, file)
+    return best
 
 
-def keep(best: Best, recipe: Recipe, people: int, prompts: int, base: DualEncoder, images: Path, out: Path) -> None:
+def mean_of(trained: Sequence[Trained], images: Path, out: Path) -> Trained:
+    """The mean of the weights of several seeds (Wortsman et al. 2022, arXiv 2203.05482): they began at one place."""
+    base = load_scorer(BASE)
+    assert isinstance(base, DualEncoder)
+    tail = maps.tail_of(base)
+    tail.load_state_dict({
+        name: torch.stack([one.weights[name] for one in trained]).mean(0)
+        if value.is_floating_point()
+        else value  # counters of the batch norms
+        for name, value in trained[0].weights.items()
+    })  # fmt: skip
+    return validated("mean of the weights", tail, images, out)
+
+
+def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -> DualEncoder:
     """Write the scorer and both calibrations."""
-    assert best.scorer is not None and best.found is not None
-    best.scorer.register_to_config(
+    base = load_scorer(BASE)
+    assert isinstance(base, DualEncoder)
+    tail = maps.tail_of(base)
+    tail.load_state_dict(best.weights)
+    scorer = maps.with_tail(base, tail)
+    scorer.register_to_config(
         name=recipe.name,
-        source=f"{base.name} trained with the recipe mini (sha256 {recipe.sha256}) on the mean order of {people} "
-        f"simulated people for each of {prompts} prompts, sp_rerank.train.mini.experiments.ship",
+        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps, {best.name}) on {learned}, "
+        "sp_rerank.train.mini.experiments.ship",
     )
     folder, judged = out / "stable-preference", truth_of(images / "validation").utility()
-    best.scorer.half().save_pretrained(folder)
+    scorer.half().save_pretrained(folder)
     keep_calibration(folder, best.found, judged)
-    keep_calibration(
-        out / "clip", scores(maps.tail_of(base), *data_of(images, out / "experiment", "validation"))[0], judged
-    )
+    start = scores(maps.tail_of(base), *data_of(images, out / "experiment", "validation"))[0]
+    keep_calibration(out / "clip", start, judged)
+    return scorer.float()
 
 
 def main(images: Path, out: Path, people: int, steps: int, seeds: int, prompts: int | None) -> None:
     """Train, choose, write, and print figures as JSON."""
-    base = load_scorer(BASE)
-    assert isinstance(base, DualEncoder)
-    learned, best = learned_from(images, out, people, prompts), Best()
+    count = len(learned_from(images, out, people, prompts).captions)  # maps and truths that are not there are made here
     recipe = read_recipe("mini").with_overrides([f"steps={steps}", f"stage_1_steps={steps // 6}"])
-    for seed in range(seeds):
-        train_seed(recipe.with_overrides([f"seed={seed}"]), base, learned, images, out, best)
-    assert best.scorer is not None
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, a core each
+    with ProcessPoolExecutor(min(seeds, 2), mp_context=get_context("spawn")) as pool:
+        each = [recipe.with_overrides([f"seed={seed}"]) for seed in range(seeds)]
+        trained = [found.result() for found in [pool.submit(train_seed, r, images, out, people, prompts) for r in each]]
+    if seeds > 1:
+        trained.append(mean_of(trained, images, out))
+    best = max(trained, key=lambda one: one.correlation)
+    learned = f"the mean order of {people} simulated people for each of {count} prompts"
+    scorers = {BASE: load_scorer(BASE)}
     if prompts is None:
-        keep(best, recipe, people, len(learned.captions), base, images, out)
+        scorers[recipe.name] = keep(best, recipe, learned, images, out)
     terms = truth_of(images / "picks", jobs=2)
-    for name, scorer in ((BASE, base), (recipe.name, best.scorer.float())):
+    for name, scorer in scorers.items():
+        assert isinstance(scorer, DualEncoder)
         found = scores(maps.tail_of(scorer), *data_of(images, out / "experiment", "picks"))[0]
         print(json.dumps({name: {label: worth(found, terms.utility(LABELS[label])) for label in LABELS}}))
 
@@ -142,7 +194,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("build/mini"))
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--prompts", type=int, help="to learn from  [default: all that are there]")
     args = parser.parse_args()
     main(args.images, args.out, args.people, args.steps, args.seeds, args.prompts)
