@@ -179,7 +179,7 @@ def _run(task: Task) -> None:
             write(task.folder / "curve.json", json.dumps(curve).encode())
             _write(score_everything(tail, task.images, task.out), task.folder / "last.npz")
 
-    train(recipe, maps.tail_of(base), Ranked(captions[:n], kept[:n, :, : maps.COPIES + 1], ranked), EVERY, look)
+    train(recipe, maps.tail_of(base), Ranked(captions[:n], list(kept[:n, :, : maps.COPIES + 1]), ranked), EVERY, look)
 
 
 def _write(found: Scores, path: Path) -> None:
