@@ -96,7 +96,8 @@ def rank(
     groups, silent = ({prompt: found.files}, []) if prompt is not None else _by_prompt(found.files)
     with quiet():
         hardware = loading.find_device(device)
-        rankers = [load_scorer(spec, None, hardware, dtype) for spec in scorer]
+        model = _model_of(found.files)
+        rankers = [load_scorer(spec, model, hardware, dtype) for spec in scorer]
         rankings = {words: rank_files(rankers, words, files, top_k, diverse=diverse) for words, files in groups.items()}
         calibration = calibration_of(rankers[0])
     unreadable = [error for ranking in rankings.values() for error in ranking.unreadable]
@@ -130,6 +131,14 @@ def _nothing(places: list[Path]) -> NothingUsableError:
         f"no image in {', '.join(map(str, places))} could be read; expected PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF "
         "files"
     )
+
+
+def _model_of(files: list[Path]) -> str | None:
+    """The model that made all of them, if they say so: the scorer "sp" is the one that belongs to it."""
+    from sp_rerank.storage.embedded_prompts import embedded_model
+
+    first = embedded_model(files[0])
+    return first if first and all(embedded_model(file) == first for file in files[1:]) else None
 
 
 def _by_prompt(files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:

@@ -1,4 +1,4 @@
-"""The prompt that an image file tells of itself: metadata of other tools, ours, or a text file beside it.
+"""What an image file tells of itself: its prompt, in metadata of other tools, ours, or a text beside it; its model.
 
 Knows PNG text, EXIF and how four programs write a prompt. What it does not know, and what is damaged, is no prompt; it
 never raises for a file's content. Decodes no pixel. Sources of the layouts:
@@ -46,6 +46,11 @@ def embedded_prompt(path: Path) -> str | None:
         if found and found.strip():
             return found.strip()
     return _sidecar(path)
+
+
+def embedded_model(path: Path) -> str | None:
+    """The diffusers model that made an image of ours; None where the file does not say so."""
+    return _member(_metadata(path)[0].get(RECORD_KEY), "model")
 
 
 def _candidates(texts: Mapping[str, str], comment: str | None) -> Iterator[str | None]:

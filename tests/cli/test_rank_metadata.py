@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sp_rerank import cli, open_image
 from sp_rerank.storage import ratings
+from sp_rerank.storage.images import RECORD_KEY
 
 Run = Callable[..., tuple[int, str, str]]
 BRIGHT = ["--scorer", "brightness", "--device", "cpu"]
@@ -120,3 +121,22 @@ def test_files_of_a_run_are_not_written(run: Run) -> None:
         assert "sp-rerank pick" in err
     assert run("verify", "run")[0] == 0
     assert run("rank", "run/images", *BRIGHT)[0] == 0  # our own images tell their prompt
+
+
+def test_sp_is_the_scorer_of_the_model_that_made_all_of_them(run: Run) -> None:
+    def made(name: str, model: str | None) -> None:
+        info = PngInfo()
+        info.add_text(RECORD_KEY, json.dumps({"prompt": "a lemon", "model": model} if model else {"prompt": "a lemon"}))
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64), (200, 180, 20)).save(name, pnginfo=info)
+
+    made("mini/1.png", "mini")
+    made("mini/2.png", "mini")
+    code, _, err = run("rank", "mini", "--json", "--device", "cpu")
+    assert code == 0, err
+    assert "stable-preference-mini, which belongs to the mini model" in err
+    for other in ("some/model", None):
+        made("mixed/1.png", "mini")
+        made("mixed/2.png", other)
+        _, _, err = run("rank", "mixed", "--json", "--device", "cpu")
+        assert "images of unknown origin" in err
