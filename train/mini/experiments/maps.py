@@ -103,16 +103,18 @@ def cached_maps(scorer: DualEncoder, folder: Path, kept: Path, views: Views, pro
     """(prompts, images, versions, 8 width, 16, 16) bfloat16 of a domain's folder; made once and kept in a file."""
     if kept.exists():
         return load_file(kept)["maps"]
-    made = []
-    for number in range(len(read_captions(folder)[:prompts])):
+    count, made = len(read_captions(folder)[:prompts]), torch.empty(0)
+    for number in range(count):
         versions = [
             views(open_image(file), file, random.Random(f"{file.name}"))
             for file in sorted(folder.glob(f"{number:04}-[0-9][0-9].png"))
         ]
         flat = maps_of(scorer, [version for image in versions for version in image])
-        made.append(flat.unflatten(0, (len(versions), len(versions[0]))))
+        if not number:
+            made = flat.new_empty(count, len(versions), len(versions[0]), *flat.shape[1:])  # once: these are gigabytes
+        made[number] = flat.unflatten(0, (len(versions), len(versions[0])))
     kept.parent.mkdir(parents=True, exist_ok=True)
     temporary = kept.with_suffix(".part")
-    save_file({"maps": torch.stack(made)}, temporary)
+    save_file({"maps": made}, temporary)
     temporary.replace(kept)
     return load_file(kept)["maps"]
