@@ -1,4 +1,4 @@
-"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--seeds 2]
+"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 4000] [--seeds 1]
 
 Trains the scorer that ships as `stable-preference-mini`: clip-mini after Stable Preference with the recipe `mini`, in
 more steps and on more prompts, those of the domains `train` and `drafts`, with one ranking a prompt, the mean order of
@@ -40,6 +40,8 @@ from sp_rerank.train.mini.images import SEED
 from sp_rerank.train.recipe import Recipe, read_recipe
 
 EVERY = 100  # steps between validations
+LONGER = ("learning_rate=6e-4", "warmup_steps=100")
+"""What a long run changes in the recipe, tried on the validation prompts with 1,000 steps."""
 
 
 def gaps_and_choices(found: Array, utility: Array) -> tuple[Array, Array]:
@@ -155,8 +157,8 @@ def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -
     scorer = maps.with_tail(base, tail)
     scorer.register_to_config(
         name=recipe.name,
-        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps, {best.name}) on {learned}, "
-        "sp_rerank.train.mini.experiments.ship",
+        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps of {recipe.learning_rate:g}, "
+        f"{best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
     )
     folder, judged = out / "stable-preference", truth_of(images / "validation").utility()
     scorer.half().save_pretrained(folder)
@@ -169,7 +171,7 @@ def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -
 def main(images: Path, out: Path, people: int, steps: int, seeds: int, prompts: int | None) -> None:
     """Train, choose, write, and print figures as JSON."""
     count = len(learned_from(images, out, people, prompts).captions)  # maps and truths that are not there are made here
-    recipe = read_recipe("mini").with_overrides([f"steps={steps}", f"stage_1_steps={steps // 6}"])
+    recipe = read_recipe("mini").with_overrides([*LONGER, f"steps={steps}", f"stage_1_steps={steps // 6}"])
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, a core each
     with ProcessPoolExecutor(min(seeds, 2), mp_context=get_context("spawn")) as pool:
         each = [recipe.with_overrides([f"seed={seed}"]) for seed in range(seeds)]
@@ -193,8 +195,8 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, default=Path("build/mini/images"))
     parser.add_argument("--out", type=Path, default=Path("build/mini"))
     parser.add_argument("--people", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--prompts", type=int, help="to learn from  [default: all that are there]")
     args = parser.parse_args()
     main(args.images, args.out, args.people, args.steps, args.seeds, args.prompts)
