@@ -1,13 +1,14 @@
-"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 4000] [--seeds 1]
+"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--cycles 2]
 
 Trains the scorer that ships as `stable-preference-mini`: clip-mini after Stable Preference with the recipe `mini`, in
 more steps and on more prompts, those of the domains `train` and `drafts`, with one ranking a prompt, the mean order of
-several simulated people who look at everything. Of every seed it keeps the step with the best rank correlation on the
-validation prompts, and of the seeds and the mean of their weights the best again. It writes that scorer in half
-precision to build/mini/stable-preference, and beside it and beside build/mini/clip a calibration from people's choices
-on the validation prompts, and prints what it is worth on the prompts of best-of-a-hundred. With `--prompts` it learns
-from fewer and writes nothing. Everything is simulated. Needs the images of `sp_rerank.train.mini.images` and
-build/mini/clip; half an hour on two cores, and a quarter once for maps and truth.
+several simulated people who look at everything. Two seeds are trained side by side; the better one goes on, with the
+rate high once more (Loshchilov and Hutter 2017, arXiv 1608.03983). Always the step with the best rank correlation on
+the validation prompts counts. It writes the scorer in half precision to build/mini/stable-preference, and beside it and
+beside build/mini/clip a calibration from people's choices on the validation prompts, and prints what it is worth on the
+prompts of best-of-a-hundred. With `--prompts` it learns from fewer and writes nothing. Everything is simulated. Needs
+the images of `sp_rerank.train.mini.images` and build/mini/clip; forty minutes on two cores, fifteen of them once for
+maps and truth.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -40,8 +39,6 @@ from sp_rerank.train.mini.images import SEED
 from sp_rerank.train.recipe import Recipe, read_recipe
 
 EVERY = 100  # steps between validations
-LONGER = ("learning_rate=6e-4", "warmup_steps=100")
-"""What a long run changes in the recipe, tried on the validation prompts with 1,000 steps."""
 
 
 def gaps_and_choices(found: Array, utility: Array) -> tuple[Array, Array]:
@@ -91,7 +88,7 @@ class Trained:
     """A scorer and what it is worth on the validation prompts.
 
     Attributes:
-        name: "seed 0" and so on, or "mean of the weights".
+        name: The training run and the step.
         weights: Of its tail.
         found: (prompts, images) scores of the validation images.
         correlation: Of these with the truth.
@@ -112,19 +109,26 @@ def validated(name: str, tail: DualEncoder, images: Path, out: Path) -> Trained:
     return Trained(name, {key: value.clone() for key, value in tail.state_dict().items()}, found, correlation)
 
 
-def train_seed(recipe: Recipe, images: Path, out: Path, people: int, prompts: int | None) -> Trained:
-    """One training run: its best step. The weights are kept, and a seed that is there is not trained again."""
+def train_run(
+    recipe: Recipe, images: Path, out: Path, people: int, prompts: int | None, start: Trained | None = None
+) -> Trained:
+    """One training run, from clip-mini or where another one ended: its best step.
+
+    The weights are kept, and a run that is there is not made again.
+    """
     file = out / "experiment" / "ship" / f"{recipe.sha256[:12]}-{people}-{prompts or 'all'}.safetensors"
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
-    tail, best = maps.tail_of(base), None
+    tail, best, name = maps.tail_of(base), start, f"seed {recipe.seed}"
     if file.exists():
         tail.load_state_dict(load_file(file))
-        return validated(f"seed {recipe.seed}", tail, images, out)
+        return validated(name, tail, images, out)
+    if start:
+        tail.load_state_dict(start.weights)
 
     def look(step: int, learning: DualEncoder) -> None:
         nonlocal best
-        found = validated(f"seed {recipe.seed}, step {step}", learning, images, out)
+        found = validated(f"{name}, step {step}", learning, images, out)
         best = found if best is None or found.correlation > best.correlation else best
 
     train(recipe, tail, learned_from(images, out, people, prompts), EVERY, look)
@@ -134,21 +138,7 @@ def train_seed(recipe: Recipe, images: Path, out: Path, people: int, prompts: in
     return best
 
 
-def mean_of(trained: Sequence[Trained], images: Path, out: Path) -> Trained:
-    """The mean of the weights of several seeds (Wortsman et al. 2022, arXiv 2203.05482): they began at one place."""
-    base = load_scorer(BASE)
-    assert isinstance(base, DualEncoder)
-    tail = maps.tail_of(base)
-    tail.load_state_dict({
-        name: torch.stack([one.weights[name] for one in trained]).mean(0)
-        if value.is_floating_point()
-        else value  # counters of the batch norms
-        for name, value in trained[0].weights.items()
-    })  # fmt: skip
-    return validated("mean of the weights", tail, images, out)
-
-
-def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -> DualEncoder:
+def keep(best: Trained, recipe: Recipe, cycles: int, learned: str, images: Path, out: Path) -> DualEncoder:
     """Write the scorer and both calibrations."""
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
@@ -157,8 +147,8 @@ def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -
     scorer = maps.with_tail(base, tail)
     scorer.register_to_config(
         name=recipe.name,
-        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps of {recipe.learning_rate:g}, "
-        f"{best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
+        source=f"{base.name} trained with the recipe mini ({cycles} times {recipe.steps} steps, "
+        f"the best: {best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
     )
     folder, judged = out / "stable-preference", truth_of(images / "validation").utility()
     scorer.half().save_pretrained(folder)
@@ -168,21 +158,22 @@ def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -
     return scorer.float()
 
 
-def main(images: Path, out: Path, people: int, steps: int, seeds: int, prompts: int | None) -> None:
+def main(images: Path, out: Path, people: int, steps: int, seeds: int, cycles: int, prompts: int | None) -> None:
     """Train, choose, write, and print figures as JSON."""
     count = len(learned_from(images, out, people, prompts).captions)  # maps and truths that are not there are made here
-    recipe = read_recipe("mini").with_overrides([*LONGER, f"steps={steps}", f"stage_1_steps={steps // 6}"])
+    recipe = read_recipe("mini").with_overrides([f"steps={steps}", f"stage_1_steps={steps // 6}"])
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers, a core each
     with ProcessPoolExecutor(min(seeds, 2), mp_context=get_context("spawn")) as pool:
         each = [recipe.with_overrides([f"seed={seed}"]) for seed in range(seeds)]
-        trained = [found.result() for found in [pool.submit(train_seed, r, images, out, people, prompts) for r in each]]
-    if seeds > 1:
-        trained.append(mean_of(trained, images, out))
-    best = max(trained, key=lambda one: one.correlation)
+        waiting = [pool.submit(train_run, one, images, out, people, prompts) for one in each]
+        best = max((found.result() for found in waiting), key=lambda one: one.correlation)
+    for cycle in range(1, cycles):
+        again = recipe.with_overrides([f"seed={10 * cycle}", "stage_1_steps=0"])
+        best = train_run(again, images, out, people, prompts, best)
     learned = f"the mean order of {people} simulated people for each of {count} prompts"
     scorers = {BASE: load_scorer(BASE)}
     if prompts is None:
-        scorers[recipe.name] = keep(best, recipe, learned, images, out)
+        scorers[recipe.name] = keep(best, recipe, cycles, learned, images, out)
     terms = truth_of(images / "picks", jobs=2)
     for name, scorer in scorers.items():
         assert isinstance(scorer, DualEncoder)
@@ -195,8 +186,9 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=Path, default=Path("build/mini/images"))
     parser.add_argument("--out", type=Path, default=Path("build/mini"))
     parser.add_argument("--people", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--cycles", type=int, default=2, help="how often the rate falls to 0")
     parser.add_argument("--prompts", type=int, help="to learn from  [default: all that are there]")
     args = parser.parse_args()
-    main(args.images, args.out, args.people, args.steps, args.seeds, args.prompts)
+    main(args.images, args.out, args.people, args.steps, args.seeds, args.cycles, args.prompts)
