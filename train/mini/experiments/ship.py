@@ -147,8 +147,8 @@ def keep(best: Trained, recipe: Recipe, cycles: int, learned: str, images: Path,
     scorer = maps.with_tail(base, tail)
     scorer.register_to_config(
         name=recipe.name,
-        source=f"{base.name} trained with the recipe mini ({cycles} times {recipe.steps} steps, "
-        f"the best: {best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
+        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps and {cycles - 1} times "
+        f"{2 * recipe.steps // 3} more, the best: {best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
     )
     folder, judged = out / "stable-preference", truth_of(images / "validation").utility()
     scorer.half().save_pretrained(folder)
@@ -167,9 +167,9 @@ def main(images: Path, out: Path, people: int, steps: int, seeds: int, cycles: i
         each = [recipe.with_overrides([f"seed={seed}"]) for seed in range(seeds)]
         waiting = [pool.submit(train_run, one, images, out, people, prompts) for one in each]
         best = max((found.result() for found in waiting), key=lambda one: one.correlation)
-    for cycle in range(1, cycles):
-        again = recipe.with_overrides([f"seed={10 * cycle}", "stage_1_steps=0"])
-        best = train_run(again, images, out, people, prompts, best)
+        for cycle in range(1, cycles):
+            again = recipe.with_overrides([f"seed={10 * cycle}", "stage_1_steps=0", f"steps={2 * steps // 3}"])
+            best = pool.submit(train_run, again, images, out, people, prompts, best).result()
     learned = f"the mean order of {people} simulated people for each of {count} prompts"
     scorers = {BASE: load_scorer(BASE)}
     if prompts is None:
