@@ -159,13 +159,9 @@ def test_ship_keeps_the_best_step_with_a_calibration(images, tmp_path, monkeypat
     for name in ("train", "drafts", "validation"):
         truth_of(images / name)
     first = ship.train_run(recipe, images, tmp_path, 20, None)
-    again = ship.train_run(recipe.with_overrides(["seed=10"]), images, tmp_path, 20, None, first)
-    assert again.correlation >= first.correlation, "a step that is worse than the start does not count"
-    ship.keep(first, recipe, 1, "a test", images, tmp_path)
+    ship.keep(first, recipe, "a test", images, tmp_path)
     kept = load_scorer(f"sp@{tmp_path / 'stable-preference'}")
-    assert (
-        kept.name.startswith("stable-preference-mini@") and "the best: seed 0, step 2) on a test" in kept.config.source
-    )
+    assert kept.name.startswith("stable-preference-mini@") and "seed 0, step 2) on a test" in kept.config.source
     assert (tmp_path / "stable-preference" / "calibration.json").is_file()
     assert (tmp_path / "clip" / "calibration.json").is_file()
     monkeypatch.setattr(ship, "train", lambda *_: pytest.fail("trained a second time"))

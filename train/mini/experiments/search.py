@@ -43,7 +43,7 @@ from sp_rerank.types import Scorer
 SEED = 13_000_000  # of the prompts
 CANDIDATES, TOP_K = 100, 4
 CHOOSING, CHOOSING_CANDIDATES = 20, 60  # prompts before those of the measurement, with fewer candidates
-SPACING, DRAFTS = 0.8, (5, 6)
+SPACING, DRAFTS = 0.8, (6,)
 FIRST_LOOK = 3  # inside a draft
 DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
 PREVIEWS = (0.25, 0.4, 0.55)  # of the run's own steps

@@ -1,14 +1,13 @@
-"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--cycles 2]
+"""python -m sp_rerank.train.mini.experiments.ship [--images FOLDER] [--out FOLDER] [--steps 3000] [--seeds 2]
 
 Trains the scorer that ships as `stable-preference-mini`: clip-mini after Stable Preference with the recipe `mini`, in
 more steps and on more prompts, those of the domains `train` and `drafts`, with one ranking a prompt, the mean order of
-several simulated people who look at everything. Two seeds are trained side by side; the better one goes on, with the
-rate high once more (Loshchilov and Hutter 2017, arXiv 1608.03983). Always the step with the best rank correlation on
-the validation prompts counts. It writes the scorer in half precision to build/mini/stable-preference, and beside it and
-beside build/mini/clip a calibration from people's choices on the validation prompts, and prints what it is worth on the
-prompts of best-of-a-hundred. With `--prompts` it learns from fewer and writes nothing. Everything is simulated. Needs
-the images of `sp_rerank.train.mini.images` and build/mini/clip; forty minutes on two cores, fifteen of them once for
-maps and truth.
+several simulated people who look at everything. Keeps the seed and the step with the best rank correlation on the
+validation prompts, writes the scorer in half precision to build/mini/stable-preference, and beside it and beside
+build/mini/clip a calibration from people's choices on the validation prompts. Prints what it is worth on the prompts of
+best-of-a-hundred. With `--prompts` it learns from fewer and writes nothing. Everything is simulated. Needs the images
+of `sp_rerank.train.mini.images` and build/mini/clip; half an hour on two cores, a quarter of it once for maps and
+truth.
 """
 
 from __future__ import annotations
@@ -109,22 +108,15 @@ def validated(name: str, tail: DualEncoder, images: Path, out: Path) -> Trained:
     return Trained(name, {key: value.clone() for key, value in tail.state_dict().items()}, found, correlation)
 
 
-def train_run(
-    recipe: Recipe, images: Path, out: Path, people: int, prompts: int | None, start: Trained | None = None
-) -> Trained:
-    """One training run, from clip-mini or where another one ended: its best step.
-
-    The weights are kept, and a run that is there is not made again.
-    """
+def train_run(recipe: Recipe, images: Path, out: Path, people: int, prompts: int | None) -> Trained:
+    """One training run: its best step. The weights are kept, and a run that is there is not made again."""
     file = out / "experiment" / "ship" / f"{recipe.sha256[:12]}-{people}-{prompts or 'all'}.safetensors"
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
-    tail, best, name = maps.tail_of(base), start, f"seed {recipe.seed}"
+    tail, best, name = maps.tail_of(base), None, f"seed {recipe.seed}"
     if file.exists():
         tail.load_state_dict(load_file(file))
         return validated(name, tail, images, out)
-    if start:
-        tail.load_state_dict(start.weights)
 
     def look(step: int, learning: DualEncoder) -> None:
         nonlocal best
@@ -138,7 +130,7 @@ def train_run(
     return best
 
 
-def keep(best: Trained, recipe: Recipe, cycles: int, learned: str, images: Path, out: Path) -> DualEncoder:
+def keep(best: Trained, recipe: Recipe, learned: str, images: Path, out: Path) -> DualEncoder:
     """Write the scorer and both calibrations."""
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
@@ -147,8 +139,8 @@ def keep(best: Trained, recipe: Recipe, cycles: int, learned: str, images: Path,
     scorer = maps.with_tail(base, tail)
     scorer.register_to_config(
         name=recipe.name,
-        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps and {cycles - 1} times "
-        f"{2 * recipe.steps // 3} more, the best: {best.name}) on {learned}, sp_rerank.train.mini.experiments.ship",
+        source=f"{base.name} trained with the recipe mini ({recipe.steps} steps, {best.name}) on {learned}, "
+        "sp_rerank.train.mini.experiments.ship",
     )
     folder, judged = out / "stable-preference", truth_of(images / "validation").utility()
     scorer.half().save_pretrained(folder)
@@ -158,7 +150,7 @@ def keep(best: Trained, recipe: Recipe, cycles: int, learned: str, images: Path,
     return scorer.float()
 
 
-def main(images: Path, out: Path, people: int, steps: int, seeds: int, cycles: int, prompts: int | None) -> None:
+def main(images: Path, out: Path, people: int, steps: int, seeds: int, prompts: int | None) -> None:
     """Train, choose, write, and print figures as JSON."""
     count = len(learned_from(images, out, people, prompts).captions)  # maps and truths that are not there are made here
     recipe = read_recipe("mini").with_overrides([f"steps={steps}", f"stage_1_steps={steps // 6}"])
@@ -167,13 +159,10 @@ def main(images: Path, out: Path, people: int, steps: int, seeds: int, cycles: i
         each = [recipe.with_overrides([f"seed={seed}"]) for seed in range(seeds)]
         waiting = [pool.submit(train_run, one, images, out, people, prompts) for one in each]
         best = max((found.result() for found in waiting), key=lambda one: one.correlation)
-        for cycle in range(1, cycles):
-            again = recipe.with_overrides([f"seed={10 * cycle}", "stage_1_steps=0", f"steps={2 * steps // 3}"])
-            best = pool.submit(train_run, again, images, out, people, prompts, best).result()
     learned = f"the mean order of {people} simulated people for each of {count} prompts"
     scorers = {BASE: load_scorer(BASE)}
     if prompts is None:
-        scorers[recipe.name] = keep(best, recipe, cycles, learned, images, out)
+        scorers[recipe.name] = keep(best, recipe, learned, images, out)
     terms = truth_of(images / "picks", jobs=2)
     for name, scorer in scorers.items():
         assert isinstance(scorer, DualEncoder)
@@ -188,7 +177,6 @@ if __name__ == "__main__":
     parser.add_argument("--people", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--cycles", type=int, default=2, help="how often the rate falls to 0")
     parser.add_argument("--prompts", type=int, help="to learn from  [default: all that are there]")
     args = parser.parse_args()
-    main(args.images, args.out, args.people, args.steps, args.seeds, args.cycles, args.prompts)
+    main(args.images, args.out, args.people, args.steps, args.seeds, args.prompts)
