@@ -210,22 +210,25 @@ def run_all(tasks: Sequence[Task], jobs: int) -> list[dict[str, Scores]]:
     return [run(task) for task in tasks]
 
 
-def compare(images: Path, out: Path, labels: str, pool: str, prompts: int, seeds: int, jobs: int) -> None:
-    """The table of all methods under one pool of people, at the best step and at the last."""
+def compare(
+    images: Path, out: Path, labels: str, pool: str, prompts: int, seeds: int, jobs: int, methods: Sequence[str]
+) -> None:
+    """The table of some methods and the baseline under one pool of people, at the best step and at the last."""
+    compared = {name: how for name, how in METHODS.items() if name in (BASELINE, *methods)}
     tasks = [
         Task(name, how, seed, pool, labels, prompts, images, out)
         for seed in range(seeds)
-        for name, how in METHODS.items()
+        for name, how in compared.items()
     ]
     runs = dict(zip([(task.name, task.seed) for task in tasks], run_all(tasks, jobs), strict=True))
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
     start, truth = score_everything(maps.tail_of(base), images, out), truths(images, labels)
     for when in ("best", "last"):
-        mine = {name: [runs[name, seed][when] for seed in range(seeds)] for name in METHODS}
+        mine = {name: [runs[name, seed][when] for seed in range(seeds)] for name in compared}
         results = {BASE: figures([start], start, mine[BASELINE], truth)}
         results |= {name: figures(some, start, mine[BASELINE], truth) for name, some in mine.items()}
-        stem = f"{labels}-{pool}-{when}"
+        stem = f"{labels}-{pool}-{prompts}-{when}"
         write(out / f"{stem}.json", json.dumps(to_json(results), indent=1).encode())
         write(out / f"{stem}.md", markdown(results).encode())
         print(f"{pool}, {when} step\n\n{markdown(results)}")
@@ -266,6 +269,7 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a core each")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--curve", action="store_true")
     args = parser.parse_args()
@@ -275,4 +279,4 @@ if __name__ == "__main__":
         learning_curve(args.images, args.out, args.labels, args.jobs)
     else:
         for people in args.pools:
-            compare(args.images, args.out, args.labels, people, args.prompts, args.seeds, args.jobs)
+            compare(args.images, args.out, args.labels, people, args.prompts, args.seeds, args.jobs, args.methods)
