@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sp_rerank import load_pipeline
+from sp_rerank.diffusion import spacing
+from sp_rerank.diffusion.loading import MODELS
+from sp_rerank.search.schedule import read_schedule, shipped
 from sp_rerank.train.mini import annotators, images
 from sp_rerank.train.mini.grammar import parse
 from sp_rerank.train.mini.scenes import draw_scene
@@ -46,10 +51,24 @@ def test_captions_are_new_and_survive_a_mirror():
 
 def test_more_prompts_to_learn_from_change_no_other():
     few, many = images.captions_of_domains(20), images.captions_of_domains(60)
-    assert many["train"][:20] == few["train"]
-    assert {name: many[name] for name in many if name != "train"} == {
-        name: few[name] for name in few if name != "train"
+    assert many["drafts"][:20] == few["drafts"]
+    assert {name: many[name] for name in many if name != "drafts"} == {
+        name: few[name] for name in few if name != "drafts"
     }
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' solver
+def test_drafts_are_made_as_a_search_makes_them(tmp_path):
+    domain = images.Domain(6, 1, images=2, steps=6, scheduler="draft")
+    (block,) = images.blocks_of(tmp_path, "drafts", ["a lemon"])
+    images.make(replace(block, domain=domain))
+    assert len(list((tmp_path / "drafts").glob("0000-0[01].png"))) == 2
+    pipe, how = images._pipeline(domain)
+    assert type(pipe.scheduler).__name__ == spacing.SOLVER
+    first = spacing.first_time(load_pipeline("mini").scheduler, {}, MODELS["mini"].steps)
+    fast = read_schedule(shipped())
+    assert fast.rounds[0].at == domain.steps
+    assert how["timesteps"] == [round(t) for t in spacing.spaced(first, domain.steps, fast.spacing)]
 
 
 def test_careless_people_agree_less():
