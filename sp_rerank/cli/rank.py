@@ -76,6 +76,7 @@ def rank(
     """Rank images that exist already; those of several prompts within each prompt."""
     from sp_rerank.diffusion import loading
     from sp_rerank.rank import rank_files
+    from sp_rerank.scorers import resolve_spec
     from sp_rerank.scorers.calibration import calibration_of
     from sp_rerank.storage.image_files import find_images
 
@@ -96,7 +97,7 @@ def rank(
     groups, silent = ({prompt: found.files}, []) if prompt is not None else _by_prompt(found.files)
     with quiet():
         hardware = loading.find_device(device)
-        model = _model_of(found.files)
+        model = _model_of(found.files) if any(resolve_spec(spec, None)[1] for spec in scorer) else None
         rankers = [load_scorer(spec, model, hardware, dtype) for spec in scorer]
         rankings = {words: rank_files(rankers, words, files, top_k, diverse=diverse) for words, files in groups.items()}
         calibration = calibration_of(rankers[0])

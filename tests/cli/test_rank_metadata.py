@@ -140,3 +140,9 @@ def test_sp_is_the_scorer_of_the_model_that_made_all_of_them(run: Run) -> None:
         made("mixed/2.png", other)
         _, _, err = run("rank", "mixed", "--json", "--device", "cpu")
         assert "images of unknown origin" in err
+
+
+def test_the_model_is_not_looked_for_where_no_scorer_depends_on_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    gray("in/1.png", 50)
+    monkeypatch.setattr("sp_rerank.cli.rank._model_of", lambda files: pytest.fail("read every file once more"))
+    assert run("rank", "in", "--prompt", "a lemon", *BRIGHT)[0] == 0
