@@ -13,7 +13,7 @@ import numpy as np
 
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.stats.calibration import Calibration
-from sp_rerank.train.preferences import ImageReader, PreferenceGroup
+from sp_rerank.train.preferences import PreferenceGroup
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
@@ -29,7 +29,7 @@ from sp_rerank.train.accuracy import (
     micro_accuracy,
     tie_rule,
 )
-from sp_rerank.train.scores import ScoredGroup, check_usable, score_groups
+from sp_rerank.train.scores import ScoredGroup, score_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,8 @@ def evaluate(
         NothingUsableError: if no pair of images could be read.
         UsageError: if the scorer does not give a score for each image, and as `read_preferences`.
     """
-    reader = ImageReader()
-    scored = list(score_groups(scorer, groups, reader=reader, batch_size=batch_size, progress=progress))
-    check_usable(scored, data, reader)
-    return evaluation_of(scored, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed)
+    scored, skipped = score_data(scorer, groups, data=data, batch_size=batch_size, progress=progress)
+    return evaluation_of(scored, scorer=scorer.name, data=data, skipped=skipped, seed=seed)
 
 
 def evaluation_of(

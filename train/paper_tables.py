@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from sp_rerank.report.tables import percent, table
 from sp_rerank.storage.perturbation import RATIOS
 from sp_rerank.train.evaluate import Evaluation, evaluation_of
-from sp_rerank.train.preferences import ImageReader, PreferenceGroup
+from sp_rerank.train.preferences import PreferenceGroup
 from sp_rerank.train.robustness import Perturbed, Robustness, robustness_of, views_of
-from sp_rerank.train.scores import check_usable, score_groups
+from sp_rerank.train.scores import score_data
 from sp_rerank.train.tables import accuracy_table
 
 if TYPE_CHECKING:
@@ -48,14 +48,11 @@ def paper_row(
     progress: Callable[[int], None] | None = None,
 ) -> PaperRow:
     """Score every image as it is and at the paper's side ratios; arguments and errors as those of `robustness`."""
-    reader = ImageReader()
-    scored = list(
-        score_groups(scorer, groups, reader=reader, batch_size=batch_size, views=views_of(CROPPED), progress=progress)
-    )
-    check_usable(scored, data, reader)
+    views = views_of(CROPPED)
+    scored, skipped = score_data(scorer, groups, data=data, batch_size=batch_size, views=views, progress=progress)
     return PaperRow(
-        evaluation_of(scored, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed),
-        robustness_of(scored, CROPPED, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed),
+        evaluation_of(scored, scorer=scorer.name, data=data, skipped=skipped, seed=seed),
+        robustness_of(scored, CROPPED, scorer=scorer.name, data=data, skipped=skipped, seed=seed),
     )
 
 

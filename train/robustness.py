@@ -21,8 +21,8 @@ from sp_rerank.stats import agreement
 from sp_rerank.stats.agreement import Estimate
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
 from sp_rerank.train.accuracy import macro_accuracy, micro_accuracy
-from sp_rerank.train.preferences import ImageReader, PreferenceGroup
-from sp_rerank.train.scores import ScoredGroup, View, check_usable, score_groups
+from sp_rerank.train.preferences import PreferenceGroup
+from sp_rerank.train.scores import ScoredGroup, View, score_data
 
 if TYPE_CHECKING:
     from sp_rerank.types import Scorer
@@ -101,10 +101,9 @@ def robustness(
         UsageError: if a ratio is out of its range, the scorer does not give a score for each image, and as
             `read_preferences`.
     """
-    reader, views = ImageReader(), views_of(ratios)
-    scored = list(score_groups(scorer, groups, reader=reader, batch_size=batch_size, views=views, progress=progress))
-    check_usable(scored, data, reader)
-    return robustness_of(scored, ratios, scorer=scorer.name, data=data, skipped=reader.skipped, seed=seed)
+    views = views_of(ratios)
+    scored, skipped = score_data(scorer, groups, data=data, batch_size=batch_size, views=views, progress=progress)
+    return robustness_of(scored, ratios, scorer=scorer.name, data=data, skipped=skipped, seed=seed)
 
 
 def views_of(ratios: Sequence[float]) -> list[View]:

@@ -42,13 +42,32 @@ class ScoredGroup:
     scores: Array
 
 
-def check_usable(scored: Sequence[ScoredGroup], data: str, reader: ImageReader) -> None:
-    """Raise NothingUsableError where there is nothing to compare."""
+def score_data(
+    scorer: Scorer,
+    groups: Iterable[PreferenceGroup],
+    *,
+    data: str,
+    batch_size: int = 32,
+    views: Sequence[View] = (lambda image: image,),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[ScoredGroup], dict[str, str]]:
+    """A whole data set scored, and why each image that could not be read was left out, by its name.
+
+    Args:
+        data: name of the data set, for the error; the other arguments as in `score_groups`.
+
+    Raises:
+        NothingUsableError: if no pair of images could be read.
+        UsageError: as `score_groups`.
+    """
+    reader = ImageReader()
+    scored = list(score_groups(scorer, groups, reader=reader, batch_size=batch_size, views=views, progress=progress))
     if not scored:
         raise NothingUsableError(
             f"{data}: no pair of images could be scored, {len(reader.skipped)} images cannot be read; "
             "expected at least one pair"
         )
+    return scored, reader.skipped
 
 
 def score_groups(
