@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from support.single_files import save_embedding, save_lora, save_single_file
-from support.tiny import build_sd_pipeline
+from support.tiny import build_sd_pipeline, build_sdxl
 
 from sp_rerank import cli, generate, load_pipeline
 from sp_rerank.config import CheckpointOptions, Provenance, RunConfig
@@ -204,6 +204,26 @@ def test_textual_inversions_that_are_refused(folder, tmp_path, key, width, text,
     file = save_embedding(tmp_path / "toy.safetensors", key, width)
     with pytest.raises(UsageError, match=complaint):
         load_pipeline(str(folder), embeddings=[f"{file}{text}"])
+
+
+def test_a_textual_inversion_of_stable_diffusion_xl_is_learned_by_both_encoders(tmp_path):
+    build_sdxl().save_pretrained(tmp_path / "xl")
+    file, noise = tmp_path / "toy.safetensors", torch.Generator().manual_seed(1)
+    vectors = {key: torch.randn(2, 32, generator=noise) for key in ("clip_l", "clip_g")}
+    safetensors.torch.save_file(vectors, file)
+    pipe, plain = load_pipeline(str(tmp_path / "xl"), embeddings=[f"{file}:<toy>"]), load_pipeline(str(tmp_path / "xl"))
+    by_hand = load_pipeline(str(tmp_path / "xl"))  # as diffusers' guide does it
+    for key, encoder, tokenizer in (
+        ("clip_l", by_hand.text_encoder, by_hand.tokenizer), ("clip_g", by_hand.text_encoder_2, by_hand.tokenizer_2),
+    ):  # fmt: skip
+        by_hand.load_textual_inversion(vectors[key], token="<toy>", text_encoder=encoder, tokenizer=tokenizer)
+    assert torch.equal(pixels(pipe, "a <toy>"), pixels(by_hand, "a <toy>"))
+    assert not torch.equal(pixels(pipe, "a <toy>"), pixels(plain, "a <toy>"))
+    made = generate("a <toy>", pipe=pipe, scorer=BrightnessScorer(), n=2, top_k=2, steps=2)
+    expected = generate("a <toy>", pipe=by_hand, scorer=BrightnessScorer(), n=2, top_k=2, steps=2)
+    assert [entry.score for entry in made] == [entry.score for entry in expected]
+    with pytest.raises(UsageError, match="expected clip_l of 32 numbers and clip_g"):
+        load_pipeline(str(tmp_path / "xl"), embeddings=[str(save_embedding(tmp_path / "one.safetensors"))])
 
 
 # The run
