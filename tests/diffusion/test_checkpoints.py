@@ -206,6 +206,7 @@ def test_textual_inversions_that_are_refused(folder, tmp_path, key, width, text,
         load_pipeline(str(folder), embeddings=[f"{file}{text}"])
 
 
+@pytest.mark.filterwarnings("ignore")  # of Euler's scheduler
 def test_a_textual_inversion_of_stable_diffusion_xl_is_learned_by_both_encoders(tmp_path):
     build_sdxl().save_pretrained(tmp_path / "xl")
     file, noise = tmp_path / "toy.safetensors", torch.Generator().manual_seed(1)

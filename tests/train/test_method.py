@@ -108,6 +108,14 @@ def test_maps_and_tail_are_the_scorer(images):
     assert torch.equal(maps.cached_maps(scorer, images / "test", images / "maps.safetensors", maps.as_it_is), made)
 
 
+def test_runs_of_as_many_epochs_take_the_steps_for_it(tmp_path):
+    task = Task("x", (), 0, "careless", "full", 250, tmp_path, tmp_path, 10)
+    recipe = method.recipe_of(task)
+    assert (recipe.steps, recipe.stage_1_steps) == (625, 104), "four prompts a step"
+    assert task.folder != replace(task, epochs=None).folder
+    assert method.recipe_of(replace(task, epochs=None)).steps == 300
+
+
 def test_a_run_trains_the_tail_and_is_made_once(images, tmp_path, monkeypatch):
     task = Task(
         "x",

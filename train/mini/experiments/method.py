@@ -19,7 +19,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -85,7 +85,10 @@ EVERY = 50  # steps between validations
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One training run: a method's changes of the recipe, on the rankings of so many prompts by a pool of people."""
+    """One training run: a method's changes of the recipe, on the rankings of so many prompts by a pool of people.
+
+    It sees each prompt `epochs` times, or takes the steps of the recipe where that is None.
+    """
 
     name: str
     changes: tuple[str, ...]
@@ -95,17 +98,27 @@ class Task:
     prompts: int
     images: Path
     out: Path
+    epochs: int | None = None
+
+    @property
+    def group(self) -> str:
+        """Names the runs that are compared with one another."""
+        long = f"-{self.epochs}-epochs" if self.epochs else ""
+        return f"{self.labels}-{self.pool}-{self.prompts}{long}"
 
     @property
     def folder(self) -> Path:
         """Where its scores are kept."""
         name = "".join(c if c.isalnum() else "-" for c in self.name)
-        return self.out / "runs" / f"{self.labels}-{self.pool}-{self.prompts}" / f"{name}-{self.seed}"
+        return self.out / "runs" / self.group / f"{name}-{self.seed}"
 
 
 def recipe_of(task: Task) -> Recipe:
     """The recipe `mini` with a task's changes and seed."""
     recipe = read_recipe("mini")
+    if task.epochs:
+        steps = task.epochs * task.prompts * recipe.pairs_per_prompt // recipe.batch_size
+        recipe = recipe.with_overrides([f"steps={steps}", f"stage_1_steps={steps // 6}"])
     changes = [c.replace("9999", str(recipe.steps)) for c in task.changes]
     return recipe.with_overrides([*changes, f"seed={task.seed}"])
 
@@ -210,15 +223,19 @@ def run_all(tasks: Sequence[Task], jobs: int) -> list[dict[str, Scores]]:
     return [run(task) for task in tasks]
 
 
-def compare(
-    images: Path, out: Path, labels: str, pool: str, prompts: int, seeds: int, jobs: int, methods: Sequence[str]
-) -> None:
-    """The table of some methods and the baseline under one pool of people, at the best step and at the last."""
+def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
+    """The table of some methods and the baseline, at the best step and at the last.
+
+    Args:
+        like: A run of one of them; the others are made like it.
+        seeds: Number of runs of each.
+        jobs: Processes.
+        methods: Names in METHODS.
+    """
     compared = {name: how for name, how in METHODS.items() if name in (BASELINE, *methods)}
+    images, out, labels = like.images, like.out, like.labels
     tasks = [
-        Task(name, how, seed, pool, labels, prompts, images, out)
-        for seed in range(seeds)
-        for name, how in compared.items()
+        replace(like, name=name, changes=how, seed=seed) for seed in range(seeds) for name, how in compared.items()
     ]
     runs = dict(zip([(task.name, task.seed) for task in tasks], run_all(tasks, jobs), strict=True))
     base = load_scorer(BASE)
@@ -228,10 +245,10 @@ def compare(
         mine = {name: [runs[name, seed][when] for seed in range(seeds)] for name in compared}
         results = {BASE: figures([start], start, mine[BASELINE], truth)}
         results |= {name: figures(some, start, mine[BASELINE], truth) for name, some in mine.items()}
-        stem = f"{labels}-{pool}-{prompts}-{when}"
+        stem = f"{like.group}-{when}"
         write(out / f"{stem}.json", json.dumps(to_json(results), indent=1).encode())
         write(out / f"{stem}.md", markdown(results).encode())
-        print(f"{pool}, {when} step\n\n{markdown(results)}")
+        print(f"{like.pool}, {when} step\n\n{markdown(results)}")
 
 
 def search(images: Path, out: Path, labels: str, prompts: int, jobs: int) -> None:
@@ -270,6 +287,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a core each")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--epochs", type=int, help="how often each prompt is seen  [default: the recipe's 300 steps]")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--curve", action="store_true")
     args = parser.parse_args()
@@ -279,4 +297,7 @@ if __name__ == "__main__":
         learning_curve(args.images, args.out, args.labels, args.jobs)
     else:
         for people in args.pools:
-            compare(args.images, args.out, args.labels, people, args.prompts, args.seeds, args.jobs, args.methods)
+            like = Task(
+                BASELINE, METHODS[BASELINE], 0, people, args.labels, args.prompts, args.images, args.out, args.epochs
+            )
+            compare(like, args.seeds, args.jobs, args.methods)
