@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sp_rerank.config import Round, Stage
 from sp_rerank.config.search_plan import only
+from sp_rerank.diffusion.compiling import is_compiled
 from sp_rerank.diffusion.previews import Previews
 from sp_rerank.diffusion.watchable import check_watchable
 from sp_rerank.errors import UnwatchableError
@@ -41,7 +42,7 @@ def screening(rounds: Sequence[Round], *, spacing: float | None = None, decoder:
     Raises:
         UsageError: Once it runs, if a round keeps fewer than `top_k` or more than came in, or if the pipeline takes no
             time steps. A pipeline that cannot be looked into on its way makes each draft to its end, and a log warning
-            says so.
+            says so; a compiled one does too, without.
     """
 
     def search(
@@ -66,7 +67,8 @@ def screening(rounds: Sequence[Round], *, spacing: float | None = None, decoder:
                     left = {index: seeds[index] for index in best_of(scores, look.keep)}
 
         try:
-            yield from screened(rounds)
+            # a compiled denoiser would be compiled anew for each size that a cut leaves of a batch
+            yield from screened(completed(rounds) if is_compiled(sampler.pipe) else rounds)
         except UnwatchableError as error:
             log.warning("every draft is made to its end: %s", str(error).partition(";")[0])
             yield from screened(completed(rounds))

@@ -364,6 +364,19 @@ def test_a_pipeline_that_cannot_be_looked_into_makes_each_draft_to_its_end(tmp_p
     )  # fmt: skip
 
 
+def test_a_compiled_pipeline_is_not_cut_inside_a_draft(tmp_path):
+    (tmp_path / "plan.toml").write_text(INSIDE)
+    pipe, rows = build_sd(), set()
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **more: (rows.add(len(args[0])), forward(*args, **more))[1]
+    pipe.unet.compile(backend="eager")
+    out = tmp_path / "run"
+    generate("a lemon", pipe=pipe, scorer=Counting(), out=out, search=tmp_path / "plan.toml", **SMALL)
+    labels = {tuple(seen.stage.label for seen in row.stages) for row in RunDir.read(out).rows.values()}
+    assert labels == {("draft, 3 steps",), ("draft, 3 steps", "draft, 4 steps")}
+    assert rows == {10}, "five images with guidance at each call, so that nothing is compiled twice"
+
+
 def test_a_pipeline_without_time_steps_is_told_so_and_fast_has_a_schedule_for_it(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text('strategy = "screening"\nspacing = 0.8\nrounds = [{steps = 3, keep = 6}]\n')
