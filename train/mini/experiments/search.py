@@ -42,7 +42,7 @@ from sp_rerank.types import Scorer
 
 SEED = 13_000_000  # of the prompts
 CANDIDATES, TOP_K = 100, 4
-CHOOSING, CHOOSING_CANDIDATES = 20, 60  # prompts before those of the measurement, with fewer candidates
+CHOOSING = 43  # prompts before those of the measurement
 SPACING, DRAFTS = 0.8, (6,)
 FIRST_LOOK = 3  # inside a draft
 DEFAULT_STEPS = 50  # of Stable Diffusion's own pipelines
@@ -183,7 +183,7 @@ def measure(asked: Asked, progress: Callable[[str], None]) -> dict[str, Any]:
 
     scorer, texts = load_scorer(asked.scorer), captions(asked.prompts)
     numbered = list(enumerate(texts))
-    choosing = [Candidates(asked.out, *entry, CHOOSING_CANDIDATES) for entry in numbered[:CHOOSING]]
+    choosing = [Candidates(asked.out, *entry, CANDIDATES) for entry in numbered[:CHOOSING]]
     measuring = [Candidates(asked.out, *entry, CANDIDATES) for entry in numbered[CHOOSING:]]
     ways = [FINISH, *(Way(steps, SPACING) for steps in DRAFTS)]
     wanted = [*(choosing if asked.plan else []), *measuring]
