@@ -228,7 +228,7 @@ def _toml(value: Any) -> str:
 
 def whole(keep: float, *, n: int, top_k: int) -> int:
     """How many of n candidates a round keeps: a share is rounded up, and never below the best k."""
-    return max(top_k, math.ceil(keep * n)) if keep < 1 else int(keep)
+    return max(top_k, math.ceil(round(keep * n, 6))) if keep < 1 else int(keep)  # 0.07 * 100 is a little above 7
 
 
 def plan_for(spec: str | Path, run: RunShape, *, record: bool = False) -> SearchPlan:

@@ -230,6 +230,13 @@ def test_a_schedule_is_for_the_run_that_it_was_made_for(tmp_path):
             plan_for(path, replace(RUN, **{key: other}))
 
 
+def test_a_share_is_rounded_up_and_not_by_the_error_of_a_float(tmp_path):
+    path = tmp_path / "plan.toml"
+    for keep, kept in ((0.07, 7), (0.14, 14), (0.55, 55), (0.071, 8), (0.01, 4)):
+        path.write_text(to_toml(Schedule("screening", (ScheduledRound(8, keep),))))
+        assert plan_for(path, RUN).rounds == (Round(8, kept),)
+
+
 def test_the_fast_schedule_fits_any_run(caplog):
     for n, top_k, steps in ((100, 4, 20), (10, 4, 50), (1000, 1, 50)):
         plan = plan_for("fast", replace(RUN, n=n, top_k=top_k, steps=steps))
