@@ -46,8 +46,11 @@ def shown(page, where="#sheet"):
     return page.evaluate(f"{items}.map(item => Number(item.dataset.index))")
 
 
+FOCUSED = "Number(document.activeElement.closest('li')?.dataset.index ?? -1)"
+
+
 def focused(page):
-    return page.evaluate("Number(document.activeElement.closest('li')?.dataset.index ?? -1)")
+    return page.evaluate(FOCUSED)
 
 
 # Order, filter, columns
@@ -121,7 +124,7 @@ def test_the_arrows_enter_and_escape(page):
     assert page.inner_text("#place") == "2nd of 12 by sp"
     page.keyboard.press("Escape")
     assert not page.is_visible("#zoom")
-    assert focused(page) == ORDERS[0][1]
+    page.wait_for_function(f"{FOCUSED} === {ORDERS[0][1]}")  # a dialog says later that it has closed
     page.keyboard.press("End")
     assert focused(page) == ORDERS[0][-1]
 
