@@ -32,8 +32,8 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
-def part() -> None:
-    """Leave together: a process that ends can break the last message of one that is slower (seen over gloo).
+def leave_together() -> None:
+    """End at the same time: a process that ends can break the last message of one that is slower (seen over gloo).
 
     None goes on before all have come here. Whether the others have left when it does is of no matter any more.
     """

@@ -28,7 +28,7 @@ from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage.atomic import locked, recover_folder, replace_folder
 from sp_rerank.train import checkpoints
 from sp_rerank.train.data import Loader, PairOrder, Perturbations
-from sp_rerank.train.distributed import any_process, current, device, part, summed
+from sp_rerank.train.distributed import any_process, current, device, leave_together, summed
 from sp_rerank.train.metrics import StepMetrics, Tracker, check_tracker
 from sp_rerank.train.model import freeze
 from sp_rerank.train.preferences import ImageReader, PreferenceGroup
@@ -147,7 +147,7 @@ def train(
         trainer = _Trainer(recipe, groups, validation, scorer, out, identity, processes)
         with Tracker(out, tracker, trainer.state.step, processes.is_main_process, identity["recipe"]) as tracked:
             outcome = trainer.run(tracked, progress, stop)
-    part()
+    leave_together()
     return outcome
 
 

@@ -42,7 +42,7 @@ def screening(rounds: Sequence[Round], *, spacing: float | None = None, decoder:
     Raises:
         UsageError: Once it runs, if a round keeps fewer than `top_k` or more than came in, or if the pipeline takes no
             time steps. A pipeline that cannot be looked into on its way makes each draft to its end, and a log warning
-            says so; a compiled one does too, without.
+            says so; a compiled one does so silently.
     """
 
     def search(
