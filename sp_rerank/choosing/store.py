@@ -140,26 +140,55 @@ class AnswerStore:
                 raise
 
     def _prepare(self, read_only: bool) -> None:
+        with self._transaction("DEFERRED"):
+            new = self._is_new()
+        if new and read_only:
+            raise self._foreign()
+        if read_only:
+            return
+        self._write_ahead()
+        self._connection.execute("PRAGMA synchronous = FULL")  # an answer survives the power, too
+        with self._transaction():
+            if not self._is_new():  # of two servers that begin at the same time, one makes the tables
+                return
+            for statement in _TABLES.split(";\n"):
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _write_ahead(self) -> None:
+        """Let readers read while another writes; the file keeps that mode.
+
+        SQLite itself does not wait for another one's transaction when it changes the mode, whatever the timeout.
+        """
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
+
+    def _is_new(self) -> bool:
+        """Whether the file is empty; one that is neither empty nor ours is refused.
+
+        Within a transaction, so that its tables and its head are of the same moment.
+        """
         (application,) = self._connection.execute("PRAGMA application_id").fetchone()
         (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if application == APPLICATION and schema > SCHEMA:
             raise UsageError(
                 f"{self.path} was made by a newer sp-rerank: schema {schema}, this one reads {SCHEMA}; update sp-rerank"
             )
-        (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if application != APPLICATION and (tables or application or read_only):
-            raise UsageError(f"{self.path} is no file of answers of sp-rerank; choose another name")
-        if read_only:
-            return
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")  # an answer survives the power, too
-        with self._transaction():
-            (tables,) = self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if not tables:  # of two servers that begin at the same time, one makes them
-                for statement in _TABLES.split(";\n"):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        if application != APPLICATION and (tables or application):
+            raise self._foreign()
+        return application != APPLICATION
+
+    def _foreign(self) -> UsageError:
+        return UsageError(f"{self.path} is no file of answers of sp-rerank; choose another name")
 
     def close(self) -> None:
         """Close the file."""
@@ -172,8 +201,8 @@ class AnswerStore:
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _transaction(self, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE") -> Iterator[None]:
+        self._connection.execute(f"BEGIN {kind}")
         try:
             yield
         except BaseException:

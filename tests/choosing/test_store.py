@@ -105,6 +105,40 @@ def test_servers_that_begin_at_the_same_time_make_one_store(tmp_path):
         assert len(store.answers()) == len({answer.id for answer in store.answers()}) > 0
 
 
+def test_a_store_that_another_server_makes_while_this_one_looks_is_no_foreign_file(tmp_path, monkeypatch):
+    path = tmp_path / "new.sqlite"
+    connect = sqlite3.connect
+    others = []
+
+    class Interrupted(sqlite3.Connection):
+        """A connection that another server is faster than, between two looks at the file."""
+
+        def execute(self, sql, *values):
+            if sql.startswith("SELECT count(*)") and not others:
+                others.append(threading.Thread(target=lambda: AnswerStore(path).close()))
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                others[0].start()
+                others[0].join(0.5)
+            return super().execute(sql, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Interrupted, **options))
+    with AnswerStore(path) as own:
+        others[0].join()
+        assert own.add(answer_of(1, 2))
+
+
+def test_a_server_that_makes_a_new_store_is_waited_for(tmp_path):
+    path = tmp_path / "new.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    later = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    later.start()
+    with AnswerStore(path) as own:
+        assert own.add(answer_of(1, 2))
+    later.join()
+    other.close()
+
+
 def test_many_answers_of_others_are_no_burden(store):
     connection = sqlite3.connect(store.path)
     connection.execute("""
