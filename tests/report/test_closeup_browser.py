@@ -63,6 +63,7 @@ def test_marks_become_a_command_and_outlive_the_page(page, folder):
     assert page.inner_text("#tray .count") == "2 favorites, 1 rejected"
     assert command(page) == f"sp-rerank pick {folder} {ORDER[1]} {ORDER[0]} --not {ORDER[3]} --out best/"
     page.reload()
+    wait_for_text(page, "#tray .count", "2 favorites, 1 rejected")
     assert command(page) == f"sp-rerank pick {folder} {ORDER[1]} {ORDER[0]} --not {ORDER[3]} --out best/"
     marked = {kind: page.locator(f"#sheet li.{kind}").count() for kind in ("favorite", "reject")}
     assert marked == {"favorite": 2, "reject": 1}
@@ -74,6 +75,22 @@ def test_marks_become_a_command_and_outlive_the_page(page, folder):
     assert not page.is_visible("#tray")
     page.reload()
     assert not page.is_visible("#tray")
+
+
+def test_two_tabs_of_a_run_hold_the_same_marks(page, folder):
+    other = page.context.new_page()
+    other.goto(page.url)
+    press(page, "ArrowDown", "f")
+    wait_for_text(other, "#tray .count", "1 favorite")
+    assert other.locator("#sheet li.favorite").get_attribute("data-index") == str(ORDER[0])
+    press(other, "ArrowDown", "ArrowRight", "x")  # does not take back what the first one holds
+    wait_for_text(page, "#tray .count", "1 favorite, 1 rejected")
+    assert command(page) == f"sp-rerank pick {folder} {ORDER[0]} --not {ORDER[1]} --out best/"
+    other.click("#tray [data-part=clear]")
+    wait_for_text(page, "#tray .count", "")
+    assert not page.is_visible("#tray")
+    assert page.locator("#sheet li.favorite, #sheet li.reject").count() == 0
+    other.close()
 
 
 def test_only_rejects_copy_nothing_out(page, folder):

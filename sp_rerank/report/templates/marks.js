@@ -81,6 +81,16 @@ const markings = (tray, { key, candidates, folder, show, changed }) => {
     all.forEach(changed);
   });
 
+  // Another tab of the same run marked something, or a reload was faster than the browser's own keeping
+  addEventListener("storage", (event) => {
+    if (event.key !== key && event.key !== null) return; // null: all was cleared
+    const before = [...marks.keys()];
+    marks.clear();
+    read();
+    draw();
+    new Set([...before, ...marks.keys()]).forEach(changed);
+  });
+
   read();
   draw();
   return { of: (index) => marks.get(index), toggle };
