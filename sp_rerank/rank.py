@@ -241,64 +241,97 @@ def _score_each(
     embed: Embed | None,
     readers: int | None,
 ) -> _Scored:
-    """`_score_all` by scorers that score each image by itself."""
+    """`_score_all` by scorers that score each image by itself, and by means of their ranks."""
     ensembles = [scorer for scorer in scorers if isinstance(scorer, MeanRank)]
-    if ensembles:
-        asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
-        for ensemble in ensembles:
-            asked = with_members(ensemble, asked)
-        scored = _score_each(asked, prompt, sources, embed, readers)
-        columns = {
-            ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
-            for ensemble in ensembles
-        }
-        order = dict.fromkeys([*map(name_of, scorers), *scored.scores])
-        scored.scores = {name: {**columns, **scored.scores}[name] for name in order}
-        return scored
-    names = [name_of(scorer) for scorer in scorers]
-    scored = _Scored({name: [] for name in names})
-    files_only = all(isinstance(source, Path) for source in sources)
-    batch: list[Image.Image] = []
+    asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
+    for ensemble in ensembles:
+        asked = with_members(ensemble, asked)
+    scored = _score_in_batches(asked, prompt, sources, embed, readers)
+    columns = {
+        ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
+        for ensemble in ensembles
+    }
+    order = dict.fromkeys([*map(name_of, scorers), *scored.scores])
+    scored.scores = {name: {**columns, **scored.scores}[name] for name in order}
+    return scored
 
-    def score_batch(large: Path | None = None) -> None:
-        """Ask every scorer about the batch; of a large file each gets a reading of its own, one after another."""
-        for name, scorer in zip(names, scorers, strict=True):
-            if large and not batch:
-                batch.append(images.open_image(large))
-            last = bool(large) or (files_only and not embed and scorer is scorers[-1])
-            scores, sigmas = score_with_sigma(scorer, prompt, batch, last_use=last)
-            scored.scores[name] += scores
-            if sigmas is not None:
-                scored.sigmas.setdefault(name, []).extend(sigmas)
-            if large:
-                batch.clear()
-        if large and embed:
-            batch.append(images.open_image(large))
-        if embed and batch:
-            scored.embedded += embed(batch).tolist()
-        batch.clear()
 
+def _score_in_batches(
+    scorers: Sequence[Scorer],
+    prompt: str,
+    sources: Sequence[Path] | Sequence[Image.Image],
+    embed: Embed | None,
+    readers: int | None,
+) -> _Scored:
+    batch = _Batch(scorers, prompt, embed, owned=all(isinstance(source, Path) for source in sources))
     with closing(_opened(sources, readers or reader_count())) as opened:
         for place, image in enumerate(opened):
-            source = sources[place]
-            if image is None:  # a large file: the images before it are done with first
-                score_batch()
-                image = _open_or_error(source)
-            if isinstance(image, UnreadableImageError):
-                scored.unreadable.append(image)
-                continue
-            if len(batch) == FILES_AT_ONCE or sum(map(_pixels, [*batch, image])) > PIXELS_AT_ONCE:
-                score_batch()
-            batch.append(image)
-            scored.readable.append(place)
-            del image  # a large one is not held while the next is read
-            if _pixels(batch[-1]) > PIXELS_AT_ONCE:
-                score_batch(source if isinstance(source, Path) else None)
-        score_batch()
-    for name, scores in scored.scores.items():
+            if image is None:
+                batch.score_large(place, sources[place])
+            elif isinstance(image, UnreadableImageError):
+                batch.scored.unreadable.append(image)
+            else:
+                batch.add(place, image)
+    batch.score()
+    for name, scores in batch.scored.scores.items():
         if scores and all(map(math.isnan, scores)):
             raise NothingUsableError(f"scorer {name}: expected finite scores, got none for any of {len(scores)} images")
-    return scored
+    return batch.scored
+
+
+class _Batch:
+    """Images that wait until enough of them are there to be scored together.
+
+    Args:
+        scorers: Each is asked about each image.
+        prompt: What the images should show.
+        embed: Asked too, if it is not None.
+        owned: Whether nobody else needs the images, so that the last scorer may take them apart.
+    """
+
+    def __init__(self, scorers: Sequence[Scorer], prompt: str, embed: Embed | None, *, owned: bool) -> None:
+        self.scored = _Scored({name_of(scorer): [] for scorer in scorers})
+        self._scorers, self._prompt, self._embed = scorers, prompt, embed
+        self._owned = owned and embed is None
+        self._waiting: list[Image.Image] = []
+
+    def add(self, place: int, image: Image.Image) -> None:
+        """Let an image wait; those before it are scored if it does not fit beside them."""
+        if len(self._waiting) == FILES_AT_ONCE or sum(map(_pixels, [*self._waiting, image])) > PIXELS_AT_ONCE:
+            self.score()
+        self._waiting.append(image)
+        self.scored.readable.append(place)
+
+    def score(self) -> None:
+        """Ask about the images that wait."""
+        for scorer in self._scorers:
+            self._ask(scorer, self._waiting, last_use=self._owned and scorer is self._scorers[-1])
+        if self._embed and self._waiting:
+            self.scored.embedded += self._embed(self._waiting).tolist()
+        self._waiting.clear()
+
+    def score_large(self, place: int, file: Path | Image.Image) -> None:
+        """Ask about a large file after those that wait, with a reading of its own for each, one after another."""
+        self.score()
+        opened = _open_or_error(file)
+        if isinstance(opened, UnreadableImageError):
+            self.scored.unreadable.append(opened)
+            return
+        held = [opened]
+        del opened  # the list holds it alone, so that a scorer can let it go
+        for scorer in self._scorers:
+            held = held or [_image_of(file)]
+            self._ask(scorer, held, last_use=True)
+            held.clear()
+        if self._embed:
+            self.scored.embedded += self._embed([_image_of(file)]).tolist()
+        self.scored.readable.append(place)
+
+    def _ask(self, scorer: Scorer, pictures: list[Image.Image], *, last_use: bool) -> None:
+        scores, sigmas = score_with_sigma(scorer, self._prompt, pictures, last_use=last_use)
+        self.scored.scores[name_of(scorer)] += scores
+        if sigmas is not None:
+            self.scored.sigmas.setdefault(name_of(scorer), []).extend(sigmas)
 
 
 def _opened(
