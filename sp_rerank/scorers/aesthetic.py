@@ -1,6 +1,6 @@
 """LAION's aesthetic predictors: a few linear layers on CLIP's embedding of the image; the prompt is not looked at.
 
-The image tower is open_clip's, as in `dual_encoder`; there is no text tower. Knows nothing of names in a registry, of
+The image tower is open_clip's, as in `clip`; there is no text tower. Knows nothing of names in a registry, of
 downloads or of the files that the published weights come in.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ScorerModel, distinct_prompts, embed, passes
+from sp_rerank.scorers.base import PixelScorer, embed, passes
 from sp_rerank.scorers.preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _LAYERS_OF_V2 = ("layers.0.", "layers.2.", "layers.4.", "layers.6.", "layers.7."
 """How the names of the linear layers begin in the published files; between them v2 has its dropouts."""
 
 
-class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
+class AestheticScorer(PixelScorer, ModelMixin):  # diffusers finds a component's base by its name in this module
     """How much people like the look of an image, whatever it shows; about 1..10.
 
     Source: v1 is one linear layer (github.com/LAION-AI/aesthetic-predictor, `sa_0_4_vit_l_14_linear.pth`), v2 five
@@ -136,19 +136,9 @@ class AestheticScorer(ScorerModel, ModelMixin):  # diffusers finds a component's
         """`encode_image` without a gradient, in parts that fit the memory: (n, d) float32 of L2 norm 1, on the CPU."""
         return embed(self.encode_image, images)
 
-    def forward(
-        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
     ) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
-
-        Args:
-            prompt: as for `score`.
-            images: as for `score`.
-            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
-        """
-        distinct_prompts(prompt, len(images))  # their number must fit, whatever they say
-        if not len(images):
-            return torch.empty(0, device=self.device)
         scores = torch.cat([self.encode_image(images[part], differentiable) for part in passes(len(images))])
         # In float32 whatever the weights are in: around 5 two neighbors in bfloat16 are .03 apart.
         layers: Any = self.head

@@ -180,6 +180,34 @@ class ScorerModel(ModelMixin, ConfigMixin):
         return self(prompt, images).float().cpu()
 
 
+class PixelScorer(ScorerModel):
+    """A network whose scores have a gradient to the weights, and to the pixels where that is asked for.
+
+    A subclass has `_score_images` instead of `forward`.
+    """
+
+    def forward(
+        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    ) -> Tensor:
+        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
+
+        Args:
+            prompt: as for `score`.
+            images: as for `score`.
+            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
+        """
+        prompts, place = distinct_prompts(prompt, len(images))
+        if not prompts:
+            return torch.empty(0, device=self.device)
+        return self._score_images(prompts, place, images, differentiable)
+
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
+    ) -> Tensor:
+        """(n,) float32 scores of n > 0 images, of which image i is scored for `prompts[place[i]]`."""
+        raise NotImplementedError
+
+
 @torch.no_grad()
 def embed(encode: Callable[[Tensor | Sequence[Image.Image]], Tensor], images: Tensor | Sequence[Image.Image]) -> Tensor:
     """Embeddings of images for comparing them with each other.

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ScorerModel, check_tensors, checked_config, distinct_prompts, passes, shapes_of
+from sp_rerank.scorers.base import PixelScorer, check_tensors, checked_config, passes, shapes_of
 from sp_rerank.scorers.preprocess import Preprocess
 
 ADDED_TOKENS = ("[DEC]", "[ENC]")
@@ -39,7 +39,7 @@ _REWARD_MEAN = 0.16717362830052426
 _REWARD_STD = 1.0333394966054072
 
 
-class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
+class BlipScorer(PixelScorer, ModelMixin):  # diffusers finds a component's base by its name in this module
     """An image encoder, and a text encoder that attends to it; the score is read off the text's first token.
 
     - "reward": five linear layers without activations, then (x - mean) / std; higher is preferred, about -2..2. The
@@ -129,19 +129,9 @@ class BlipScorer(ScorerModel, ModelMixin):  # diffusers finds a component's base
             return ""
         return prompt[whole.offsets[self.max_tokens - 1][0] :].strip()
 
-    def forward(
-        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
     ) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
-
-        Args:
-            prompt: as for `score`.
-            images: as for `score`.
-            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
-        """
-        prompts, place = distinct_prompts(prompt, len(images))
-        if not prompts:
-            return torch.empty(0, device=self.device)
         ids, mask = (tokens[place].to(self.device) for tokens in self.tokenize(prompts))
         return torch.cat([
             self._score_pairs(ids[part], mask[part], images[part], differentiable) for part in passes(len(images))

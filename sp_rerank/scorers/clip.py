@@ -25,12 +25,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sp_rerank.errors import UsageError
-from sp_rerank.scorers.base import ClipPrompts, ScorerModel, distinct_prompts, embed, passes
+from sp_rerank.scorers.base import ClipPrompts, PixelScorer, embed, passes
 from sp_rerank.scorers.preprocess import Preprocess
 
 
 class DualEncoder(
-    ClipPrompts, ScorerModel, ModelMixin
+    ClipPrompts, PixelScorer, ModelMixin
 ):  # diffusers finds a component's base by its name in this module
     """An image encoder and a text encoder into one space; the score is the cosine of the two, perhaps scaled.
 
@@ -131,19 +131,9 @@ class DualEncoder(
         """(m, context length) int64 on the CPU: start, tokens, end, zeros; a long prompt loses its tail."""
         return self.tokenizer(list(prompts), context_length=self.max_tokens)
 
-    def forward(
-        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
     ) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
-
-        Args:
-            prompt: as for `score`.
-            images: as for `score`.
-            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
-        """
-        prompts, place = distinct_prompts(prompt, len(images))
-        if not prompts:
-            return torch.empty(0, device=self.device)
         texts = torch.cat([self.encode_text(prompts[part]) for part in passes(len(prompts))])
         embedded = torch.cat([self.encode_image(images[part], differentiable) for part in passes(len(images))])
         cosine = (embedded * texts[place]).sum(dim=-1)

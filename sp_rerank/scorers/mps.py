@@ -22,10 +22,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from sp_rerank.errors import UsageError
 from sp_rerank.scorers.base import (
     ClipPrompts,
-    ScorerModel,
+    PixelScorer,
     check_tensors,
     checked_config,
-    distinct_prompts,
     passes,
     shapes_of,
 )
@@ -44,7 +43,7 @@ CROP = "floor"
 _END = 49407  # <end_of_text>, which also fills what is left of the context
 
 
-class MpsScorer(ClipPrompts, ScorerModel, ModelMixin):  # diffusers finds a component's base by its name in this module
+class MpsScorer(ClipPrompts, PixelScorer, ModelMixin):  # diffusers finds a component's base by its name in this module
     """exp(logit_scale) x cosine of the prompt and of the image after it has attended to the prompt's words.
 
     Of the 77 tokens of the prompt only those are attended to whose similarity with a token of the condition is above a
@@ -122,19 +121,9 @@ class MpsScorer(ClipPrompts, ScorerModel, ModelMixin):  # diffusers finds a comp
         after = torch.arange(self.max_tokens) > ids.argmax(dim=1, keepdim=True)
         return ids.masked_fill(after, _END)
 
-    def forward(
-        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
     ) -> Tensor:
-        """Score as `score` does, but with a gradient to the weights and the result on the module's device.
-
-        Args:
-            prompt: as for `score`.
-            images: as for `score`.
-            differentiable: with a gradient to the pixels of a tensor too; see `Preprocess`.
-        """
-        prompts, place = distinct_prompts(prompt, len(images))
-        if not prompts:
-            return torch.empty(0, device=self.device)
         condition, _ = self._encode_text([self.config["condition"]])
         read = [self._read(prompts[part], condition) for part in passes(len(prompts))]
         words, whole, seen = (torch.cat(parts) for parts in zip(*read, strict=True))

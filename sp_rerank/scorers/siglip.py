@@ -150,10 +150,9 @@ class SigLipEncoder(DualEncoder):
             return ""
         return canonicalize_text(prompt)[pieces.offsets[self.max_tokens - 1][0] :].strip()
 
-    def forward(
-        self, prompt: str | Sequence[str], images: Tensor | Sequence[Image.Image], differentiable: bool = False
+    def _score_images(
+        self, prompts: list[str], place: list[int], images: Tensor | Sequence[Image.Image], differentiable: bool
     ) -> Tensor:
-        """As `DualEncoder.forward`; a logit has its bias."""
-        scores = super().forward(prompt, images, differentiable)
+        scores = super()._score_images(prompts, place, images, differentiable)
         bias: Any = self.clip.logit_bias
         return scores + bias.float() if self.config["score_scale"] == "logit" else scores
