@@ -130,7 +130,7 @@ def test_a_run_trains_the_tail_and_is_made_once(images, tmp_path, monkeypatch):
     found = method.run(task)
     assert found["last"].test.shape == (6, 3, 4)
     assert found["last"].picks.shape == (3, 4)
-    assert method.curve_of(task)[-1]["step"] == 2
+    assert method.run_curve(task)[-1]["step"] == 2
     start = method.score_everything(maps.tail_of(load_scorer("clip-mini")), images, tmp_path)
     assert not np.array_equal(found["last"].picks, start.picks)
     monkeypatch.setattr(method, "train", lambda *_: pytest.fail("trained a second time"))

@@ -17,12 +17,13 @@ import argparse
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -38,7 +39,6 @@ from sp_rerank.train.mini.experiments.figures import (
     correlations,
     figures,
     markdown,
-    order_flips,
     right_by_prompt,
 )
 from sp_rerank.train.mini.experiments.runs import Ranked, scores, train
@@ -74,13 +74,16 @@ SEARCH: dict[str, tuple[str, ...]] = {
     **{f"{BASELINE}, rate {rate}": (*METHODS[BASELINE], f"learning_rate={rate}") for rate in ("1e-4", "3e-4", "1e-3")},
     **{
         f"{METHOD}, weight {weight}, rate {rate}": (f"ai_weight={weight}", f"learning_rate={rate}")
-        for weight in ("1.0", "3.0")
+        for weight in ("0.3", "1.0", "3.0")
         for rate in ("1e-4", "3e-4", "1e-3")
     },
     f"{METHOD}, logit reading": ("gap_scale=logit", "gate_b=0.1", "gate_tau=0.05", "temperature=5.0"),
 }
 CURVE = (125, 250, 500, 1000)  # prompts
 EVERY = 50  # steps between validations
+MEASURED = ("accuracy", "correlation")  # on the validation prompts
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,28 +174,54 @@ def run(task: Task) -> dict[str, Scores]:
 
 
 def _run(task: Task) -> None:
-    recipe, base = recipe_of(task), load_scorer(BASE)
+    best, kept_best, curve = -1.0, None, []
+
+    def look(step: int, tail: DualEncoder) -> None:
+        nonlocal best, kept_best, last
+        curve.append(validated(task, step, tail))
+        if curve[-1]["accuracy"] > best:
+            best, kept_best = curve[-1]["accuracy"], copy.deepcopy(tail)
+        last = tail
+
+    last: DualEncoder | None = None
+    _train(task, look)
+    assert kept_best is not None and last is not None
+    _write(score_everything(kept_best, task.images, task.out), task.folder / "best.npz")
+    _write_curve(curve, task)
+    _write(score_everything(last, task.images, task.out), task.folder / "last.npz")
+
+
+def _train(task: Task, look: Callable[[int, DualEncoder], None]) -> None:
+    base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
     captions, kept = data_of(task.images, task.out, "train")
     n = task.prompts
     ranked = rankings(task.images, task.labels, task.pool, n)
+    learned = Ranked(captions[:n], list(kept[:n, :, : maps.COPIES + 1]), ranked)
+    train(recipe_of(task), maps.tail_of(base), learned, EVERY, look)
+
+
+def validated(task: Task, step: int, tail: DualEncoder) -> dict[str, float]:
+    """What a tail is worth on the validation prompts, by the half of the truth that is learned from."""
     judged = truth_of(task.images / "validation").utility(LABELS[task.labels])
-    best, kept_best, curve = -1.0, None, []
+    found = scores(tail, *data_of(task.images, task.out, "validation"))[0]
+    accuracy, correlation = float(right_by_prompt(found, judged).mean()), float(correlations(found, judged).mean())
+    return {"step": step, "accuracy": accuracy, "correlation": correlation}
 
-    def look(step: int, tail: DualEncoder) -> None:
-        nonlocal best, kept_best
-        found = scores(tail, *data_of(task.images, task.out, "validation"))[0]
-        accuracy = float(right_by_prompt(found, judged).mean())
-        curve.append({"step": step, "accuracy": accuracy, "correlation": float(correlations(found, judged).mean())})
-        if accuracy > best:
-            best, kept_best = accuracy, copy.deepcopy(tail)
-        if step == recipe.steps:
-            assert kept_best is not None
-            _write(score_everything(kept_best, task.images, task.out), task.folder / "best.npz")
-            write(task.folder / "curve.json", json.dumps(curve).encode())
-            _write(score_everything(tail, task.images, task.out), task.folder / "last.npz")
 
-    train(recipe, maps.tail_of(base), Ranked(captions[:n], list(kept[:n, :, : maps.COPIES + 1]), ranked), EVERY, look)
+def run_curve(task: Task) -> list[dict[str, float]]:
+    """Make a run, unless it is there, and look at nothing but the validation prompts: what it had at each look."""
+    file = task.folder / "curve.json"
+    if not file.exists():
+        curve: list[dict[str, float]] = []
+        _train(task, lambda step, tail: curve.append(validated(task, step, tail)))
+        _write_curve(curve, task)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _write_curve(curve: Sequence[dict[str, float]], task: Task) -> None:
+    task.folder.mkdir(parents=True, exist_ok=True)
+    write(task.folder / "curve.json", json.dumps(curve).encode())
 
 
 def _write(found: Scores, path: Path) -> None:
@@ -207,20 +236,15 @@ def _read(path: Path) -> Scores:
         return Scores(file["test"], file["other"], file["picks"])
 
 
-def curve_of(task: Task) -> list[dict[str, float]]:
-    """What a run had on the validation prompts at each look."""
-    return json.loads((task.folder / "curve.json").read_text(encoding="utf-8"))
-
-
-def run_all(tasks: Sequence[Task], jobs: int) -> list[dict[str, Scores]]:
-    """All runs, some side by side."""
+def run_all(make: Callable[[Task], Result], tasks: Sequence[Task], jobs: int) -> list[Result]:
+    """What `make` makes of all tasks, some side by side."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers: two runs side by side are quicker than one on two cores
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(run, task): task for task in tasks}
+        waiting = {pool.submit(make, task): task for task in tasks}
         for number, future in enumerate(as_completed(waiting), start=1):
             future.result()
             print(f"{number} of {len(tasks)} runs: {waiting[future].name}", flush=True)
-    return [run(task) for task in tasks]
+        return [future.result() for future in waiting]
 
 
 def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
@@ -237,7 +261,7 @@ def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
     tasks = [
         replace(like, name=name, changes=how, seed=seed) for seed in range(seeds) for name, how in compared.items()
     ]
-    runs = dict(zip([(task.name, task.seed) for task in tasks], run_all(tasks, jobs), strict=True))
+    runs = dict(zip([(task.name, task.seed) for task in tasks], run_all(run, tasks, jobs), strict=True))
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
     start, truth = score_everything(maps.tail_of(base), images, out), truths(images, labels)
@@ -254,13 +278,9 @@ def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
 def search(images: Path, out: Path, labels: str, prompts: int, jobs: int) -> None:
     """What each rate and reading of SEARCH gives on the validation prompts."""
     tasks = [Task(name, how, 0, POOLS[0], labels, prompts, images, out) for name, how in SEARCH.items()]
-    for task, found in zip(tasks, run_all(tasks, jobs), strict=True):
-        curve = curve_of(task)
-        most = max(row["accuracy"] for row in curve)
-        print(
-            f"{task.name}: accuracy {most:.4f}, at the last step {curve[-1]['accuracy']:.4f}; "
-            f"order flips {order_flips(found['last'].test):.4f}"
-        )
+    for task, curve in zip(tasks, run_all(run_curve, tasks, jobs), strict=True):
+        found = [f"{key} {max(row[key] for row in curve):.3f}, last {curve[-1][key]:.3f}" for key in MEASURED]
+        print(f"{task.name}: {'; '.join(found)}")
 
 
 def learning_curve(images: Path, out: Path, labels: str, jobs: int) -> None:
@@ -271,9 +291,8 @@ def learning_curve(images: Path, out: Path, labels: str, jobs: int) -> None:
         for pool in (POOLS[0], "noise-free")
         for name in (BASELINE, METHOD)
     ]
-    run_all(tasks, jobs)
-    for task in tasks:
-        most = max(row["correlation"] for row in curve_of(task))
+    for task, curve in zip(tasks, run_all(run_curve, tasks, jobs), strict=True):
+        most = max(row["correlation"] for row in curve)
         print(f"{task.prompts} prompts, {task.pool}, {task.name}: correlation {most:.3f}")
 
 
