@@ -91,8 +91,6 @@ def images(tmp_path_factory):
             for j in range(4):
                 image = Image.fromarray(draw_scene(parse(caption if j < 3 else "a frog in the snow"), rng).image)
                 image.save(folder / name / f"{number:04}-{j:02}.png")
-                for k in (1, 2, 3):
-                    image.save(folder / name / f"{number:04}-{j:02}.preview-{k}.png")
     return folder
 
 

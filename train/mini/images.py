@@ -6,8 +6,7 @@ PROMPT-IMAGE.png beside captions.json:
     validation, test   unseen prompts at the setting that `sp-rerank generate` uses, 8 images each
     other              a second domain: combinations that nothing was trained on, another scheduler, stronger guidance
     picks              unseen prompts with 100 images each, for best-of-N
-    train              1,000 prompts to learn from, 8 images each; beside an image NAME.png lie NAME.preview-1.png and
-                       so on, what the model predicted after shares of its steps
+    train              1,000 prompts to learn from, 8 images each
     drafts             more prompts to learn from, in an order that does not depend on how many are asked for, 8 images
                        each of 6 steps like the drafts of a search: two and a half times as many in the same time
 
@@ -32,13 +31,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from sp_rerank import load_pipeline
 from sp_rerank.diffusion.loading import MODELS, find_dtype
-from sp_rerank.diffusion.previews import Previews
-from sp_rerank.diffusion.schedulers import predict_x0
 from sp_rerank.diffusion.spacing import draft_scheduler, first_time, time_steps
 from sp_rerank.storage.atomic import write
 from sp_rerank.storage.images import open_image, to_images
@@ -48,8 +45,6 @@ SEED = 5_000_000  # of the images; no stage of the mini world uses these
 BLOCK = 5  # prompts that are made at once
 IMAGES = 8  # a prompt
 EXPONENT = 0.8  # of the time steps of drafts, as in the search `fast`
-LOOKED_AT = (0.25, 0.4, 0.6)
-"""The shares of the steps after which previews are kept: where a search looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +59,6 @@ class Domain:
         steps: Number of scheduler steps.
         guidance_scale: Guidance.
         scheduler: What makes them: "own" is the pipeline's, "draft" that of a search's drafts, with their time steps.
-        previews: Whether previews are kept.
     """
 
     number: int
@@ -74,7 +68,6 @@ class Domain:
     steps: int = MODELS["mini"].steps
     guidance_scale: float = MODELS["mini"].guidance_scale
     scheduler: Literal["own", "ddim", "draft"] = "own"
-    previews: bool = False
 
 
 DOMAINS = {
@@ -82,7 +75,7 @@ DOMAINS = {
     "test": Domain(2, 240),
     "other": Domain(3, 240, held_out=True, steps=24, guidance_scale=5.0, scheduler="ddim"),
     "picks": Domain(4, 64, images=100),
-    "train": Domain(5, 1000, previews=True),
+    "train": Domain(5, 1000),
     "drafts": Domain(6, 3000, steps=6, scheduler="draft"),
 }
 """In the order in which their captions are drawn: `drafts` is the last one, so that it can grow."""
@@ -145,40 +138,15 @@ def make_images(
         "num_inference_steps": steps or model.steps,
         "guidance_scale": model.guidance_scale if guidance_scale is None else guidance_scale,
     }
-    return torch.cat([images for images, _ in _batches(pipe, captions, seed, how)])
+    return torch.cat(list(_batches(pipe, captions, seed, how)))
 
 
-def _batches(
-    pipe: Any, captions: Sequence[str], seed: int, how: dict[str, Any]
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """The images of each batch, and where the pipeline has a `WatchedScheduler` their predicted latents a step."""
+def _batches(pipe: Any, captions: Sequence[str], seed: int, how: dict[str, Any]) -> Iterator[Tensor]:
     model = MODELS["mini"]
     for first in range(0, len(captions), model.cpu_batch):
         batch = list(captions[first : first + model.cpu_batch])
         noise = [torch.Generator("cpu").manual_seed(seed + first + i) for i in range(len(batch))]
-        output = pipe(batch, generator=noise, output_type="pt", **how)
-        yield output.images.float(), getattr(pipe.scheduler, "predicted", [])
-
-
-class WatchedScheduler(PNDMScheduler):
-    """The embedded model's scheduler, remembering what was predicted at each step of the last call.
-
-    Attributes:
-        predicted: (b, 4, 16, 16) finished latents a step.
-    """
-
-    predicted: list[Tensor]
-
-    def set_timesteps(self, *args: Any, **more: Any) -> None:
-        """Begin a call."""
-        super().set_timesteps(*args, **more)
-        self.predicted = []
-
-    def step(self, model_output: Any, timestep: Any, sample: Any, *args: Any, **more: Any) -> Any:
-        """Take a step and remember."""
-        output = super().step(model_output, timestep, sample, *args, **more)
-        self.predicted.append(predict_x0(self, output, model_output, timestep, sample))
-        return output
+        yield pipe(batch, generator=noise, output_type="pt", **how).images.float()
 
 
 @cache
@@ -193,8 +161,6 @@ def _pipeline(domain: Domain) -> tuple[Any, dict[str, Any]]:
         how |= time_steps(pipe.scheduler, takes, first=first, steps=domain.steps, exponent=EXPONENT)
     elif domain.scheduler == "ddim":
         pipe.scheduler = DDIMScheduler.from_config(own.config)
-    elif domain.previews:
-        pipe.scheduler = WatchedScheduler.from_config(own.config)
     return pipe, how
 
 
@@ -209,22 +175,12 @@ def make(block: Block) -> None:
     repeated = [caption for caption in block.captions for _ in range(domain.images)]
     seed = SEED + 1_000_000 * domain.number + domain.images * block.first
     at = 0
-    for images, predicted in _batches(pipe, repeated, seed, how):
-        batch = files[at : at + len(images)]
-        if domain.previews:
-            _save_previews(pipe, predicted, [block.folder / file for file in batch])
-        for file, image in zip(batch, to_images(images), strict=True):
+    for images in _batches(pipe, repeated, seed, how):
+        for file, image in zip(files[at : at + len(images)], to_images(images), strict=True):
             temporary = block.folder / f"{file}.part"
             image.save(temporary, format="PNG")
             temporary.replace(block.folder / file)
         at += len(images)
-
-
-def _save_previews(pipe: Any, predicted: list[Tensor], files: Sequence[Path]) -> None:
-    for k, share in enumerate(LOOKED_AT, start=1):
-        previews = Previews(pipe).decode(predicted[round(share * len(predicted)) - 1])
-        for file, image in zip(files, to_images(previews), strict=True):
-            image.save(file.with_name(f"{file.stem}.preview-{k}.png"))
 
 
 def read_captions(folder: Path) -> list[str]:

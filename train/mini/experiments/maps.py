@@ -1,7 +1,7 @@
 """Images of the mini world halfway through clip-mini's tower, kept so that many trainings can share them.
 
-The first two stages of the tower are the same for all and do not learn; what they make of an image, of its perturbed
-copies and of its previews is computed once. What learns is the rest, as a scorer of its own that takes these maps for
+The first two stages of the tower are the same for all and do not learn; what they make of an image and of its
+perturbed copies is computed once. What learns is the rest, as a scorer of its own that takes these maps for
 images, so that `train.step` trains it as it trains any other. Knows images and towers; knows no labels.
 """
 
@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from sp_rerank.scorers.clip import DualEncoder
 from sp_rerank.storage.images import open_image
 from sp_rerank.storage.perturbation import RATIOS, flip_and_crop
-from sp_rerank.train.mini.images import LOOKED_AT, read_captions
+from sp_rerank.train.mini.images import read_captions
 
 AT_ONCE = 64
 COPIES = 2  # of an image, each perturbed at random
 MIN_RATIO = 0.85  # of a copy's sides
 
-Views = Callable[[Image.Image, Path, random.Random], list[Image.Image]]
-"""An image, its file and a source of randomness in; the image itself and its versions out."""
+Views = Callable[[Image.Image, random.Random], list[Image.Image]]
+"""An image and a source of randomness in; the image itself and its versions out."""
 
 
 class Tail(nn.Module):
@@ -73,26 +73,19 @@ def maps_of(scorer: DualEncoder, images: Sequence[Image.Image]) -> Tensor:
     return torch.cat(made)
 
 
-def as_it_is(image: Image.Image, _file: Path, _rng: random.Random) -> list[Image.Image]:
+def as_it_is(image: Image.Image, _rng: random.Random) -> list[Image.Image]:
     """One version."""
     return [image]
 
 
-def under_hpcc(image: Image.Image, _file: Path, _rng: random.Random) -> list[Image.Image]:
+def under_hpcc(image: Image.Image, _rng: random.Random) -> list[Image.Image]:
     """The image, and HP&CC at each ratio of the paper's table."""
     return [image, *(flip_and_crop(image, ratio) for ratio in RATIOS)]
 
 
-def with_copies(image: Image.Image, _file: Path, rng: random.Random) -> list[Image.Image]:
+def with_copies(image: Image.Image, rng: random.Random) -> list[Image.Image]:
     """The image and COPIES perturbed ones."""
     return [image, *(_perturbed(image, rng) for _ in range(COPIES))]
-
-
-def with_previews(image: Image.Image, file: Path, rng: random.Random) -> list[Image.Image]:
-    """The image, COPIES perturbed ones, and its previews, one in two of them mirrored."""
-    previews = [open_image(file.with_name(f"{file.stem}.preview-{k}.png")) for k in range(1, len(LOOKED_AT) + 1)]
-    mirrored = [flip_and_crop(preview, 1.0, flip=rng.random() < 0.5) for preview in previews]
-    return [*with_copies(image, file, rng), *mirrored]
 
 
 def _perturbed(image: Image.Image, rng: random.Random) -> Image.Image:
@@ -106,7 +99,7 @@ def cached_maps(scorer: DualEncoder, folder: Path, kept: Path, views: Views, pro
     count, made = len(read_captions(folder)[:prompts]), torch.empty(0)
     for number in range(count):
         versions = [
-            views(open_image(file), file, random.Random(f"{file.name}"))
+            views(open_image(file), random.Random(f"{file.name}"))
             for file in sorted(folder.glob(f"{number:04}-[0-9][0-9].png"))
         ]
         flat = maps_of(scorer, [version for image in versions for version in image])

@@ -48,7 +48,7 @@ from sp_rerank.train.recipe import Recipe, read_recipe
 BASE = "clip-mini"
 METHOD, BASELINE = "both stages + L_ai", "cross-entropy"
 DOMAINS = {
-    "train": maps.with_previews,
+    "train": maps.with_copies,
     "drafts": maps.with_copies,
     "validation": maps.as_it_is,
     "test": maps.under_hpcc,
@@ -197,7 +197,7 @@ def _train(task: Task, look: Callable[[int, DualEncoder], None]) -> None:
     captions, kept = data_of(task.images, task.out, "train")
     n = task.prompts
     ranked = rankings(task.images, task.labels, task.pool, n)
-    learned = Ranked(captions[:n], list(kept[:n, :, : maps.COPIES + 1]), ranked)
+    learned = Ranked(captions[:n], list(kept[:n]), ranked)
     train(recipe_of(task), maps.tail_of(base), learned, EVERY, look)
 
 

@@ -77,7 +77,7 @@ def learned_from(images: Path, out: Path, people: int, prompts: int | None) -> R
     for domain in ("train", "drafts"):
         shown, seen = data_of(images, out / "experiment", domain)
         captions += shown
-        kept += [versions[:, : maps.COPIES + 1] for versions in seen]  # without previews
+        kept += list(seen)
         orders.append(mean_order(truth_of(images / domain, jobs=2).utility(), people))
     return Ranked(captions[:prompts], kept[:prompts], np.concatenate(orders)[:prompts])
 
