@@ -275,9 +275,9 @@ def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
         print(f"{like.pool}, {when} step\n\n{markdown(results)}")
 
 
-def search(images: Path, out: Path, labels: str, prompts: int, jobs: int) -> None:
-    """What each rate and reading of SEARCH gives on the validation prompts."""
-    tasks = [Task(name, how, 0, POOLS[0], labels, prompts, images, out) for name, how in SEARCH.items()]
+def search(like: Task, jobs: int) -> None:
+    """What each rate and reading of SEARCH gives on the validation prompts, in runs like one of them."""
+    tasks = [replace(like, name=name, changes=how) for name, how in SEARCH.items()]
     for task, curve in zip(tasks, run_all(run_curve, tasks, jobs), strict=True):
         found = [f"{key} {max(row[key] for row in curve):.3f}, last {curve[-1][key]:.3f}" for key in MEASURED]
         print(f"{task.name}: {'; '.join(found)}")
@@ -296,6 +296,21 @@ def learning_curve(images: Path, out: Path, labels: str, jobs: int) -> None:
         print(f"{task.prompts} prompts, {task.pool}, {task.name}: correlation {most:.3f}")
 
 
+def main(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    if args.curve:
+        learning_curve(args.images, args.out, args.labels, args.jobs)
+        return
+    for people in args.pools:
+        like = Task(
+            BASELINE, METHODS[BASELINE], 0, people, args.labels, args.prompts, args.images, args.out, args.epochs
+        )
+        if args.search:
+            search(like, args.jobs)
+        else:
+            compare(like, args.seeds, args.jobs, args.methods)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, default=Path("build/mini/images"))
@@ -309,14 +324,4 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, help="how often each prompt is seen  [default: the recipe's 300 steps]")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--curve", action="store_true")
-    args = parser.parse_args()
-    if args.search:
-        search(args.images, args.out, args.labels, args.prompts, args.jobs)
-    elif args.curve:
-        learning_curve(args.images, args.out, args.labels, args.jobs)
-    else:
-        for people in args.pools:
-            like = Task(
-                BASELINE, METHODS[BASELINE], 0, people, args.labels, args.prompts, args.images, args.out, args.epochs
-            )
-            compare(like, args.seeds, args.jobs, args.methods)
+    main(parser.parse_args())
