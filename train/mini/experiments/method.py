@@ -254,9 +254,9 @@ def compare(like: Task, seeds: int, jobs: int, methods: Sequence[str]) -> None:
         like: A run of one of them; the others are made like it.
         seeds: Number of runs of each.
         jobs: Processes.
-        methods: Names in METHODS.
+        methods: Names in METHODS or SEARCH.
     """
-    compared = {name: how for name, how in METHODS.items() if name in (BASELINE, *methods)}
+    compared = {name: how for name, how in {**METHODS, **SEARCH}.items() if name in (BASELINE, *methods)}
     images, out, labels = like.images, like.out, like.labels
     tasks = [
         replace(like, name=name, changes=how, seed=seed) for seed in range(seeds) for name, how in compared.items()
@@ -320,7 +320,7 @@ if __name__ == "__main__":
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a core each")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *SEARCH], default=list(METHODS))
     parser.add_argument("--epochs", type=int, help="how often each prompt is seen  [default: the recipe's 300 steps]")
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--curve", action="store_true")
