@@ -176,7 +176,7 @@ def test_no_more_pixels_are_open_together_than_one_large_image_has(monkeypatch):
             asked.append([image.width for image in images])
             return super().score(prompt, images)
 
-    monkeypatch.setattr(sys.modules["sp_rerank.rank"], "PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(sys.modules["sp_rerank.scorers.batches"], "PIXELS_AT_ONCE", 100)
     sizes = [5, 5, 5, 5, 5, 11, 2, 2]
     best = sp_rerank.rank(Counts(), "x", [Image.new("RGB", (side, side)) for side in sizes])
     assert asked == [[5, 5, 5, 5], [5], [11], [2, 2]]
@@ -235,7 +235,7 @@ def test_an_image_turned_by_exif_is_scored_upright(tmp_path):
 
 def test_of_a_large_file_each_scorer_gets_a_reading_of_its_own(tmp_path, monkeypatch):
     """The caller's copy and the scorer's are never in memory together."""
-    monkeypatch.setattr(sys.modules["sp_rerank.rank"], "PIXELS_AT_ONCE", 100)
+    monkeypatch.setattr(sys.modules["sp_rerank.scorers.batches"], "PIXELS_AT_ONCE", 100)
     asked = []
 
     class Wipes(ByLook):

@@ -16,9 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sp_rerank.errors import FolderBusyError, SpRerankError, StorageError, UsageError
-from sp_rerank.rank import FILES_AT_ONCE, PIXELS_AT_ONCE
 from sp_rerank.run.folder import REMEDY, RunDir
 from sp_rerank.run.writer import add_scores
+from sp_rerank.scorers.batches import FILES_AT_ONCE, PIXELS_AT_ONCE
 from sp_rerank.scorers.pairwise import by_kind, utilities
 from sp_rerank.scorers.scoring import score_images
 from sp_rerank.storage import images
