@@ -67,7 +67,8 @@ def score_all(
     Args:
         scorers: With different names. A mean of ranks is made of its members' scores, which come back too, behind it.
         prompt: What the images should show.
-        sources: Files, each of them read once and let go, or PIL images of any sizes and modes.
+        sources: Files, each of them read once (one above PIXELS_AT_ONCE once for each scorer) and let go, or PIL images
+            of any sizes and modes.
         embed: What makes embeddings of images too; None for none.
         readers: Number of threads that read files; None takes one for each CPU, see `read_ahead.reader_count`.
 
@@ -77,7 +78,14 @@ def score_all(
     """
     names = _checked_names(scorers)
     single, pairs = by_kind(scorers)
-    scored = _score_each(single, prompt, sources, embed, readers)
+    ensembles = [scorer for scorer in single if isinstance(scorer, MeanRank)]
+    asked = [scorer for scorer in single if not isinstance(scorer, MeanRank)]
+    for ensemble in ensembles:
+        asked = with_members(ensemble, asked)
+    scored = _score_in_batches(asked, prompt, sources, embed, readers)
+    for ensemble in ensembles:
+        members = [scored.scores[member.name] for member in ensemble.members]
+        scored.scores[ensemble.name] = [-mean for mean in ranking.mean_ranks(members)]
     for scorer in pairs:
         found = utilities(scorer, prompt, len(scored.readable), lambda i: _image_of(sources[scored.readable[i]]))
         scored.scores[name_of(scorer)], scored.sigmas[name_of(scorer)] = found.mean, found.sigma
@@ -90,28 +98,6 @@ def _checked_names(scorers: Sequence[Scorer | PairScorer]) -> list[str]:
     if not names or len(set(names)) < len(names):
         raise UsageError(f"expected one or more scorers, each once, got {', '.join(names) or 'none'}")
     return names
-
-
-def _score_each(
-    scorers: Sequence[Scorer],
-    prompt: str,
-    sources: Sequence[Path] | Sequence[Image.Image],
-    embed: Embed | None,
-    readers: int | None,
-) -> Scored:
-    """`score_all` by scorers that score each image by itself, and by means of their ranks."""
-    ensembles = [scorer for scorer in scorers if isinstance(scorer, MeanRank)]
-    asked = [scorer for scorer in scorers if not isinstance(scorer, MeanRank)]
-    for ensemble in ensembles:
-        asked = with_members(ensemble, asked)
-    scored = _score_in_batches(asked, prompt, sources, embed, readers)
-    columns = {
-        ensemble.name: [-mean for mean in ranking.mean_ranks([scored.scores[m.name] for m in ensemble.members])]
-        for ensemble in ensembles
-    }
-    order = dict.fromkeys([*map(name_of, scorers), *scored.scores])
-    scored.scores = {name: {**columns, **scored.scores}[name] for name in order}
-    return scored
 
 
 def _score_in_batches(
