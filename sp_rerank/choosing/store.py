@@ -142,9 +142,9 @@ class AnswerStore:
     def _prepare(self, read_only: bool) -> None:
         with self._transaction("DEFERRED"):
             new = self._is_new()
-        if new and read_only:
-            raise self._foreign()
         if read_only:
+            if new:
+                raise self._foreign()
             return
         self._write_ahead()
         self._connection.execute("PRAGMA synchronous = FULL")  # an answer survives the power, too
