@@ -177,28 +177,29 @@ def _run(task: Task) -> None:
     best, kept_best, curve = -1.0, None, []
 
     def look(step: int, tail: DualEncoder) -> None:
-        nonlocal best, kept_best, last
+        nonlocal best, kept_best
         curve.append(validated(task, step, tail))
         if curve[-1]["accuracy"] > best:
             best, kept_best = curve[-1]["accuracy"], copy.deepcopy(tail)
-        last = tail
 
-    last: DualEncoder | None = None
-    _train(task, look)
-    assert kept_best is not None and last is not None
+    last = _train(task, look)
+    assert kept_best is not None
     _write(score_everything(kept_best, task.images, task.out), task.folder / "best.npz")
     _write_curve(curve, task)
     _write(score_everything(last, task.images, task.out), task.folder / "last.npz")
 
 
-def _train(task: Task, look: Callable[[int, DualEncoder], None]) -> None:
+def _train(task: Task, look: Callable[[int, DualEncoder], None]) -> DualEncoder:
+    """The tail after the last step; `look` as for `runs.train`."""
     base = load_scorer(BASE)
     assert isinstance(base, DualEncoder)
     captions, kept = data_of(task.images, task.out, "train")
     n = task.prompts
     ranked = rankings(task.images, task.labels, task.pool, n)
     learned = Ranked(captions[:n], list(kept[:n]), ranked)
-    train(recipe_of(task), maps.tail_of(base), learned, EVERY, look)
+    tail = maps.tail_of(base)
+    train(recipe_of(task), tail, learned, EVERY, look)
+    return tail
 
 
 def validated(task: Task, step: int, tail: DualEncoder) -> dict[str, float]:
